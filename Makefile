@@ -1,0 +1,47 @@
+# Sets everything up by itself: needs Python 3 with pip, nothing else.
+# JAXKD_DATA names the folder of real data sets; what needs it is skipped without.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+RUN := $(UV) run --no-sync
+DEMO := runs/demo
+
+ifneq ($(wildcard ../shared/data),)
+export JAXKD_DATA ?= $(abspath ../shared/data)
+endif
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test check docs bench setup clean
+
+setup: .venv/.ready
+
+.tools/bin/uv:
+	python3 -m pip install --quiet --target .tools uv
+
+.venv/.ready: pyproject.toml uv.lock $(if $(shell command -v uv 2>/dev/null),,.tools/bin/uv)
+	$(UV) sync --locked --extra dev --extra docs --extra bench
+	touch $@
+
+demo: setup  ## distil students on real digits, print the table, write plots
+	rm -rf $(DEMO)
+	$(RUN) jaxkd run baselines --preset demo --seeds 3 --folder $(DEMO) --results $(DEMO)/results.json
+
+test: setup  ## all tests
+	$(RUN) pytest -n 2 --dist loadfile
+
+check: setup  ## format, lint, types
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) basedpyright
+
+docs: setup  ## the site, with its notebooks executed, in docs/_build/html
+	$(RUN) sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: setup  ## speed and memory, as ratios measured side by side
+	$(RUN) python experiments/benchmarks/train_step.py
+
+clean:
+	rm -rf .venv .tools runs docs/_build docs/jupyter_execute

@@ -1,0 +1,106 @@
+"""Answers to bad input: unknown names, and batches that would train on nonsense."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd.types import Batch
+
+
+def unknown_name(kind: str, given: str, valid: Iterable[str]) -> str:
+    """Return the message for a name that is not among the valid ones.
+
+    Args:
+        kind: what is named, such as ``"model"``.
+        given: the name that was given.
+        valid: the names that exist.
+    """
+    valid = list(valid)
+    message = f"unknown {kind} {given!r}"
+    match = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+    if match:
+        message += f": did you mean {match[0]!r}?"
+    return f"{message} Valid: {', '.join(valid) or 'none'}"
+
+
+def check_batch(batch: Batch, classes: int | None = None) -> None:
+    """Refuse a batch that would train on nothing or on nonsense.
+
+    Arrays that are being traced are passed over: their values are not known.
+
+    Args:
+        batch: arrays with the examples on the first axis.
+        classes: labels must be below it; None checks no label.
+
+    Raises:
+        ValueError: not a dict, an empty batch, arrays of different lengths, a value
+            that is not finite, or a label out of range. It names the array, the
+            example and the value.
+    """
+    if not isinstance(batch, Mapping) or not batch:
+        raise ValueError(
+            f"batch must be a dict of arrays such as image and label, got "
+            f"{type(batch).__name__}: {batch!r:.80}"
+        )
+    lengths = {}
+    for name, array in _arrays(batch):
+        if not np.shape(array):
+            continue
+        lengths[name] = np.shape(array)[0]
+        if not isinstance(array, jax.core.Tracer):
+            _check_finite(name, np.asarray(array))
+    if min(lengths.values(), default=0) == 0 or len(set(lengths.values())) > 1:
+        problem = "is empty" if 0 in lengths.values() else "has arrays of unequal length"
+        raise ValueError(
+            f"the batch {problem}: {lengths}. Give every array the same number of "
+            "examples, at least one"
+        )
+    label = batch.get("label")
+    if classes is not None and label is not None:
+        check_labels("batch['label']", label, classes)
+
+
+def check_labels(name: str, labels: Any, classes: int) -> None:
+    """Refuse class indices outside 0 … classes − 1.
+
+    Raises:
+        ValueError: it names the array, the first bad example and its label.
+    """
+    if isinstance(labels, jax.core.Tracer):
+        return
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}")
+    bad = np.argwhere((labels < 0) | (labels >= classes))
+    if len(bad):
+        where = tuple(bad[0].tolist())
+        raise ValueError(
+            f"{name} has label {labels[where]} at example {where[0]}, but the classes "
+            f"are 0 to {classes - 1}: correct the labels, or build the network with "
+            "more classes (mask tokens with batch['mask'], not with a label)"
+        )
+
+
+def _arrays(batch: Batch) -> list[tuple[str, Any]]:
+    flat = jax.tree_util.tree_flatten_with_path(dict(batch))[0]
+    return [(f"batch{jax.tree_util.keystr(path)}", leaf) for path, leaf in flat]
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    if not np.issubdtype(array.dtype, np.floating):
+        return
+    # One pass without a temporary; only a bad (or overflowing) sum is looked into.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float64)):
+            return
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        where = tuple(bad[0].tolist())
+        raise ValueError(
+            f"{name} holds {len(bad)} values that are not finite, the first "
+            f"({array[where]}) in example {where[0]}: clean the data, or mask the "
+            "example out with batch['mask'] and put 0 in its place"
+        )

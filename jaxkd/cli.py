@@ -1,0 +1,302 @@
+"""The command ``jaxkd``: list, show, run, resume, report and export experiments."""
+
+import dataclasses
+import inspect
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxkd.checks import unknown_name
+from jaxkd.experiment import (
+    RUN_FILE,
+    Experiment,
+    Run,
+    experiments_folder,
+    load_experiment,
+    slugs,
+)
+
+console = Console()
+
+Slug = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN-FOLDER")]
+
+
+def list_experiments() -> None:
+    """List the experiments, and the methods, models and data sets by name."""
+    from jaxkd import data, methods, models
+
+    table = Table("experiment", "title", "presets", box=None)
+    for slug in slugs():
+        experiment = load_experiment(slug)
+        table.add_row(slug, escape(experiment.title), ", ".join(experiment.presets))
+    console.print(table)
+    for kind, names in (
+        ("methods", methods.METHODS),
+        ("models", models.MODELS),
+        ("data sets", data.DATASETS),
+    ):
+        console.print(f"\n[bold]{kind}[/bold]  {', '.join(names)}")
+
+
+def show(slug: Slug) -> None:
+    """Show what an experiment does: its presets field by field, and its claims.
+
+    Args:
+        slug: name of an experiment, as `jaxkd list` prints it.
+    """
+    experiment = load_experiment(slug)
+    console.print(f"[bold]{escape(experiment.title)}[/bold]\n")
+    console.print(escape(experiment.summary))
+    table = Table("field", *experiment.presets, title="presets", title_justify="left")
+    rows = {name: dataclasses.asdict(c) for name, c in experiment.presets.items()}
+    for field in dict.fromkeys(f for row in rows.values() for f in row):
+        table.add_row(field, *(escape(str(row.get(field, ""))) for row in rows.values()))
+    console.print(table)
+    console.print("\n[bold]claims[/bold]")
+    for claim in experiment.claims:
+        console.print(f"  {escape(claim.name)}: {escape(claim.statement)}")
+    found = sorted((experiment.folder / "results").glob("*.json"))
+    console.print(f"\n[bold]results[/bold]  {', '.join(map(str, found)) or 'none yet'}")
+
+
+def report(slug: Slug, preset: str = "small", results: Path | None = None) -> None:
+    """Print an experiment's table and claims, and write its plots and HTML page.
+
+    Args:
+        slug: name of an experiment, as `jaxkd list` prints it.
+        preset: whose results to read.
+        results: the results file, instead of the experiment's own.
+    """
+    from jaxkd.evaluation.report import print_report, write_report
+    from jaxkd.evaluation.results import read_results
+
+    experiment = load_experiment(slug)
+    experiment.preset(preset)
+    path = results or _results_file(experiment, preset)
+    found = read_results(path)
+    print_report(console, found, experiment.claims, experiment.paper)
+    written = write_report(
+        found, experiment.claims, path.parent / found.preset, experiment.paper
+    )
+    console.print("\nwritten: " + ", ".join(str(p) for p in written), soft_wrap=True)
+
+
+def resume(folder: RunFolder) -> None:
+    """Go on with a run that was stopped; finished parts are not done again.
+
+    Args:
+        folder: of the run, as `jaxkd run` printed it.
+    """
+    file = folder / RUN_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: {folder} is not the folder of a run. `jaxkd run` "
+            "prints where it keeps one"
+        )
+    try:
+        saved = json.loads(file.read_text())
+        slug, preset, seeds = saved["experiment"], saved["preset"], saved["seeds"]
+        values, results = saved["config"], saved["results"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error!r}): start again with `jaxkd run`"
+        ) from None
+    experiment = load_experiment(slug)
+    default = experiment.preset(preset)
+    config = type(default)(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
+    _execute(experiment, preset, config, seeds, folder, Path(results))
+
+
+def export(
+    folder: RunFolder,
+    to: Path,
+    part: str | None = None,
+) -> None:
+    """Export a trained student: weights, configuration, and a portable program.
+
+    Writes model.safetensors and config.json, which `jaxkd.interop.load_pretrained`
+    reads, and model.stablehlo, the forward pass with the weights inside for any batch
+    size, which `jax.export.deserialize` runs without this library.
+
+    Args:
+        folder: of a run.
+        to: the folder to write; must not exist.
+        part: which student, such as mlp/kd/seed0; None for the run's most accurate.
+    """
+    from jaxkd.interop import export_program, load_pretrained
+
+    students = {
+        str(p.parent.relative_to(folder)): p for p in sorted(folder.glob("**/student"))
+    }
+    if not students:
+        raise FileNotFoundError(f"{folder} holds no trained student to export")
+    part = part or max(students, key=lambda name: _accuracy(folder / name))
+    if part not in students:
+        raise ValueError(unknown_name("part", part, students))
+    if to.exists():
+        raise FileExistsError(f"{to} exists: name a new folder, so nothing is lost")
+    load_pretrained(students[part])
+    shutil.copytree(students[part], to)
+    program = export_program(to)
+    console.print(f"exported {part} to {to}: {program.stat().st_size:,} bytes compiled")
+
+
+def _accuracy(part: Path) -> float:
+    records = json.loads((part / "records.json").read_text())
+    return next(r["value"] for r in records if r["metric"] == "last_accuracy")
+
+
+def _results_file(experiment: Experiment, preset: str) -> Path:
+    return experiment.folder / "results" / f"{preset}.json"
+
+
+def _run_command(arguments: Sequence[str]) -> Callable[..., None]:
+    """Return ``run`` with the fields of the named experiment's preset as options."""
+    slug = next((a for a in arguments if not a.startswith("-")), None)
+    experiment = None if slug is None else load_experiment(slug)
+    preset = _option(arguments, "--preset") or "small"
+    default = None if experiment is None else experiment.preset(preset)
+
+    def run(
+        slug: Slug,
+        preset: str = "small",
+        seeds: int = 3,
+        folder: Path | None = None,
+        results: Path | None = None,
+        config: Any = default,
+    ) -> None:
+        """Run an experiment, write its results, and print its report.
+
+        Name an experiment before --help to see the fields of its configuration, all of
+        which can be set here.
+
+        Args:
+            slug: name of an experiment, as `jaxkd list` prints it.
+            preset: configuration to start from.
+            seeds: how many; they are 0, 1, ….
+            folder: where to keep checkpoints and parts; must be new.
+            results: the file to write; None for the experiment's results/PRESET.json.
+            config: overrides of the preset's fields.
+        """
+        assert experiment is not None
+        if seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {seeds}")
+        folder = folder or Path("runs") / f"{slug}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if folder.exists():
+            raise FileExistsError(
+                f"{folder} exists: go on with it by `jaxkd resume {folder}`, or name a "
+                "new folder"
+            )
+        folder.mkdir(parents=True)
+        results = results or _results_file(experiment, preset)
+        saved = {
+            "experiment": slug,
+            "preset": preset,
+            "seeds": seeds,
+            "config": dataclasses.asdict(config),
+            "results": str(results),
+        }
+        (folder / RUN_FILE).write_text(json.dumps(saved, indent=2))
+        _execute(experiment, preset, config, seeds, folder, results)
+
+    if default is None:
+        signature = inspect.signature(run)
+        del run.__annotations__["config"]
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[p for n, p in signature.parameters.items() if n != "config"]
+        )
+    else:
+        run.__annotations__["config"] = tyro.conf.OmitArgPrefixes[type(default)]
+    return run
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _execute(
+    experiment: Experiment,
+    preset: str,
+    config: Any,
+    seeds: int,
+    folder: Path,
+    results: Path,
+) -> None:
+    from jaxkd.evaluation.results import write_results
+    from jaxkd.training.progress import ProgressBar
+
+    console.print(
+        f"{experiment.slug}, preset {preset}, {seeds} seeds; if it stops: "
+        f"jaxkd resume {folder}",
+        soft_wrap=True,
+    )
+    started = time.perf_counter()
+    with ProgressBar(console) as progress:
+        records = experiment.run(config, range(seeds), Run(folder, progress))
+    results.parent.mkdir(parents=True, exist_ok=True)
+    write_results(
+        results,
+        experiment=experiment.slug,
+        preset=preset,
+        config=config,
+        records=records,
+        seconds=time.perf_counter() - started,
+    )
+    report(experiment.slug, preset, results)
+
+
+COMMANDS = ("list", "show", "run", "report", "resume", "export")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status.
+
+    An error of the user's is one line on standard error, without a traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments and not arguments[0].startswith("-"):
+            if arguments[0] not in COMMANDS:
+                raise ValueError(unknown_name("command", arguments[0], COMMANDS))
+        run = _run_command(arguments[1:] if arguments[:1] == ["run"] else [])
+        tyro.extras.subcommand_cli_from_dict(
+            {
+                "list": list_experiments,
+                "show": show,
+                "run": run,
+                "report": report,
+                "resume": resume,
+                "export": export,
+            },
+            args=arguments,
+            prog="jaxkd",
+            description=__doc__,
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; `jaxkd resume` goes on from here")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Claims of a paper as predicates over an experiment's records.
+
+A claim is judged by means over seeds and their standard errors, and may come out as
+failing or as not established: a report says so, with the numbers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jaxkd.evaluation.records import Record, Summary, select, summarize
+from jaxkd.evaluation.tables import format_summary, format_value, metric_name
+
+
+class Status(StrEnum):
+    """What the records say of a claim."""
+
+    HOLDS = "HOLDS"
+    FAILS = "FAILS"
+    NOT_ESTABLISHED = "NOT ESTABLISHED"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of judging a claim.
+
+    Attributes:
+        status: HOLDS, FAILS or NOT ESTABLISHED.
+        numbers: a sentence with the numbers that decided, or what is missing.
+    """
+
+    status: Status
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something an experiment's records are to show.
+
+    Attributes:
+        name: short, for the report's list.
+        statement: a sentence that says when it holds.
+        judge: ``records -> Verdict``.
+    """
+
+    name: str
+    statement: str
+    judge: Callable[[Sequence[Record]], Verdict]
+
+
+def exceeds(
+    better: str, worse: str, metric: str, setting: str = "", errors: float = 2.0
+) -> Claim:
+    """Claim that one method's metric is above another's by more than the noise.
+
+    It holds if the difference of the means is above ``errors`` combined standard
+    errors, √(se₁² + se₂²), fails if it is below minus that, and otherwise, or without
+    two seeds of each, is not established.
+
+    Args:
+        better: the method said to be above.
+        worse: the method said to be below.
+        metric: a record's metric.
+        setting: a record's setting.
+        errors: how many combined standard errors.
+    """
+
+    def judge(records: Sequence[Record]) -> Verdict:
+        found = _two_summaries(records, better, worse, metric, setting)
+        if isinstance(found, str):
+            return Verdict(Status.NOT_ESTABLISHED, found)
+        difference, noise = _difference(*found, errors)
+        if difference > noise:
+            status = Status.HOLDS
+        elif difference < -noise:
+            status = Status.FAILS
+        else:
+            status = Status.NOT_ESTABLISHED
+        return Verdict(status, _compared(better, worse, metric, *found, errors))
+
+    return Claim(
+        f"{better} above {worse} in {metric_name(metric)}{_within(setting)}",
+        f"{better} is above {worse} in {metric_name(metric)} by more than {errors:g} "
+        "combined standard errors",
+        judge,
+    )
+
+
+def not_below(
+    method: str, reference: str, metric: str, setting: str = "", errors: float = 1.0
+) -> Claim:
+    """Claim that a method's metric is not below a reference's by more than the noise.
+
+    It holds if the method's mean is at least the reference's minus ``errors`` combined
+    standard errors, √(se₁² + se₂²), and fails otherwise; without two seeds of each it
+    is not established.
+
+    Args:
+        method: the method said not to be below.
+        reference: what it is compared with.
+        metric: a record's metric.
+        setting: a record's setting.
+        errors: how many combined standard errors.
+    """
+
+    def judge(records: Sequence[Record]) -> Verdict:
+        found = _two_summaries(records, method, reference, metric, setting)
+        if isinstance(found, str):
+            return Verdict(Status.NOT_ESTABLISHED, found)
+        difference, noise = _difference(*found, errors)
+        status = Status.HOLDS if difference >= -noise else Status.FAILS
+        return Verdict(status, _compared(method, reference, metric, *found, errors))
+
+    return Claim(
+        f"{method} not below {reference} in {metric_name(metric)}{_within(setting)}",
+        f"{method} is not below {reference} in {metric_name(metric)} by more than "
+        f"{errors:g} combined standard errors",
+        judge,
+    )
+
+
+def falls_by(
+    metric_first: str,
+    metric_last: str,
+    share: float,
+    methods: Sequence[str],
+    setting: str = "",
+) -> Claim:
+    """Claim that a quantity falls by a share of itself, in each of some methods.
+
+    It holds if every method's mean of ``metric_last`` is at most ``1 − share`` times
+    its mean of ``metric_first``, fails if one's is above, and is otherwise not
+    established where records are missing. One seed is enough: no error is compared.
+
+    Args:
+        metric_first: the metric before, such as a loss after the first epoch.
+        metric_last: the metric after.
+        share: in (0, 1]; 0.5 for a fall by half.
+        methods: all must show it.
+        setting: a record's setting.
+
+    Raises:
+        ValueError: ``share`` is outside (0, 1], or there is no method.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}: 0.5 is a fall by half")
+    if not methods:
+        raise ValueError("methods is empty: name the methods that must show the fall")
+
+    def judge(records: Sequence[Record]) -> Verdict:
+        left, problems, seeds = {}, [], []
+        absent = [
+            method
+            for method in methods
+            if not select(records, method, metric_first, setting)
+            and not select(records, method, metric_last, setting)
+        ]
+        if absent:
+            problems.append(f"no records of {', '.join(absent)}{_within(setting)}")
+        for method in methods:
+            if method in absent:
+                continue
+            first = _summary(records, method, metric_first, setting)
+            last = _summary(records, method, metric_last, setting)
+            if isinstance(first, str) or isinstance(last, str):
+                problems += [x for x in (first, last) if isinstance(x, str)]
+            elif first.mean <= 0:
+                problems.append(
+                    f"{method} starts at {format_value(metric_first, first.mean)}, of "
+                    "which a share means nothing"
+                )
+            else:
+                left[method] = last.mean / first.mean
+                seeds.append(min(first.seeds, last.seeds))
+        high = [method for method, rest in left.items() if rest > 1 - share]
+        sentences = []
+        if left:
+            worst = max(left, key=left.__getitem__)
+            sentences.append(
+                f"{len(left) - len(high)} of {len(left)} methods, "
+                f"{_count(min(seeds), 'seed')} each at least; most is left in {worst}: "
+                f"{100 * left[worst]:.3g} % of {metric_first}"
+            )
+        if high:
+            sentences.append(f"above {100 * (1 - share):g} %: {', '.join(high)}")
+        if problems:
+            sentences.append("; ".join(problems))
+        status = Status.NOT_ESTABLISHED if problems else Status.HOLDS
+        return Verdict(Status.FAILS if high else status, ". ".join(sentences))
+
+    return Claim(
+        f"{metric_last} falls{_within(setting)}",
+        f"{metric_last} is at least {100 * share:g} % below {metric_first} in "
+        f"{', '.join(methods)}",
+        judge,
+    )
+
+
+def _within(setting: str) -> str:
+    return f" ({setting})" if setting else ""
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _summary(
+    records: Sequence[Record], method: str, metric: str, setting: str
+) -> Summary | str:
+    """Return the summary over seeds, or the reason why there is none."""
+    values = [r.value for r in select(records, method, metric, setting)]
+    if not values:
+        return f"no records of {method}'s {metric}{_within(setting)}"
+    if not all(map(math.isfinite, values)):
+        return f"{method}'s {metric}{_within(setting)} is not finite in every seed"
+    return summarize(values)
+
+
+def _two_summaries(
+    records: Sequence[Record], first: str, second: str, metric: str, setting: str
+) -> tuple[Summary, Summary] | str:
+    """Return both summaries with errors, or the reason why they cannot be compared."""
+    found = [_summary(records, method, metric, setting) for method in (first, second)]
+    problems = [x for x in found if isinstance(x, str)]
+    problems += [
+        f"{method} has one seed, so no standard error: run at least 2"
+        for method, x in zip((first, second), found, strict=True)
+        if isinstance(x, Summary) and x.seeds == 1
+    ]
+    if problems:
+        return "; ".join(problems)
+    a, b = found
+    assert isinstance(a, Summary)
+    assert isinstance(b, Summary)
+    return a, b
+
+
+def _difference(a: Summary, b: Summary, errors: float) -> tuple[float, float]:
+    return a.mean - b.mean, errors * math.hypot(a.error, b.error)
+
+
+def _compared(
+    first: str, second: str, metric: str, a: Summary, b: Summary, errors: float
+) -> str:
+    difference, noise = (
+        format_value(metric, x, extra=1) for x in _difference(a, b, errors)
+    )
+    return (
+        f"{first} {format_summary(metric, a)} ({_count(a.seeds, 'seed')}), "
+        f"{second} {format_summary(metric, b)} ({_count(b.seeds, 'seed')}); "
+        f"difference {difference}, {errors:g} × combined standard error {noise}, "
+        f"in {metric_name(metric)}"
+    )

@@ -1,0 +1,141 @@
+"""Experiments: how they are found, run in parts that survive a stop, and described.
+
+An experiment is a file ``experiments/<slug>/experiment.py`` with a docstring, frozen
+dataclass configurations ``PRESETS``, ``run(config, seeds, run) -> records``, ``CLAIMS``
+and, where the paper has a table, ``PAPER`` (method -> metric -> value).
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxkd.checks import unknown_name
+from jaxkd.evaluation.claims import Claim
+from jaxkd.evaluation.records import Record
+from jaxkd.training.progress import ProgressBar
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where one run of an experiment keeps what it has done.
+
+    Attributes:
+        folder: holds a folder for each part, with its checkpoints and records.
+        progress: a bar to draw on, or None.
+    """
+
+    folder: Path
+    progress: ProgressBar | None = None
+
+    def part(self, name: str, compute: Callable[[Path], list[Record]]) -> list[Record]:
+        """Return a part's records: those on disk if it was finished, or computed now.
+
+        Args:
+            name: of the part, unique in the run; may contain slashes.
+            compute: gets the part's folder, where an unfinished part finds its
+                checkpoints again.
+        """
+        folder = self.folder / name
+        done = folder / "records.json"
+        if done.is_file():
+            return [_record(entry) for entry in json.loads(done.read_text())]
+        folder.mkdir(parents=True, exist_ok=True)
+        records = compute(folder)
+        partial = done.with_suffix(".partial")
+        partial.write_text(json.dumps([dataclasses.asdict(r) for r in records]))
+        os.replace(partial, done)
+        return records
+
+
+def _record(entry: dict[str, Any]) -> Record:
+    return Record(**{**entry, "curve": tuple(entry["curve"])})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One paper's experiment.
+
+    Attributes:
+        slug: the name of its folder.
+        title: the first line of its docstring.
+        summary: the rest.
+        folder: holds ``experiment.py``, ``README.md`` and ``results``.
+        presets: configurations by name.
+        run: ``(config, seeds, run) -> records``.
+        claims: what the records are to show.
+        paper: the paper's numbers, by method and metric.
+    """
+
+    slug: str
+    title: str
+    summary: str
+    folder: Path
+    presets: Mapping[str, Any]
+    run: Callable[[Any, Sequence[int], Run], list[Record]]
+    claims: Sequence[Claim]
+    paper: Mapping[str, Mapping[str, float]]
+
+    def preset(self, name: str) -> Any:
+        """Return the configuration of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in self.presets:
+            raise ValueError(unknown_name(f"preset of {self.slug}", name, self.presets))
+        return self.presets[name]
+
+
+def experiments_folder() -> Path:
+    """Return the folder of experiments: ``./experiments``, or the source checkout's.
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    checkout = Path(__file__).resolve().parent.parent / "experiments"
+    for folder in (Path("experiments"), checkout):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        "there is no folder experiments here: run jaxkd from a clone of its repository"
+    )
+
+
+def slugs() -> list[str]:
+    """Return the names of all experiments."""
+    return sorted(p.parent.name for p in experiments_folder().glob("*/experiment.py"))
+
+
+def load_experiment(slug: str) -> Experiment:
+    """Return the experiment of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if slug not in slugs():
+        raise ValueError(unknown_name("experiment", slug, slugs()))
+    folder = experiments_folder() / slug
+    spec = importlib.util.spec_from_file_location(
+        f"jaxkd_experiment_{slug}", folder / "experiment.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    title, _, summary = (module.__doc__ or slug).partition("\n")
+    return Experiment(
+        slug=slug,
+        title=title.strip(),
+        summary=summary.strip(),
+        folder=folder,
+        presets=module.PRESETS,
+        run=module.run,
+        claims=module.CLAIMS,
+        paper=getattr(module, "PAPER", {}),
+    )

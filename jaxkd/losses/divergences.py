@@ -1,0 +1,211 @@
+"""Losses that compare the class distributions of student and teacher.
+
+All take logits, work in float32 through ``log_softmax``, and return one value an
+example, so that the caller decides what is averaged. The teacher gets no gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxkd.losses.basics import (
+    as_float,
+    check_array,
+    check_positive,
+    check_same_shape,
+    frozen,
+)
+
+
+def cross_entropy_loss(
+    logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    label_smoothing: float = 0.0,
+) -> Float[Array, "*batch"]:
+    """Cross-entropy with integer labels, optionally smoothed.
+
+    With smoothing ε the target is ``(1 − ε)·onehot + ε/classes`` (Szegedy et al. 2016,
+    arXiv:1512.00567, Section 7).
+
+    Args:
+        logits: class scores.
+        labels: class indices.
+        label_smoothing: ε in [0, 1).
+
+    Returns:
+        The loss of each example; NaN where the label is no class, which no compiled
+        step could raise.
+
+    Raises:
+        ValueError: shapes do not fit, or ε is outside [0, 1).
+    """
+    if jnp.shape(labels) != jnp.shape(logits)[:-1]:
+        raise ValueError(
+            f"labels has shape {jnp.shape(labels)} but logits has {jnp.shape(logits)}: "
+            "labels must be class indices, one an example"
+        )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    log_p = jax.nn.log_softmax(as_float(logits))
+    labels = jnp.asarray(labels)
+    valid = (labels >= 0) & (labels < log_p.shape[-1])
+    picked = jnp.take_along_axis(log_p, jnp.where(valid, labels, 0)[..., None], axis=-1)
+    loss = jnp.where(valid, -picked[..., 0], jnp.nan)
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(-1)
+    return loss
+
+
+def kl_divergence(
+    log_p: Float[Array, "*batch classes"], log_q: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
+    """Kullback-Leibler divergence KL(p ‖ q) of two log-distributions."""
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def kd_loss(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    temperature: float | Float[Array, ""] = 4.0,
+) -> Float[Array, "*batch"]:
+    """Hinton's distillation loss: T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)).
+
+    Hinton, Vinyals, Dean 2015, arXiv:1503.02531, Section 2.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        temperature: T > 0; a traced T is differentiated (see `ctkd_temperature`).
+
+    Returns:
+        The loss of each example.
+
+    Raises:
+        ValueError: shapes differ, or T is not above 0.
+    """
+    check_same_shape(student_logits, teacher_logits, "logits")
+    check_positive("temperature", temperature)
+    log_s = jax.nn.log_softmax(as_float(student_logits) / temperature)
+    log_t = jax.nn.log_softmax(frozen(teacher_logits) / temperature)
+    return temperature**2 * kl_divergence(log_t, log_s)
+
+
+def dkd_loss(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    temperature: float = 4.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Float[Array, "*batch"]:
+    """Decoupled distillation: α·(target class) + β·(non-target classes), both × T².
+
+    Zhao et al. 2022, arXiv:2203.08679, Eq. 7. The probability of "not the target" is
+    taken as the log-sum-exp of the other log-probabilities, where the authors' code
+    takes the logarithm of a sum of a softmax and overflows for logits of ±50; and the
+    non-target distribution leaves the target out instead of subtracting 1000 from it.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        labels: the target classes.
+        temperature: T > 0.
+        alpha: weight of the target-class part.
+        beta: weight of the non-target part.
+
+    Returns:
+        The loss of each example.
+
+    Raises:
+        ValueError: shapes differ, fewer than 2 classes, or T is not above 0.
+    """
+    check_same_shape(student_logits, teacher_logits, "logits")
+    check_positive("temperature", temperature)
+    classes = jnp.shape(student_logits)[-1]
+    if classes < 2:
+        raise ValueError(f"student_logits has {classes} class: dkd_loss needs 2 or more")
+    is_target = jax.nn.one_hot(labels, classes, dtype=bool)
+
+    def split(logits: Array) -> tuple[Array, Array]:
+        log_p = jax.nn.log_softmax(logits / temperature)
+        others = jnp.where(is_target, -jnp.inf, log_p)
+        target = jnp.sum(jnp.where(is_target, log_p, 0), axis=-1)
+        rest = jax.nn.logsumexp(others, axis=-1)
+        # The target's place holds 0 in both distributions, so it adds nothing.
+        among_rest = jnp.where(is_target, 0, log_p - rest[..., None])
+        return jnp.stack([target, rest], axis=-1), among_rest
+
+    target_s, rest_s = split(as_float(student_logits))
+    target_t, rest_t = split(frozen(teacher_logits))
+    tckd = kl_divergence(target_t, target_s)
+    nckd = jnp.sum(
+        jnp.where(is_target, 0, jnp.exp(rest_t)) * (rest_t - rest_s), axis=-1
+    )
+    return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def standardize_logits(
+    logits: Float[Array, "*batch classes"], eps: float = 1e-7
+) -> Float[Array, "*batch classes"]:
+    """Logit standardisation: each example's logits to mean 0 and deviation 1.
+
+    Sun et al. 2024, arXiv:2403.01427, Algorithm 1; the deviation is the sample's
+    (classes − 1 in the denominator). Constant logits become 0 with gradient 0.
+
+    Args:
+        logits: class scores.
+        eps: added to the deviation.
+
+    Raises:
+        ValueError: fewer than 2 classes.
+    """
+    check_array("logits", logits)
+    classes = jnp.shape(logits)[-1]
+    if classes < 2:
+        raise ValueError(f"logits has {classes} class: a deviation needs 2 or more")
+    logits = as_float(logits)
+    centred = logits - logits.mean(-1, keepdims=True)
+    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / (classes - 1)
+    # sqrt has an infinite slope at 0: take it of 1 there, and use 0.
+    constant = variance == 0
+    deviation = jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
+    return jnp.where(constant, 0, centred / (deviation + eps))
+
+
+@jax.custom_vjp
+def scale_gradient(x: Float[Array, "..."], scale: Array) -> Float[Array, "..."]:
+    """Return ``x``; its gradient is multiplied by ``scale`` (−1 reverses it)."""
+    return x
+
+
+def _scale_gradient_forward(x: Array, scale: Array) -> tuple[Array, Array]:
+    return x, scale
+
+
+def _scale_gradient_backward(scale: Array, gradient: Array) -> tuple[Array, Array]:
+    return gradient * scale, jnp.zeros_like(scale)
+
+
+scale_gradient.defvjp(_scale_gradient_forward, _scale_gradient_backward)
+
+
+def ctkd_temperature(
+    theta: Float[Array, "..."],
+    strength: float | Float[Array, ""],
+    t_start: float = 1.0,
+    t_end: float = 20.0,
+) -> Float[Array, "..."]:
+    """Curriculum temperature: t_start + t_end·sigmoid(θ), learnt adversarially.
+
+    Li et al. 2023, arXiv:2211.16231, Section 3.2. A gradient-reversal gate stands
+    between the loss and θ: the value is unchanged, the gradient is multiplied by
+    ``strength``, which the curriculum takes from 0 to −1.
+
+    Args:
+        theta: the learnt scalar (or one an example).
+        strength: λ, the factor on θ's gradient.
+        t_start: the lowest temperature.
+        t_end: the range above it.
+    """
+    theta = scale_gradient(as_float(theta), as_float(jnp.asarray(strength)))
+    return t_start + t_end * jax.nn.sigmoid(theta)

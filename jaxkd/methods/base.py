@@ -1,0 +1,217 @@
+"""How a `Method` is made: from a loss, from a loss with modules, or from other methods.
+
+Every method here honours ``batch["mask"]`` and ``batch["weight"]``: an example or token
+of weight 0 contributes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxkd.losses.basics import as_float, weighted_mean
+from jaxkd.models.adapters import merge_module, split_module
+from jaxkd.models.projectors import Connector
+from jaxkd.types import Batch, Method, MethodVariables, Outputs
+
+Schedule = Callable[[Array], Array | float]
+
+
+def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:
+    """Return the weights of a batch for losses of ``shape``; None if all count alike.
+
+    Args:
+        batch: its ``mask`` and ``weight``, (batch,) or (batch, tokens), are multiplied.
+        shape: of the losses. A token mask weighs a loss of whole examples by whether
+            the example has any token.
+
+    Raises:
+        ValueError: a mask's or weight's leading axes are not the losses'.
+    """
+    total = None
+    for name in ("mask", "weight"):
+        if batch.get(name) is None:
+            continue
+        weights = as_float(batch[name])
+        if weights.ndim > len(shape):
+            weights = weights.max(axis=tuple(range(len(shape), weights.ndim)))
+        if weights.shape != shape[: weights.ndim]:
+            raise ValueError(
+                f"batch[{name!r}] has shape {jnp.shape(batch[name])}, but the losses "
+                f"have shape {shape}: give one value an example or token"
+            )
+        weights = weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
+        total = weights if total is None else total * weights
+    return None if total is None else jnp.broadcast_to(total, shape)
+
+
+def example_weights(batch: Batch, outputs: Outputs) -> Array | None:
+    """Return one weight an example, or None, for losses that relate examples."""
+    return batch_weights(batch, outputs.logits.shape[:1])
+
+
+def _reduce(values: Array, batch: Batch) -> Array:
+    """Return a scalar as it is, and losses of examples or tokens as a weighted mean."""
+    if jnp.ndim(values) == 0:
+        return values
+    return weighted_mean(values, batch_weights(batch, values.shape))
+
+
+def from_loss(
+    loss: Callable[[Outputs, Outputs, Batch], Array],
+    *,
+    name: str,
+    student_taps: tuple[str, ...] = (),
+    teacher_taps: tuple[str, ...] = (),
+) -> Method:
+    """Lift a plain loss to a `Method` without parameters or state.
+
+    Args:
+        loss: ``(student, teacher, batch)`` to one loss an example or token, of which
+            the masked mean is taken, or to a scalar that is masked already.
+        name: of the loss in the metrics.
+        student_taps: features read from the student.
+        teacher_taps: features read from the teacher.
+    """
+
+    def init(key, student, teacher, batch) -> MethodVariables:
+        return {"params": {}, "state": {}}
+
+    def value(variables, student, teacher, batch, key, step):
+        scalar = _reduce(loss(student, teacher, batch), batch)
+        return scalar, (variables["state"], {name: scalar})
+
+    return Method(init, value, student_taps, teacher_taps)
+
+
+def from_module(
+    build: Callable[[Outputs, Outputs, nnx.Rngs], nnx.Module],
+    loss: Callable[[Any, Outputs, Outputs, Batch, PRNGKeyArray], Array],
+    *,
+    name: str,
+    student_taps: tuple[str, ...] = (),
+    teacher_taps: tuple[str, ...] = (),
+) -> Method:
+    """Make a `Method` of a loss with a Flax module trained along (a projector).
+
+    Args:
+        build: ``(student, teacher, rngs)`` to the module, for the outputs' shapes.
+        loss: ``(module, student, teacher, batch, key)`` to losses, as in `from_loss`.
+            The module is in training mode; its BatchNorm averages are the state.
+        name: of the loss in the metrics.
+        student_taps: features read from the student.
+        teacher_taps: features read from the teacher.
+    """
+
+    def init(key, student, teacher, batch) -> MethodVariables:
+        params, state = split_module(build(student, teacher, nnx.Rngs(key)))
+        return {"params": params, "state": state}
+
+    def value(variables, student, teacher, batch, key, step):
+        abstract = nnx.eval_shape(lambda: build(student, teacher, nnx.Rngs(0)))
+        module = merge_module(abstract, variables["params"], variables["state"], key)
+        module.train()
+        scalar = _reduce(loss(module, student, teacher, batch, key), batch)
+        return scalar, (split_module(module)[1], {name: scalar})
+
+    return Method(init, value, student_taps, teacher_taps)
+
+
+def pair_taps(
+    taps: Sequence[str], teacher_taps: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """Return (student's, teacher's) tap for every stage.
+
+    Raises:
+        ValueError: no taps, one string instead of a sequence, or unequal numbers.
+    """
+    teacher_taps = taps if teacher_taps is None else teacher_taps
+    if isinstance(taps, str) or isinstance(teacher_taps, str) or not taps:
+        raise ValueError(f"taps must be a sequence of at least one name, got {taps!r}")
+    if len(taps) != len(teacher_taps):
+        raise ValueError(
+            f"taps names {len(taps)} layers {tuple(taps)} but teacher_taps "
+            f"{len(teacher_taps)} {tuple(teacher_taps)}: give one for each"
+        )
+    return list(zip(taps, teacher_taps, strict=True))
+
+
+def connectors(
+    student: Outputs, teacher: Outputs, pairs: list[tuple[str, str]], rngs: nnx.Rngs
+) -> nnx.List:
+    """Return a trained 1x1 convolution and BatchNorm for each pair of maps."""
+    return nnx.List(
+        Connector(
+            student.features[s].shape[-1], teacher.features[t].shape[-1], rngs=rngs
+        )
+        for s, t in pairs
+    )
+
+
+def combine(*terms: tuple[float | Schedule, Method]) -> Method:
+    """Return the weighted sum of methods over one forward pass of each network.
+
+    Args:
+        *terms: ``(weight, method)``. A weight may be an optax schedule of the step, so
+            a loss can warm up, or train alone for a first stage.
+
+    Raises:
+        ValueError: no terms, or a term that is not a pair of weight and method.
+    """
+    if not terms:
+        raise ValueError("combine() needs at least one (weight, method) pair")
+    for term in terms:
+        if not (isinstance(term, tuple) and len(term) == 2):
+            raise ValueError(f"combine() takes (weight, method) pairs, got {term!r}")
+        if not isinstance(term[1], Method):
+            raise ValueError(
+                f"combine() takes (weight, method) pairs, got {term!r}: call the "
+                "method's constructor, as in (0.9, kd(temperature=4.0))"
+            )
+    methods = [method for _, method in terms]
+
+    def init(key, student, teacher, batch) -> MethodVariables:
+        parts = [
+            method.init(jax.random.fold_in(key, i), student, teacher, batch)
+            for i, method in enumerate(methods)
+        ]
+        return {
+            kind: {str(i): part[kind] for i, part in enumerate(parts)}
+            for kind in ("params", "state")
+        }
+
+    def loss(variables, student, teacher, batch, key, step):
+        total, state, metrics = jnp.zeros(()), {}, {}
+        for i, (weight, method) in enumerate(terms):
+            own = {kind: tree[str(i)] for kind, tree in variables.items()}
+            value, (state[str(i)], found) = method.loss(
+                own, student, teacher, batch, jax.random.fold_in(key, i), step
+            )
+            factor = weight(step) if callable(weight) else weight
+            total = total + factor * value
+            metrics |= {
+                name if name not in metrics else f"{name}_{i}": metric
+                for name, metric in found.items()
+            }
+        return total, (state, metrics)
+
+    def prepare(key, batch):
+        for i, method in enumerate(methods):
+            if method.prepare is not None:
+                batch = method.prepare(jax.random.fold_in(key, i), batch)
+        return batch
+
+    return Method(
+        init,
+        loss,
+        _union(method.student_taps for method in methods),
+        _union(method.teacher_taps for method in methods),
+        prepare if any(method.prepare for method in methods) else None,
+    )
+
+
+def _union(taps) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tap for some in taps for tap in some))

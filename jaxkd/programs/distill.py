@@ -1,0 +1,170 @@
+"""The common program: a student learns from labels and from a frozen teacher."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray
+
+from jaxkd.checks import check_batch, unknown_name
+from jaxkd.types import (
+    Batch,
+    Inputs,
+    Method,
+    Metrics,
+    Network,
+    Outputs,
+    Program,
+    TrainState,
+    Variables,
+)
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "pixel_values")
+
+
+def network_inputs(batch: Batch) -> Inputs:
+    """Return what a network reads of a batch: the image, graph, or named text inputs.
+
+    Raises:
+        ValueError: the batch has none of them.
+    """
+    for name in ("image", "graph"):
+        if name in batch:
+            return batch[name]
+    inputs = {name: batch[name] for name in TEXT_INPUTS if name in batch}
+    if not inputs:
+        raise ValueError(
+            f"the batch has {sorted(batch)}, but no inputs: name them image, graph, or "
+            f"one of {', '.join(TEXT_INPUTS)}"
+        )
+    return inputs
+
+
+def distill(
+    student: Network,
+    teacher: Network | None,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+) -> Program:
+    """Return the program that trains a student, and the method's own parameters.
+
+    Both networks run in one compiled step, the teacher frozen, in its own dtype and
+    without gradient. Without a teacher it is supervised training. To start from
+    trained weights, pass ``teacher.with_variables(variables)``; for several teachers,
+    ``models.ensemble([...])``; for a bf16 teacher, ``teacher.astype(jnp.bfloat16)``.
+
+    Args:
+        student: the network to train.
+        teacher: the network to learn from, or None.
+        method: the objective, such as ``combine((0.1, cross_entropy()), (0.9, kd()))``.
+        optimizer: any optax transformation.
+
+    Returns:
+        A program whose state is a `TrainState`. Its metrics are ``loss``,
+        ``grad_norm`` and the method's own.
+
+    Raises:
+        ValueError: a tap that a network lacks; from ``init``, a batch that is empty,
+            not finite, or has labels out of range.
+    """
+    _check_taps("student", student, method.student_taps)
+    if teacher is None and method.teacher_taps:
+        raise ValueError(
+            f"teacher is None, but the method reads the teacher's features "
+            f"{method.teacher_taps}: pass the teacher's network"
+        )
+    if teacher is not None:
+        _check_taps("teacher", teacher, method.teacher_taps)
+
+    def prepared(key: PRNGKeyArray, batch: Batch) -> Batch:
+        return method.prepare(key, batch) if method.prepare else batch
+
+    def teach(variables: Variables | None, batch: Batch) -> Outputs:
+        if teacher is None:
+            return Outputs(None, {})
+        outputs, _ = teacher.apply(
+            variables, network_inputs(batch), taps=method.teacher_taps
+        )
+        return jax.lax.stop_gradient(outputs)
+
+    def learn(variables: Variables, batch: Batch, key: PRNGKeyArray):
+        return student.apply(
+            variables,
+            network_inputs(batch),
+            taps=method.student_taps,
+            train=True,
+            key=key,
+        )
+
+    def init(key: PRNGKeyArray, batch: Batch) -> TrainState:
+        check_batch(batch)
+        keys = jax.random.split(key, 5)
+        variables = student.init(keys[0])
+        teacher_variables = None if teacher is None else teacher.init(keys[1])
+        batch = prepared(keys[2], batch)
+        outputs, _ = learn(variables, batch, keys[2])
+        check_batch(batch, outputs.logits.shape[-1])
+        method_variables = method.init(
+            keys[3], outputs, teach(teacher_variables, batch), batch
+        )
+        trained = {"student": variables["params"], "method": method_variables["params"]}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=keys[4],
+            student=variables,
+            teacher=teacher_variables,
+            method=method_variables,
+            opt_state=optimizer.init(trained),
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+        batch = prepared(keys[0], batch)
+        taught = teach(state.teacher, batch)
+
+        def objective(trained: dict[str, Any]):
+            outputs, variables = learn(
+                {**state.student, "params": trained["student"]}, batch, keys[1]
+            )
+            loss, (carried, metrics) = method.loss(
+                {**state.method, "params": trained["method"]},
+                outputs,
+                taught,
+                batch,
+                keys[2],
+                state.step,
+            )
+            if jnp.ndim(loss) != 0:
+                raise ValueError(
+                    f"the method's loss has shape {jnp.shape(loss)}: it must be a "
+                    "scalar; from_loss takes the masked mean of losses of examples"
+                )
+            return loss, (variables["stats"], carried, metrics)
+
+        trained = {"student": state.student["params"], "method": state.method["params"]}
+        (loss, (stats, carried, metrics)), gradients = jax.value_and_grad(
+            objective, has_aux=True
+        )(trained)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradients),
+            **{name: value for name, value in metrics.items() if name != "loss"},
+        }
+        state = state.replace(
+            step=state.step + 1,
+            student={"params": trained["student"], "stats": stats},
+            method={"params": trained["method"], "state": carried},
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return Program(init, step)
+
+
+def _check_taps(who: str, network: Network, taps: tuple[str, ...]) -> None:
+    for tap in taps:
+        if tap not in network.taps:
+            raise ValueError(unknown_name(f"{who} tap", tap, network.taps))

@@ -1,0 +1,230 @@
+"""The four contracts: everything in jaxkd is an Outputs, a Network, a Method or a Program.
+
+They are data and pure functions, so any of them can be written by hand, jitted,
+differentiated, vmapped over seeds and sharded over a mesh without knowing the others.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+Inputs = Any
+"""An image array (NHWC float), or a dict with Hugging Face's names, or a graph."""
+
+Batch = Mapping[str, Any]
+"""A dict: ``image`` or the text names, ``label``, ``mask``, ``weight``, ``index``, …"""
+
+Variables = dict[str, PyTree]
+"""A network's ``{"params": trained, "stats": the rest}`` (BatchNorm averages, …)."""
+
+MethodVariables = dict[str, PyTree]
+"""A method's ``{"params": trained with the student, "state": carried over steps}``."""
+
+Metrics = dict[str, Array]
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What any model returns for a batch.
+
+    Attributes:
+        logits: (batch, ..., classes) array; None where there is no teacher.
+        features: the activations asked for by name (the taps), no others.
+    """
+
+    logits: Any
+    features: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+
+@runtime_checkable
+class Apply(Protocol):
+    """The forward pass of a `Network`."""
+
+    def __call__(
+        self,
+        variables: Variables,
+        inputs: Inputs,
+        *,
+        taps: tuple[str, ...] = (),
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Outputs, Variables]:
+        """Return the outputs, and the variables with ``stats`` brought up to date."""
+        ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """Any model of any framework as two pure functions.
+
+    Attributes:
+        init: ``key -> variables``.
+        apply: ``(variables, inputs, *, taps, train, key) -> (Outputs, variables)``.
+        taps: the names of the features that can be asked for.
+    """
+
+    init: Callable[[PRNGKeyArray], Variables]
+    apply: Apply
+    taps: tuple[str, ...] = ()
+
+    @classmethod
+    def from_nnx(
+        cls,
+        build: Callable[[nnx.Rngs], nnx.Module],
+        *,
+        taps: Mapping[str, str] | None = None,
+    ) -> "Network":
+        """Make a network from a Flax NNX model, yours or the zoo's.
+
+        Args:
+            build: ``nnx.Rngs -> nnx.Module``; the module takes the inputs and returns
+                logits or `Outputs`. If its ``__call__`` has parameters named ``taps``,
+                ``train`` (or ``training``, ``deterministic``) or ``rngs``, they are
+                passed; BatchNorm and Dropout are switched by ``nnx.Module.train/eval``.
+            taps: tap name -> path of the submodule whose output it is, such as
+                ``{"mid": "layers.3.mlp"}``. The model needs no edit.
+
+        Raises:
+            ValueError: a path in ``taps`` names no submodule.
+        """
+        from jaxkd.models.adapters import nnx_network
+
+        return nnx_network(build, taps)
+
+    @classmethod
+    def from_linen(
+        cls, module: Any, example: Inputs, *, taps: Mapping[str, str] | None = None
+    ) -> "Network":
+        """Make a network from a Flax Linen module.
+
+        Args:
+            module: the ``flax.linen.Module``; it takes the inputs and returns logits or
+                `Outputs`. Parameters of ``__call__`` are handled as in `from_nnx`.
+            example: inputs of the right shape and dtype (arrays or
+                ``jax.ShapeDtypeStruct``), read when the variables are made.
+            taps: tap name -> path of the submodule whose output it is, such as
+                ``{"mid": "encoder.Dense_0"}``.
+
+        Raises:
+            ValueError: a path in ``taps`` names no submodule.
+        """
+        from jaxkd.models.adapters import linen_network
+
+        return linen_network(module, example, taps)
+
+    @classmethod
+    def from_apply(
+        cls,
+        init: Callable[[PRNGKeyArray], PyTree],
+        apply: Callable[..., Any],
+        *,
+        taps: tuple[str, ...] = (),
+    ) -> "Network":
+        """Make a network from two plain functions without state.
+
+        Args:
+            init: ``key -> params``.
+            apply: ``(params, inputs) -> logits`` or `Outputs`; keyword parameters
+                named ``taps``, ``train`` and ``key`` are passed where it has them.
+            taps: the names of the features that ``apply`` can return.
+        """
+        from jaxkd.models.adapters import apply_network
+
+        return apply_network(init, apply, taps)
+
+    def with_variables(self, variables: Variables) -> "Network":
+        """Return this network starting from ``variables`` whatever the key.
+
+        It makes a trained network a teacher, or gives a student a warm start. Training
+        donates its state, so it starts from a copy.
+        """
+
+        def init(key: PRNGKeyArray) -> Variables:
+            return jax.tree.map(jnp.copy, variables)
+
+        return Network(init, self.apply, self.taps)
+
+    def astype(self, dtype: Any) -> "Network":
+        """Return this network with floating-point parameters and inputs of a dtype.
+
+        The usual use is a frozen bf16 teacher beside a float32 student. ``stats`` are
+        kept as they are, since running averages lose too much in bf16, and are cast
+        only to be read, when ``train`` is false.
+        """
+
+        def cast(tree: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+                tree,
+            )
+
+        def init(key: PRNGKeyArray) -> Variables:
+            variables = self.init(key)
+            return {**variables, "params": cast(variables["params"])}
+
+        def apply(variables, inputs, *, train=False, **kwargs):
+            if train:
+                return self.apply(variables, cast(inputs), train=True, **kwargs)
+            outputs, _ = self.apply(cast(variables), cast(inputs), **kwargs)
+            return outputs, variables
+
+        return Network(init, apply, self.taps)
+
+
+class Method(NamedTuple):
+    """A distillation objective.
+
+    Attributes:
+        init: ``(key, student, teacher, batch) -> {"params", "state"}`` from the two
+            networks' `Outputs` for a batch (their shapes fix the projectors').
+        loss: ``(variables, student, teacher, batch, key, step)
+            -> (scalar, (new state, metrics))``.
+        student_taps: features the loss reads from the student.
+        teacher_taps: features the loss reads from the teacher.
+        prepare: ``(key, batch) -> batch`` before the forward passes (mixup, masking).
+    """
+
+    init: Callable[..., MethodVariables]
+    loss: Callable[..., tuple[Array, tuple[PyTree, Metrics]]]
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    prepare: Callable[[PRNGKeyArray, Batch], Batch] | None = None
+
+
+class Program(NamedTuple):
+    """Anything that can be trained: two pure, jittable functions over a pytree.
+
+    Attributes:
+        init: ``(key, batch) -> state``.
+        step: ``(state, batch) -> (state, metrics)``; the metrics hold ``loss``.
+    """
+
+    init: Callable[[PRNGKeyArray, Batch], Any]
+    step: Callable[[Any, Batch], tuple[Any, Metrics]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of `jaxkd.distill`'s programs.
+
+    Attributes:
+        step: steps done, an int32 scalar.
+        key: the key all later randomness comes from.
+        student: the student's variables.
+        teacher: the teacher's variables, frozen; None without a teacher.
+        method: the method's variables.
+        opt_state: the optimizer's state over the student's and method's params.
+    """
+
+    step: Any
+    key: Any
+    student: Variables
+    teacher: Variables | None
+    method: MethodVariables
+    opt_state: PyTree

@@ -1,0 +1,40 @@
+"""Shapes are checked at run time in the tests: jaxtyping's hook, before any import."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jaxtyping
+
+jaxtyping.install_import_hook("jaxkd", "beartype.beartype")
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """Turn jaxtyping's checks off, so that the library's own errors show."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Numbers computed by the authors' own code, by key."""
+    with np.load(GOLDEN / "00-baselines.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture
+def x64():
+    """Double precision, to compare with the authors' float64 closely."""
+    with jax.enable_x64(True):
+        yield

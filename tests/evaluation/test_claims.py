@@ -1,0 +1,147 @@
+"""Every verdict of every kind of claim, with numbers worked by hand."""
+
+import math
+
+import pytest
+
+from jaxkd.evaluation.claims import Status, exceeds, falls_by, not_below
+from jaxkd.evaluation.records import Record
+
+HOLDS, FAILS, OPEN = Status.HOLDS, Status.FAILS, Status.NOT_ESTABLISHED
+
+
+def records(method, values, metric="last_accuracy", setting=""):
+    return [
+        Record(method, seed, metric, value, 1.0, setting)
+        for seed, value in enumerate(values)
+    ]
+
+
+# Of three values m − d, m, m + d the standard error is d/√3. Below both have d = 0.03:
+# errors 0.01732 each, 0.02449 combined, 0.04899 for two.
+def pair(first, second, setting=""):
+    return [
+        *records("a", [first - 0.03, first, first + 0.03], setting=setting),
+        *records("b", [second - 0.03, second, second + 0.03], setting=setting),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (0.850, 0.800, HOLDS),
+        (0.848, 0.800, OPEN),
+        (0.800, 0.800, OPEN),
+        (0.800, 0.848, OPEN),
+        (0.800, 0.850, FAILS),
+    ],
+)
+def test_exceeds_by_two_combined_errors(first, second, expected):
+    verdict = exceeds("a", "b", "last_accuracy").judge(pair(first, second))
+    assert verdict.status is expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "errors", "expected"),
+    [
+        (0.850, 0.800, 1.0, HOLDS),
+        (0.800, 0.824, 1.0, HOLDS),
+        (0.800, 0.825, 1.0, FAILS),
+        (0.800, 0.825, 2.0, HOLDS),
+        (0.800, 0.801, 0.0, FAILS),
+    ],
+)
+def test_not_below_by_combined_errors(first, second, errors, expected):
+    claim = not_below("a", "b", "last_accuracy", errors=errors)
+    assert claim.judge(pair(first, second)).status is expected
+
+
+@pytest.mark.parametrize("constructor", [exceeds, not_below])
+def test_the_sentence_holds_the_numbers(constructor):
+    claim = constructor("a", "b", "last_accuracy", setting="mlp", errors=2.0)
+    assert claim.judge(pair(0.86, 0.8, "mlp")).numbers == (
+        "a 86.0 ± 1.7 (3 seeds), b 80.0 ± 1.7 (3 seeds); difference 6.00, 2 × combined "
+        "standard error 4.90, in last %"
+    )
+    assert claim.name.endswith("in last % (mlp)")
+    assert "2 combined standard errors" in claim.statement
+
+
+@pytest.mark.parametrize("constructor", [exceeds, not_below])
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ([], "no records of a's last_accuracy; no records of b's last_accuracy"),
+        (records("a", [0.9, 0.8]), "no records of b's last_accuracy"),
+        (records("a", [0.9, 0.8]) + records("b", [0.1]), "b has one seed"),
+        (pair(0.9, 0.1, setting="elsewhere"), "no records of a"),
+        (records("a", [0.9, math.nan]) + records("b", [0.1, 0.2]), "is not finite"),
+    ],
+)
+def test_what_is_missing_is_said(constructor, found, reason):
+    verdict = constructor("a", "b", "last_accuracy").judge(found)
+    assert verdict.status is OPEN
+    assert reason in verdict.numbers
+
+
+def losses(**first_and_last):
+    return [
+        record
+        for method, (first, last) in first_and_last.items()
+        for record in (
+            *records(method, first, "first_loss"),
+            *records(method, last, "last_loss"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.5, HOLDS), (0.75, HOLDS), (0.76, FAILS)]
+)
+def test_falls_by_a_share_of_the_mean(share, expected):
+    # 4 -> 1 is a fall by exactly 0.75; the other's is larger.
+    found = losses(rkd=([3.0, 5.0], [0.5, 1.5]), cc=([2.0, 2.0], [0.1, 0.1]))
+    verdict = falls_by("first_loss", "last_loss", share, ("rkd", "cc")).judge(found)
+    assert verdict.status is expected
+    assert "2 seeds each at least" in verdict.numbers
+    assert "most is left in rkd: 25 % of first_loss" in verdict.numbers
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "reason"),
+    [
+        (losses(rkd=([1.0], [0.1])), OPEN, "no records of cc, crd"),
+        (losses(rkd=([1.0], [0.9])), FAILS, "above 50 %: rkd. no records of cc, crd"),
+        ([], OPEN, "no records of rkd, cc, crd"),
+        (
+            losses(rkd=([1.0], [0.1]), cc=([1.0], []), crd=([1.0], [0.1])),
+            OPEN,
+            "no records of cc's last_loss",
+        ),
+        (
+            losses(rkd=([-1.0], [-2.0]), cc=([1.0], [0.1]), crd=([1.0], [-0.1])),
+            OPEN,
+            "rkd starts at -1",
+        ),
+    ],
+)
+def test_a_fall_that_cannot_be_judged_says_why(found, status, reason):
+    claim = falls_by("first_loss", "last_loss", 0.5, ("rkd", "cc", "crd"))
+    verdict = claim.judge(found)
+    assert verdict.status is status
+    assert reason in verdict.numbers
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_share_outside_its_range_is_refused(share):
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
+        falls_by("first_loss", "last_loss", share, ("rkd",))
+
+
+def test_a_fall_of_no_method_is_refused():
+    with pytest.raises(ValueError, match="methods is empty"):
+        falls_by("first_loss", "last_loss", 0.5, ())
+
+
+def test_status_reads_as_its_words():
+    assert [str(status) for status in Status] == ["HOLDS", "FAILS", "NOT ESTABLISHED"]

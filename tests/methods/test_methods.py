@@ -1,0 +1,234 @@
+"""Every method: scalar, differentiable, jittable, and blind to masked examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import Outputs, combine, methods
+from jaxkd.methods import METHODS
+
+BATCH, CLASSES = 6, 5
+LABELS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1])
+SHAPES = {
+    "a": (4, 4, 3),
+    "b": (2, 2, 4),
+    "a.pre": (4, 4, 3),
+    "pooled": (6,),
+    "projected": (2, 2, 4),
+    "factor": (2, 2, 2),
+    "0.logits": (CLASSES,),
+    "1.logits": (CLASSES,),
+    "2.logits": (CLASSES,),
+    "gate": (3,),
+}
+NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
+
+BUILD = {
+    "ab": lambda: methods.ab(["a.pre"]),
+    "at": lambda: methods.at(["a", "b"]),
+    "cc": lambda: methods.cc("pooled", dim=8),
+    "crd": lambda: methods.crd("pooled", LABELS, dim=8, negatives=4),
+    "cross_entropy": lambda: methods.cross_entropy(0.1),
+    "ctkd": lambda: methods.ctkd(methods.ctkd_curriculum(2)),
+    "cwd": lambda: methods.cwd("b"),
+    "dist": lambda: methods.dist(),
+    "dkd": lambda: methods.dkd(),
+    "dml": lambda: methods.dml(3),
+    "fitnets": lambda: methods.fitnets("a"),
+    "fsp": lambda: methods.fsp(["a", "b"]),
+    "ft": lambda: methods.ft("b"),
+    "kd": lambda: methods.kd(),
+    "kdcl": lambda: methods.kdcl(3, "linear"),
+    "lskd": lambda: methods.lskd(methods.kd(2.0)),
+    "mgd": lambda: methods.mgd("b"),
+    "nst": lambda: methods.nst(["b"]),
+    "ofd": lambda: methods.ofd(["a.pre"], [NORM]),
+    "one": lambda: methods.one(3),
+    "pkt": lambda: methods.pkt("pooled"),
+    "reviewkd": lambda: methods.reviewkd(["a", "b"], mid=8),
+    "rkd": lambda: methods.rkd("pooled"),
+    "simkd": lambda: methods.simkd("b"),
+    "sp": lambda: methods.sp("b"),
+    "vid": lambda: methods.vid(["a", "b"]),
+}
+
+
+def outputs(seed: int, taps) -> Outputs:
+    rng = np.random.default_rng(seed)
+    features = {t: rng.normal(size=(BATCH, *SHAPES[t])).astype("f4") for t in taps}
+    if "gate" in features:
+        features["gate"] = np.asarray(jax.nn.softmax(features["gate"]))
+    logits = rng.normal(size=(BATCH, CLASSES)).astype("f4") * 3
+    return Outputs(jnp.asarray(logits), jax.tree.map(jnp.asarray, features))
+
+
+def make_batch(**extra):
+    return {
+        "image": jnp.zeros((BATCH, 1)),
+        "label": jnp.asarray(LABELS[:BATCH]),
+        "index": jnp.arange(BATCH),
+        **extra,
+    }
+
+
+@pytest.fixture(scope="module", params=sorted(METHODS))
+def case(request):
+    method = BUILD[request.param]()
+    student = outputs(0, method.student_taps)
+    teacher = outputs(1, method.teacher_taps)
+    variables = method.init(jax.random.key(0), student, teacher, make_batch())
+
+    @jax.jit
+    def value_and_gradients(params, student, teacher, weight):
+        batch = make_batch(mask=weight)
+
+        def loss(params, student, teacher):
+            full = {**variables, "params": params}
+            return method.loss(full, student, teacher, batch, jax.random.key(1), 3)
+
+        gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+        return gradients(params, student, teacher)
+
+    return method, variables, student, teacher, value_and_gradients
+
+
+def test_scalar_with_finite_nonzero_gradient(case):
+    method, variables, student, teacher, grad = case
+    (loss, (state, metrics)), (g_params, g_student, g_teacher) = grad(
+        variables["params"], student, teacher, jnp.ones(BATCH)
+    )
+    assert loss.shape == ()
+    assert np.isfinite(loss)
+    assert jax.tree.structure(state) == jax.tree.structure(variables["state"])
+    assert all(v.shape == () for v in metrics.values())
+    for tree in (g_params, g_student):
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(tree))
+    assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(g_student))
+    assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(g_teacher))
+
+
+def test_masked_example_has_no_influence(case):
+    _, variables, student, teacher, grad = case
+    mask = jnp.ones(BATCH).at[-1].set(0)
+
+    def spoiled(tree, value):
+        return jax.tree.map(lambda x: x.at[-1].set(value), tree)
+
+    found = [
+        grad(variables["params"], spoiled(student, v), spoiled(teacher, v), mask)
+        for v in (0.5, 7.0)
+    ]
+    (loss_0, (state_0, _)), gradients_0 = found[0]
+    (loss_1, (state_1, _)), gradients_1 = found[1]
+    np.testing.assert_allclose(loss_0, loss_1, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(state_0), jax.tree.leaves(state_1), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for a, b in zip(
+        jax.tree.leaves(gradients_0[:2]), jax.tree.leaves(gradients_1[:2]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for g in jax.tree.leaves(gradients_0[1]):
+        assert np.abs(g[-1]).max() == 0
+
+
+def test_all_masked_is_zero(case):
+    _, variables, student, teacher, grad = case
+    (loss, _), gradients = grad(
+        variables["params"], student, teacher, jnp.zeros(BATCH)
+    )
+    assert loss == 0
+    assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(gradients))
+
+
+def test_every_method_is_covered():
+    assert sorted(BUILD) == sorted(METHODS)
+
+
+def run(method, student, teacher, batch, step=0):
+    variables = method.init(jax.random.key(0), student, teacher, batch)
+    return method.loss(variables, student, teacher, batch, jax.random.key(1), step)
+
+
+def test_combine_is_the_weighted_sum_and_follows_schedules():
+    student, teacher, batch = outputs(0, ["pooled"]), outputs(1, ["pooled"]), make_batch()
+    parts = [methods.cross_entropy(), methods.kd(), methods.rkd("pooled")]
+    values = [run(part, student, teacher, batch)[0] for part in parts]
+    method = combine((0.5, parts[0]), (lambda step: 2.0 * step, parts[1]), (3.0, parts[2]))
+    total, (_, metrics) = run(method, student, teacher, batch, step=jnp.array(4))
+    np.testing.assert_allclose(
+        total, 0.5 * values[0] + 8 * values[1] + 3 * values[2], rtol=1e-6
+    )
+    assert set(metrics) == {"cross_entropy", "kd", "rkd"}
+    assert method.student_taps == ("pooled",)
+
+
+def test_combine_keeps_two_terms_of_one_name_apart():
+    student, teacher, batch = outputs(0, ()), outputs(1, ()), make_batch()
+    method = combine((1.0, methods.kd(1.0)), (1.0, methods.kd(4.0)))
+    _, (_, metrics) = run(method, student, teacher, batch)
+    assert set(metrics) == {"kd", "kd_1"}
+
+
+def test_sample_weights_act_as_repetitions():
+    student, teacher = outputs(0, ()), outputs(1, ())
+    weighted, _ = run(
+        methods.kd(), student, teacher, make_batch(weight=jnp.array([2.0, 1, 1, 0, 0, 0]))
+    )
+    rows = jnp.array([0, 0, 1, 2])
+    repeated, _ = run(
+        methods.kd(),
+        Outputs(student.logits[rows], {}),
+        Outputs(teacher.logits[rows], {}),
+        {"label": jnp.zeros(4, int)},
+    )
+    np.testing.assert_allclose(weighted, repeated, rtol=1e-6)
+
+
+def test_token_mask_weighs_tokens():
+    rng = np.random.default_rng(0)
+    logits = [jnp.asarray(rng.normal(size=(2, 3, CLASSES))) for _ in range(2)]
+    mask = jnp.array([[1, 1, 0], [1, 0, 0]])
+    loss, _ = run(methods.kd(), *(Outputs(z, {}) for z in logits), {"mask": mask})
+    kept = np.array([[0, 0], [0, 1], [1, 0]])
+    rows = [Outputs(z[kept[:, 0], kept[:, 1]], {}) for z in logits]
+    expected, _ = run(methods.kd(), *rows, {})
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_warmup_and_curriculum_count_epochs_as_the_papers():
+    warmup = methods.epoch_warmup(2.0, steps_per_epoch=3, epochs=4)
+    assert [float(warmup(s)) for s in (0, 2, 3, 11, 99)] == [0.5, 0.5, 1.0, 2.0, 2.0]
+    strength = methods.ctkd_curriculum(steps_per_epoch=1, epochs=10)
+    np.testing.assert_allclose([strength(0), strength(5), strength(30)], [0, -0.5, -1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: combine(), "at least one"),
+        (lambda: combine(methods.kd()), "pairs"),
+        (lambda: combine((1.0, methods.kd)), "constructor"),
+        (lambda: methods.at("stage1"), "sequence"),
+        (lambda: methods.at(["a"], ["a", "b"]), "1 layers"),
+        (lambda: methods.fsp(["a"]), "at least two"),
+        (lambda: methods.ofd(["a", "b"], [NORM]), "1 entries for 2"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bad_batches_are_named(unchecked_shapes):
+    student, teacher = outputs(0, ["pooled"]), outputs(1, ["pooled"])
+    with pytest.raises(ValueError, match=r"batch\['mask'\] has shape \(3,\)"):
+        run(methods.kd(), student, teacher, {"mask": jnp.ones(3)})
+    crd = methods.crd("pooled", LABELS, dim=4, negatives=4)
+    with pytest.raises(ValueError, match="needs index"):
+        run(crd, student, teacher, {"label": jnp.zeros(BATCH, int)})
+    fewer = Outputs(teacher.logits[:, :3], {})
+    with pytest.raises(ValueError, match="same classes"):
+        run(methods.kd(), student, fewer, make_batch())
+    with pytest.raises(ValueError, match="teacher_logits is None"):
+        run(methods.kd(), student, Outputs(None, {}), make_batch())
