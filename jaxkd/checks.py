@@ -53,7 +53,8 @@ def check_batch(batch: Batch, classes: int | None = None) -> None:
         if not isinstance(array, jax.core.Tracer):
             _check_finite(name, np.asarray(array))
     if min(lengths.values(), default=0) == 0 or len(set(lengths.values())) > 1:
-        problem = "is empty" if 0 in lengths.values() else "has arrays of unequal length"
+        unequal = len(set(lengths.values())) > 1
+        problem = "has arrays of unequal length" if unequal else "is empty"
         raise ValueError(
             f"the batch {problem}: {lengths}. Give every array the same number of "
             "examples, at least one"
@@ -90,7 +91,8 @@ def _arrays(batch: Batch) -> list[tuple[str, Any]]:
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
-    if not np.issubdtype(array.dtype, np.floating):
+    # JAX's test knows bfloat16 too, which NumPy's does not.
+    if not jax.dtypes.issubdtype(array.dtype, np.floating):
         return
     # One pass without a temporary; only a bad (or overflowing) sum is looked into.
     with np.errstate(over="ignore", invalid="ignore"):

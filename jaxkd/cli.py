@@ -20,7 +20,6 @@ from jaxkd.experiment import (
     RUN_FILE,
     Experiment,
     Run,
-    experiments_folder,
     load_experiment,
     slugs,
 )
@@ -60,7 +59,9 @@ def show(slug: Slug) -> None:
     table = Table("field", *experiment.presets, title="presets", title_justify="left")
     rows = {name: dataclasses.asdict(c) for name, c in experiment.presets.items()}
     for field in dict.fromkeys(f for row in rows.values() for f in row):
-        table.add_row(field, *(escape(str(row.get(field, ""))) for row in rows.values()))
+        table.add_row(
+            field, *(escape(str(row.get(field, ""))) for row in rows.values())
+        )
     console.print(table)
     console.print("\n[bold]claims[/bold]")
     for claim in experiment.claims:
@@ -193,7 +194,9 @@ def _run_command(arguments: Sequence[str]) -> Callable[..., None]:
         assert experiment is not None
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {seeds}")
-        folder = folder or Path("runs") / f"{slug}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = (
+            folder or Path("runs") / f"{slug}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        )
         if folder.exists():
             raise FileExistsError(
                 f"{folder} exists: go on with it by `jaxkd resume {folder}`, or name a "
@@ -272,10 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments and not arguments[0].startswith("-"):
-            if arguments[0] not in COMMANDS:
-                raise ValueError(unknown_name("command", arguments[0], COMMANDS))
-        run = _run_command(arguments[1:] if arguments[:1] == ["run"] else [])
+        command = arguments[0] if arguments else "--help"
+        if command not in COMMANDS and not command.startswith("-"):
+            raise ValueError(unknown_name("command", command, COMMANDS))
+        run = _run_command(arguments[1:] if command == "run" else [])
         tyro.extras.subcommand_cli_from_dict(
             {
                 "list": list_experiments,
@@ -285,12 +288,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "resume": resume,
                 "export": export,
             },
-            args=arguments,
+            args=arguments or ["--help"],
             prog="jaxkd",
             description=__doc__,
         )
     except (ValueError, OSError, FloatingPointError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        Console(stderr=True).print(
+            f"[red]error:[/red] {escape(str(error))}", soft_wrap=True
+        )
         return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; `jaxkd resume` goes on from here")

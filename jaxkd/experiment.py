@@ -125,7 +125,8 @@ def load_experiment(slug: str) -> Experiment:
     spec = importlib.util.spec_from_file_location(
         f"jaxkd_experiment_{slug}", folder / "experiment.py"
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     title, _, summary = (module.__doc__ or slug).partition("\n")

@@ -1,4 +1,4 @@
-"""The four contracts: everything in jaxkd is an Outputs, a Network, a Method or a Program.
+"""The four contracts: Outputs, Network, Method and Program; everything is one of them.
 
 They are data and pure functions, so any of them can be written by hand, jitted,
 differentiated, vmapped over seeds and sharded over a mesh without knowing the others.
@@ -160,7 +160,9 @@ class Network:
 
         def cast(tree: PyTree) -> PyTree:
             return jax.tree.map(
-                lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+                lambda x: (
+                    x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+                ),
                 tree,
             )
 
@@ -224,7 +226,7 @@ class TrainState:
 
     step: Any
     key: Any
-    student: Variables
-    teacher: Variables | None
-    method: MethodVariables
-    opt_state: PyTree
+    student: Any
+    teacher: Any
+    method: Any
+    opt_state: Any

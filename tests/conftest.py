@@ -1,19 +1,16 @@
 """Shapes are checked at run time in the tests: jaxtyping's hook, before any import."""
 
 import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from pathlib import Path
 
 import jaxtyping
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jaxtyping.install_import_hook("jaxkd", "beartype.beartype")
 
-from pathlib import Path
-
-import jax
-import numpy as np
-import pytest
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 

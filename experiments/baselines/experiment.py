@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 
 import jaxkd
@@ -22,7 +23,7 @@ from jaxkd.evaluation.classification import evaluator, predictor
 from jaxkd.evaluation.records import Record
 from jaxkd.experiment import Run
 from jaxkd.interop import save_pretrained
-from jaxkd.types import Network, Variables
+from jaxkd.types import Variables
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -63,7 +64,7 @@ class Config:
     batch_size: int = 50
     learning_rate: float = 1e-2
     teacher_epochs: int = 60
-    teacher_learning_rate: float = 1e-3
+    teacher_learning_rate: float = 3e-3
     mlp: tuple[str, ...] = ()
     cnn: tuple[str, ...] = ()
 
@@ -78,8 +79,9 @@ PRESETS = {
 
 WATCHED = {
     "mlp": ("rkd", "pkt", "cc", "crd"),
-    "cnn": ("rkd", "pkt", "cc", "crd", "sp", "fitnets", "at", "nst", "ft", "vid")
-    + ("ab", "fsp", "ofd", "reviewkd", "simkd", "mgd", "cwd"),
+    "cnn": tuple(
+        "rkd pkt cc crd sp fitnets at nst ft vid ab fsp ofd reviewkd simkd mgd cwd".split()
+    ),
 }
 """Methods whose own loss should fall, by pair."""
 
@@ -94,98 +96,118 @@ CLAIMS = [
 ]
 
 
+@dataclass(frozen=True)
+class Job:
+    """One pair's part of a run."""
+
+    setting: str
+    config: Config
+    dataset: data.Dataset
+    seeds: Sequence[int]
+    run: Run
+
+    def network(self, who: str) -> Network:
+        """Return the teacher's or the student's network."""
+        name, arguments = PAIRS[self.setting][who]
+        return models.create(name, **arguments)
+
+
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     """Train the teachers and all students, and return the records."""
     dataset = data.load(config.dataset)
-    records = []
-    for setting in PAIRS:
-        records += run_pair(setting, config, dataset, seeds, run)
-    return records
+    jobs = [Job(setting, config, dataset, seeds, run) for setting in PAIRS]
+    return [record for job in jobs for record in run_pair(job)]
 
 
-def run_pair(
-    setting: str, config: Config, dataset: data.Dataset, seeds: Sequence[int], run: Run
-) -> list[Record]:
-    """Return one pair's records."""
+def run_pair(job: Job) -> list[Record]:
+    """Return one pair's records: the teacher's, then every method's."""
+    config, dataset = job.config, job.dataset
     source = dataset.train.subset(config.train_examples)
-    steps = data.steps_per_epoch(source, config.batch_size)
-    networks = {who: models.create(name, **kwargs) for who, (name, kwargs) in PAIRS[setting].items()}
-    records: list[Record] = []
-
-    def trained(who: str, on: data.Source, epochs: int, rate: float) -> Variables:
-        """Return a network trained on labels alone, with its accuracy recorded."""
-        network, folder = networks[who], run.folder / setting / f"{who}-on-labels"
-        folder.mkdir(parents=True, exist_ok=True)
-        size = config.batch_size
-        decay = optax.cosine_decay_schedule(rate, epochs * data.steps_per_epoch(on, size))
-        program = jaxkd.distill(
-            network, None, jaxkd.methods.cross_entropy(), optax.adam(decay)
-        )
-        with training.Checkpoints(folder / "checkpoints") as checkpoints:
-            state, _ = training.fit(
-                program,
-                data.batches(on, size, epochs=epochs, seed=0),
-                key=jax.random.key(0),
-                steps=epochs * data.steps_per_epoch(on, size),
-                checkpoints=checkpoints,
-                progress=run.progress,
-                name=f"{setting} {who}",
-            )
-        return state.student
-
+    student, teacher = job.network("student"), job.network("teacher")
     started = time.perf_counter()
-    variables = trained(
-        "teacher", dataset.train, config.teacher_epochs, config.teacher_learning_rate
+    variables = train_on_labels(
+        job,
+        "teacher",
+        dataset.train,
+        config.teacher_epochs,
+        config.teacher_learning_rate,
     )
-    teacher_time = time.perf_counter() - started
-    peer = trained("student", source, config.epochs, config.learning_rate)
-    teacher_logits = predictor(networks["teacher"], dataset.test)(variables)
-    scores = evaluator(networks["teacher"], dataset.test)(variables)
-    for name, value in scores.items():
-        metrics = ["last_accuracy", "best_accuracy"] if name == "accuracy" else [name]
-        records += [
-            Record("teacher", 0, metric, value, teacher_time, setting)
-            for metric in metrics
-        ]
-    channels = PAIRS[setting]["student"][1].get("channels", ())
+    records = teacher_records(job, teacher, variables, time.perf_counter() - started)
+    peer = train_on_labels(job, "student", source, config.epochs, config.learning_rate)
+    channels = PAIRS[job.setting]["student"][1].get("channels", ())
     pair = Pair(
-        student=networks["student"],
-        teacher=networks["teacher"].with_variables(variables),
+        student=student,
+        teacher=teacher.with_variables(variables),
         teacher_variables=variables,
-        peer=networks["student"].with_variables(peer),
+        peer=student.with_variables(peer),
         source=source,
-        steps_per_epoch=steps,
+        steps_per_epoch=data.steps_per_epoch(source, config.batch_size),
         stages=tuple(f"stage{i}" for i in range(len(channels))),
         branched=models.one_cnn(channels=channels) if channels else None,
     )
     recipes = logit_recipes(pair)
     if pair.stages:
         recipes |= stage_recipes(pair, seed=0)
-    for method in getattr(config, setting) or recipes:
+    teacher_logits = predictor(teacher, dataset.test)(variables)
+    for method in getattr(config, job.setting) or recipes:
         if method not in recipes:
-            raise ValueError(unknown_name(f"{setting} method", method, recipes))
-        records += run_method(
-            setting, method, recipes[method](), config, pair, dataset, teacher_logits, seeds, run
-        )
+            raise ValueError(unknown_name(f"{job.setting} method", method, recipes))
+        recipe = recipes[method]()
+        records += run_method(job, method, recipe, pair, teacher_logits)
     return records
 
 
+def train_on_labels(
+    job: Job, who: str, source: data.Source, epochs: int, learning_rate: float
+) -> Variables:
+    """Return the teacher's or student's variables after supervised training."""
+    size = job.config.batch_size
+    steps = epochs * data.steps_per_epoch(source, size)
+    decay = optax.cosine_decay_schedule(learning_rate, steps)
+    program = jaxkd.distill(
+        job.network(who), None, jaxkd.methods.cross_entropy(), optax.adam(decay)
+    )
+    folder = job.run.folder / job.setting / f"{who}-on-labels" / "checkpoints"
+    with training.Checkpoints(folder, keep=1) as checkpoints:
+        state, _ = training.fit(
+            program,
+            data.batches(source, size, epochs=epochs, seed=0),
+            key=jax.random.key(0),
+            checkpoints=checkpoints,
+            progress=job.run.progress,
+            steps=steps,
+            name=f"{job.setting} {who} on labels",
+        )
+    return state.student
+
+
+def teacher_records(
+    job: Job, teacher: Network, variables: Variables, seconds: float
+) -> list[Record]:
+    """Return the teacher's row: its last epoch is its best, it is not chosen."""
+    scores = evaluator(teacher, job.dataset.test)(variables)
+    values = {
+        "last_accuracy": scores["accuracy"],
+        "best_accuracy": scores["accuracy"],
+        "nll": scores["nll"],
+        "ece": scores["ece"],
+    }
+    return [
+        Record("teacher", 0, metric, value, seconds, job.setting)
+        for metric, value in values.items()
+    ]
+
+
 def run_method(
-    setting: str,
-    method: str,
-    recipe: Recipe,
-    config: Config,
-    pair: Pair,
-    dataset: data.Dataset,
-    teacher_logits,
-    seeds: Sequence[int],
-    run: Run,
+    job: Job, method: str, recipe: Recipe, pair: Pair, teacher_logits: np.ndarray
 ) -> list[Record]:
     """Return one method's records: a student a seed, compiled once for all."""
-    total = config.epochs * pair.steps_per_epoch
-    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, total))
-    program = jaxkd.distill(recipe.student, recipe.teacher, recipe.method, optimizer)
-    evaluate = evaluator(recipe.deployed, dataset.test, teacher_logits)
+    config, steps = job.config, pair.steps_per_epoch
+    decay = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
+    program = jaxkd.distill(
+        recipe.student, recipe.teacher, recipe.method, optax.adam(decay)
+    )
+    evaluate = evaluator(recipe.deployed, job.dataset.test, teacher_logits)
 
     def train(seed: int, folder: Path) -> list[Record]:
         started = time.perf_counter()
@@ -196,44 +218,59 @@ def run_method(
                     pair.source, config.batch_size, epochs=config.epochs, seed=seed
                 ),
                 key=jax.random.key(seed),
-                steps=total,
+                steps=config.epochs * steps,
                 evaluate=lambda state: evaluate(state.student),
-                evaluate_every=pair.steps_per_epoch,
+                evaluate_every=steps,
                 checkpoints=checkpoints,
-                checkpoint_every=50 * pair.steps_per_epoch,
-                progress=run.progress,
-                name=f"{setting} {method} seed {seed}",
+                checkpoint_every=50 * steps,
+                progress=job.run.progress,
+                name=f"{job.setting} {method} seed {seed}",
             )
-        seconds = time.perf_counter() - started
         if recipe.student is pair.student:
+            name, arguments = PAIRS[job.setting]["student"]
             shape = pair.source.arrays["image"].shape[1:]
-            save_pretrained(folder / "student", *PAIRS[setting]["student"], state.student, shape)
-        return to_records(history, recipe, method, seed, seconds, setting)
+            save_pretrained(folder / "student", name, arguments, state.student, shape)
+        return student_records(
+            job, method, recipe, seed, history, time.perf_counter() - started
+        )
 
-    records = []
-    for seed in seeds:
-        records += run.part(f"{setting}/{method}/seed{seed}", lambda folder, seed=seed: train(seed, folder))
-    return records
+    return [
+        record
+        for seed in job.seeds
+        for record in job.run.part(
+            f"{job.setting}/{method}/seed{seed}",
+            lambda folder, seed=seed: train(seed, folder),
+        )
+    ]
 
 
-def to_records(
-    history: list[dict], recipe: Recipe, method: str, seed: int, seconds: float, setting: str
+def student_records(
+    job: Job,
+    method: str,
+    recipe: Recipe,
+    seed: int,
+    history: list[dict],
+    seconds: float,
 ) -> list[Record]:
     """Return the numbers of one student: last and best epoch, calibration, fidelity."""
     curve = tuple(entry["accuracy"] for entry in history)
+    last = history[-1]
     values = {
         "last_accuracy": curve[-1],
         "best_accuracy": max(curve),
-        "nll": history[-1]["nll"],
-        "ece": history[-1]["ece"],
-        "agreement": history[-1]["agreement"],
+        **{metric: last[metric] for metric in ("nll", "ece", "agreement")},
     }
     if recipe.watched:
         values["first_loss"] = history[0][f"train_{recipe.watched}"]
-        values["last_loss"] = history[-1][f"train_{recipe.watched}"]
+        values["last_loss"] = last[f"train_{recipe.watched}"]
     return [
         Record(
-            method, seed, metric, value, seconds, setting,
+            method,
+            seed,
+            metric,
+            value,
+            seconds,
+            job.setting,
             curve if metric == "last_accuracy" else (),
         )
         for metric, value in values.items()

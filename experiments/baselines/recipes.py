@@ -175,7 +175,9 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
         image = pair.source.take(np.arange(1))["image"]
         shapes = [
             jax.eval_shape(
-                lambda net=net: net.apply(net.init(jax.random.key(0)), image, taps=(last,))
+                lambda net=net: net.apply(
+                    net.init(jax.random.key(0)), image, taps=(last,)
+                )
             )[0]
             .features[last]
             .shape
@@ -228,4 +230,3 @@ def train_paraphraser(pair: Pair, tap: str, seed: int) -> Network:
         key=jax.random.key(seed),
     )
     return network.with_variables(state.student)
-

@@ -100,8 +100,8 @@ def digits() -> Dataset:
     order = np.random.default_rng(0).permutation(len(bunch.target))
     image, label = bunch.images[order], bunch.target[order]
     return Dataset(
-        _images("digits/train", image[:1000], label[:1000], 16),
-        _images("digits/test", image[1000:], label[1000:], 16),
+        _images("digits/train", image[:1000], label[:1000], 16.0),
+        _images("digits/test", image[1000:], label[1000:], 16.0),
     )
 
 
@@ -133,8 +133,8 @@ def data_file(relative: str) -> Path:
 def _mnist_file(name: str) -> Dataset:
     with np.load(data_file(f"vision/{name}.npz"), allow_pickle=False) as file:
         return Dataset(
-            _images(f"{name}/train", file["train_x"], file["train_y"], 255),
-            _images(f"{name}/test", file["test_x"], file["test_y"], 255),
+            _images(f"{name}/train", file["train_x"], file["train_y"], 255.0),
+            _images(f"{name}/test", file["test_x"], file["test_y"], 255.0),
         )
 
 
@@ -148,7 +148,7 @@ def mnist() -> Dataset:
 
 
 def fashion_mnist() -> Dataset:
-    """Return Fashion-MNIST from ``$JAXKD_DATA/vision/fashion_mnist.npz``, as `mnist`."""
+    """Return Fashion-MNIST from ``$JAXKD_DATA/vision/fashion_mnist.npz``."""
     return _mnist_file("fashion_mnist")
 
 

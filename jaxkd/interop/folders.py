@@ -76,7 +76,13 @@ def load_pretrained(folder: str | Path) -> tuple[Network, Variables]:
         raise ValueError(
             f"{folder / CONFIG} cannot be read ({error!r}): export the model again"
         ) from None
-    network = models.create(model, **arguments)
+    try:
+        network = models.create(model, **arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / CONFIG} has arguments {arguments!r} that {model!r} does not "
+            f"take ({error}): export the model again"
+        ) from None
     try:
         flat = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -92,7 +98,9 @@ def _check(network: Network, variables: Variables, what: str) -> None:
     expected = flatten_dict(jax.eval_shape(network.init, jax.random.key(0)), sep="/")
     given = flatten_dict(variables, sep="/")
     for name in sorted({*expected, *given}):
-        shapes = [tree[name].shape if name in tree else None for tree in (expected, given)]
+        shapes = [
+            tree[name].shape if name in tree else None for tree in (expected, given)
+        ]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"{what}: {name} has shape {shapes[1]}, but the model of {CONFIG} has "

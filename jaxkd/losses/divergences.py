@@ -59,8 +59,13 @@ def cross_entropy_loss(
 def kl_divergence(
     log_p: Float[Array, "*batch classes"], log_q: Float[Array, "*batch classes"]
 ) -> Float[Array, "*batch"]:
-    """Kullback-Leibler divergence KL(p ‖ q) of two log-distributions."""
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    """Kullback-Leibler divergence KL(p ‖ q) of two normalised log-distributions.
+
+    The terms q − p sum to 0 and make each summand at least 0, so that float32 keeps
+    its digits where the two are close (high temperatures).
+    """
+    p = jnp.exp(log_p)
+    return jnp.sum(p * (log_p - log_q) + (jnp.exp(log_q) - p), axis=-1)
 
 
 def kd_loss(
@@ -123,7 +128,7 @@ def dkd_loss(
     check_positive("temperature", temperature)
     classes = jnp.shape(student_logits)[-1]
     if classes < 2:
-        raise ValueError(f"student_logits has {classes} class: dkd_loss needs 2 or more")
+        raise ValueError(f"student_logits has {classes} class: dkd_loss needs 2")
     is_target = jax.nn.one_hot(labels, classes, dtype=bool)
 
     def split(logits: Array) -> tuple[Array, Array]:

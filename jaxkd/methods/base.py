@@ -61,7 +61,7 @@ def _reduce(values: Array, batch: Batch) -> Array:
 
 
 def from_loss(
-    loss: Callable[[Outputs, Outputs, Batch], Array],
+    loss: Callable[[Outputs, Outputs, Batch], Any],
     *,
     name: str,
     student_taps: tuple[str, ...] = (),
@@ -89,7 +89,7 @@ def from_loss(
 
 def from_module(
     build: Callable[[Outputs, Outputs, nnx.Rngs], nnx.Module],
-    loss: Callable[[Any, Outputs, Outputs, Batch, PRNGKeyArray], Array],
+    loss: Callable[[Any, Outputs, Outputs, Batch, PRNGKeyArray], Any],
     *,
     name: str,
     student_taps: tuple[str, ...] = (),
@@ -141,7 +141,7 @@ def pair_taps(
 
 def connectors(
     student: Outputs, teacher: Outputs, pairs: list[tuple[str, str]], rngs: nnx.Rngs
-) -> nnx.List:
+) -> nnx.Module:
     """Return a trained 1x1 convolution and BatchNorm for each pair of maps."""
     return nnx.List(
         Connector(

@@ -26,7 +26,9 @@ def cc(tap: str, teacher_tap: str | None = None, *, dim: int = 128) -> Method:
         )
 
     def loss(module, student, teacher, batch, key):
-        embeddings = module(student.features[tap], frozen(teacher.features[teacher_tap]))
+        embeddings = module(
+            student.features[tap], frozen(teacher.features[teacher_tap])
+        )
         return cc_loss(*embeddings, weights=example_weights(batch, student))
 
     return from_module(

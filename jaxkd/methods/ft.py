@@ -41,7 +41,9 @@ def paraphrased(
     def apply(variables, inputs, *, taps=(), train=False, key=None):
         own = tuple(t for t in taps if t in teacher.taps)
         outputs, _ = teacher.apply(
-            variables["stats"]["teacher"], inputs, taps=tuple(dict.fromkeys((*own, tap)))
+            variables["stats"]["teacher"],
+            inputs,
+            taps=tuple(dict.fromkeys((*own, tap))),
         )
         outputs = jax.lax.stop_gradient(outputs)
         module = merge_module(abstract, variables["params"], {})

@@ -4,7 +4,7 @@ from typing import Literal
 
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 from jaxkd.losses.online import kdcl_targets
-from jaxkd.methods.base import from_loss
+from jaxkd.methods.base import example_weights, from_loss
 from jaxkd.methods.dml import peer_logits, peer_taps
 from jaxkd.types import Method
 
@@ -30,7 +30,9 @@ def kdcl(
 
     def loss(student, teacher, batch):
         logits = peer_logits(student, peers)
-        target = kdcl_targets(logits, batch["label"], kind)
+        target = kdcl_targets(
+            logits, batch["label"], kind, weights=example_weights(batch, student)
+        )
         return sum(
             cross_entropy_loss(z, batch["label"])
             + weight * kd_loss(z, target, temperature)

@@ -35,7 +35,9 @@ def mgd(
             student.features[tap].shape[-1],
             teacher.features[teacher_tap].shape[-1],
         )
-        parts = {"generate": MGDGenerator(channels[1], rngs=rngs)}
+        parts: dict[str, nnx.Module] = {
+            "generate": MGDGenerator(channels[1], rngs=rngs)
+        }
         if channels[0] != channels[1]:
             parts["align"] = Connector(*channels, rngs=rngs)
         return nnx.Dict(parts)

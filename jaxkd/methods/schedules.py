@@ -5,9 +5,7 @@ import jax.numpy as jnp
 from jaxkd.methods.base import Schedule
 
 
-def epoch_warmup(
-    weight: float, steps_per_epoch: int, epochs: int = 20
-) -> Schedule:
+def epoch_warmup(weight: float, steps_per_epoch: int, epochs: int = 20) -> Schedule:
     """Return weight·min(epoch / epochs, 1), epochs counted from 1 (DKD, ReviewKD).
 
     Args:
@@ -15,8 +13,8 @@ def epoch_warmup(
         steps_per_epoch: steps in one epoch.
         epochs: until the weight is reached.
     """
-    return lambda step: weight * jnp.minimum(
-        (step // steps_per_epoch + 1) / epochs, 1.0
+    return lambda step: (
+        weight * jnp.minimum((step // steps_per_epoch + 1) / epochs, 1.0)
     )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from jaxkd.checks import unknown_name
 from jaxkd.models.cnn import cnn
 from jaxkd.models.ensemble import ensemble, member, with_logits
 from jaxkd.models.mlp import mlp
 from jaxkd.models.one import one_cnn
-from jaxkd.checks import unknown_name
 from jaxkd.types import Network
 
 MODELS: dict[str, Callable[..., Network]] = {"cnn": cnn, "mlp": mlp, "one_cnn": one_cnn}
@@ -29,4 +29,13 @@ def create(name: str, **arguments: Any) -> Network:
     return MODELS[name](**arguments)
 
 
-__all__ = ["MODELS", "cnn", "create", "ensemble", "member", "mlp", "one_cnn", "with_logits"]
+__all__ = [
+    "MODELS",
+    "cnn",
+    "create",
+    "ensemble",
+    "member",
+    "mlp",
+    "one_cnn",
+    "with_logits",
+]

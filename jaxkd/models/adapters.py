@@ -1,4 +1,4 @@
-"""Models of Flax NNX, Flax Linen and plain functions as a `Network`'s pure functions."""
+"""Models of Flax NNX, Flax Linen and plain functions as a `Network`."""
 
 import inspect
 from collections.abc import Callable, Mapping

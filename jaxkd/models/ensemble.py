@@ -109,7 +109,11 @@ def with_logits(network: Network, tap: str) -> Network:
 
     def apply(variables, inputs, *, taps=(), train=False, key=None):
         outputs, changed = network.apply(
-            variables, inputs, taps=tuple(dict.fromkeys((*taps, tap))), train=train, key=key
+            variables,
+            inputs,
+            taps=tuple(dict.fromkeys((*taps, tap))),
+            train=train,
+            key=key,
         )
         features = {name: outputs.features[name] for name in taps}
         return Outputs(outputs.features[tap], features), changed

@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the smallest tapped network, for small images and vectors."""
+"""A multilayer perceptron: the smallest tapped network."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,9 +22,7 @@ class MLP(nnx.Module):
     ):
         sizes = [features, *widths]
         self.features = features
-        self.hidden = nnx.List(
-            nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes)
-        )
+        self.hidden = nnx.List(nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes))
         self.head = nnx.Linear(sizes[-1], classes, rngs=rngs)
         self.taps = (*(f"hidden{i}" for i in range(len(widths))), "pooled")
 

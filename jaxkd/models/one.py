@@ -36,7 +36,7 @@ class ONECNN(nnx.Module):
             for i, (a, b) in enumerate(pairwise(sizes[:-1]))
         )
         self.branches = nnx.List(
-            Stage(*sizes[-2:], 2, rngs=rngs) for _ in range(branches)
+            Stage(sizes[-2], sizes[-1], 2, rngs=rngs) for _ in range(branches)
         )
         self.heads = nnx.List(
             nnx.Linear(channels[-1], classes, rngs=rngs) for _ in range(branches)
@@ -46,7 +46,7 @@ class ONECNN(nnx.Module):
         self.taps = (*(f"{i}.logits" for i in range(branches)), "gate")
 
     def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return the ensemble's logits (batch, classes), each branch's, and the gate."""
+        """Return the ensemble's logits (batch, classes), the branches' and the gate."""
         x = image
         for stage in self.trunk:
             x = jax.nn.relu(stage(x))

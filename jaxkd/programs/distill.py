@@ -1,6 +1,7 @@
 """The common program: a student learns from labels and from a frozen teacher."""
 
-from typing import Any
+import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def distill(
     def prepared(key: PRNGKeyArray, batch: Batch) -> Batch:
         return method.prepare(key, batch) if method.prepare else batch
 
-    def teach(variables: Variables | None, batch: Batch) -> Outputs:
+    def teach(variables: Any, batch: Batch) -> Outputs:
         if teacher is None:
             return Outputs(None, {})
         outputs, _ = teacher.apply(
@@ -147,13 +148,14 @@ def distill(
             objective, has_aux=True
         )(trained)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
+        trained = cast(dict[str, Any], optax.apply_updates(trained, updates))
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
             **{name: value for name, value in metrics.items() if name != "loss"},
         }
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             student={"params": trained["student"], "stats": stats},
             method={"params": trained["method"], "state": carried},

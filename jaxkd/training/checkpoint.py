@@ -1,4 +1,4 @@
-"""Checkpoints of a whole run: the program's state, the data iterator and the history."""
+"""Checkpoints of a whole run: state, place in the data, and history."""
 
 import logging
 from pathlib import Path

@@ -94,7 +94,9 @@ def fit(
         for at, values in pending:
             for metric, value in jax.device_get(values).items():
                 if not np.isfinite(value):
-                    raise FloatingPointError(_not_finite(at, metric, value, checkpoints))
+                    raise FloatingPointError(
+                        _not_finite(at, metric, value, checkpoints)
+                    )
                 metrics[metric] = float(value)
         pending.clear()
         if progress is not None and metrics:
@@ -136,7 +138,9 @@ def _not_finite(
     step: int, metric: str, value: Any, checkpoints: Checkpoints | None
 ) -> str:
     saved = None if checkpoints is None else checkpoints.latest
-    last = f"step {saved} in {checkpoints.folder}" if saved is not None else "none"
+    last = "none"
+    if checkpoints is not None and saved is not None:
+        last = f"step {saved} in {checkpoints.folder}"
     return (
         f"{metric} is {value} at step {step}; last good checkpoint: {last}. Lower the "
         "learning rate or clip gradients; a label outside the classes gives NaN too"

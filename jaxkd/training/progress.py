@@ -54,9 +54,7 @@ class ProgressBar:
         """Begin a run, in place of the one before."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(
-            name, total=steps, completed=done, loss=""
-        )
+        self._task = self._progress.add_task(name, total=steps, completed=done, loss="")
 
     def update(self, step: int, loss: float) -> None:
         """Show the steps done and the latest loss."""

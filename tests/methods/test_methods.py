@@ -94,7 +94,7 @@ def case(request):
 
 
 def test_scalar_with_finite_nonzero_gradient(case):
-    method, variables, student, teacher, grad = case
+    _, variables, student, teacher, grad = case
     (loss, (state, metrics)), (g_params, g_student, g_teacher) = grad(
         variables["params"], student, teacher, jnp.ones(BATCH)
     )
@@ -134,9 +134,7 @@ def test_masked_example_has_no_influence(case):
 
 def test_all_masked_is_zero(case):
     _, variables, student, teacher, grad = case
-    (loss, _), gradients = grad(
-        variables["params"], student, teacher, jnp.zeros(BATCH)
-    )
+    (loss, _), gradients = grad(variables["params"], student, teacher, jnp.zeros(BATCH))
     assert loss == 0
     assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(gradients))
 
@@ -151,10 +149,16 @@ def run(method, student, teacher, batch, step=0):
 
 
 def test_combine_is_the_weighted_sum_and_follows_schedules():
-    student, teacher, batch = outputs(0, ["pooled"]), outputs(1, ["pooled"]), make_batch()
+    student, teacher, batch = (
+        outputs(0, ["pooled"]),
+        outputs(1, ["pooled"]),
+        make_batch(),
+    )
     parts = [methods.cross_entropy(), methods.kd(), methods.rkd("pooled")]
     values = [run(part, student, teacher, batch)[0] for part in parts]
-    method = combine((0.5, parts[0]), (lambda step: 2.0 * step, parts[1]), (3.0, parts[2]))
+    method = combine(
+        (0.5, parts[0]), (lambda step: 2.0 * step, parts[1]), (3.0, parts[2])
+    )
     total, (_, metrics) = run(method, student, teacher, batch, step=jnp.array(4))
     np.testing.assert_allclose(
         total, 0.5 * values[0] + 8 * values[1] + 3 * values[2], rtol=1e-6
@@ -173,7 +177,10 @@ def test_combine_keeps_two_terms_of_one_name_apart():
 def test_sample_weights_act_as_repetitions():
     student, teacher = outputs(0, ()), outputs(1, ())
     weighted, _ = run(
-        methods.kd(), student, teacher, make_batch(weight=jnp.array([2.0, 1, 1, 0, 0, 0]))
+        methods.kd(),
+        student,
+        teacher,
+        make_batch(weight=jnp.array([2.0, 1, 1, 0, 0, 0])),
     )
     rows = jnp.array([0, 0, 1, 2])
     repeated, _ = run(
@@ -215,7 +222,7 @@ def test_warmup_and_curriculum_count_epochs_as_the_papers():
         (lambda: methods.ofd(["a", "b"], [NORM]), "1 entries for 2"),
     ],
 )
-def test_bad_arguments_are_named(make, message):
+def test_bad_arguments_are_named(make, message, unchecked_shapes):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -1,4 +1,4 @@
-"""Networks of NNX, Linen and plain functions: pure, tapped by path, trained or frozen."""
+"""Networks of NNX, Linen and plain functions: pure, and tapped by path."""
 
 from functools import partial
 
@@ -97,7 +97,9 @@ def test_training_mode_updates_stats_and_draws_from_the_key(network):
     assert jax.tree.structure(after) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, after["params"], variables["params"])
     pairs = zip(
-        jax.tree.leaves(after["stats"]), jax.tree.leaves(variables["stats"]), strict=True
+        jax.tree.leaves(after["stats"]),
+        jax.tree.leaves(variables["stats"]),
+        strict=True,
     )
     assert any(not np.array_equal(a, b) for a, b in pairs)
 

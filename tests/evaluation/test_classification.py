@@ -1,0 +1,107 @@
+"""Accuracy, likelihood, calibration and agreement, against numbers worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import models
+from jaxkd.data import Source
+from jaxkd.evaluation.classification import (
+    accuracy,
+    agreement,
+    classification_metrics,
+    evaluator,
+    expected_calibration_error,
+    negative_log_likelihood,
+    predictor,
+)
+
+PROBABILITIES = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45]])
+LOGITS = jnp.log(PROBABILITIES)
+LABELS = jnp.array([0, 0, 0, 1])
+
+
+def test_accuracy_and_likelihood():
+    assert accuracy(LOGITS, LABELS) == 0.5
+    expected = -np.log([0.9, 0.2, 0.7, 0.45]).mean()
+    np.testing.assert_allclose(
+        negative_log_likelihood(LOGITS + 7, LABELS), expected, rtol=1e-5
+    )
+
+
+def test_agreement():
+    other = jnp.array([[1.0, 0], [0, 1], [0, 1], [0, 3]])
+    assert agreement(LOGITS, other) == 0.5
+    assert agreement(LOGITS, LOGITS * 3) == 1
+
+
+@pytest.mark.parametrize(
+    ("bins", "expected"),
+    [
+        # Bins (0.5, 0.75] and (0.75, 1]: gaps |1.25 − 1| and |1.7 − 1|.
+        (4, (0.25 + 0.7) / 4),
+        # One bin: |2.95 − 2|.
+        (1, 0.95 / 4),
+        # Every example alone: 0.1 + 0.8 + 0.3 + 0.55.
+        (20, 1.75 / 4),
+    ],
+)
+def test_calibration_error_by_hand(bins, expected):
+    found = expected_calibration_error(LOGITS, LABELS, bins)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_calibration_error_is_zero_where_confidence_is_accuracy():
+    # Confidence 3/4 in ten examples of four, right three times of four; then 1.
+    logits = jnp.log(jnp.tile(jnp.array([[0.75, 0.25]]), (40, 1)))
+    labels = jnp.tile(jnp.array([0, 0, 0, 1]), 10)
+    np.testing.assert_allclose(expected_calibration_error(logits, labels), 0, atol=1e-6)
+    sure = jnp.array([[1e4, 0.0], [0.0, 1e4]])
+    assert expected_calibration_error(sure, jnp.array([0, 1])) == 0
+    assert expected_calibration_error(sure, jnp.array([1, 0])) == 1
+
+
+def test_bf16_logits_are_measured_in_f32():
+    half = classification_metrics(LOGITS.astype(jnp.bfloat16), LABELS)
+    full = classification_metrics(LOGITS, LABELS)
+    assert set(full) == {"accuracy", "nll", "ece"}
+    for name in full:
+        assert half[name].dtype == jnp.float32
+        np.testing.assert_allclose(half[name], full[name], rtol=2e-2)
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    arrays = {
+        "image": rng.normal(size=(10, 4, 4, 1)).astype("f4"),
+        "label": rng.integers(0, 3, 10),
+    }
+    network = models.cnn(1, (3,), 3)
+    return network, network.init(jax.random.key(0)), Source("toy", arrays, 3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 1000])
+def test_predictor_equals_one_forward_pass(case, batch_size):
+    network, variables, source = case
+    logits = predictor(network, source, batch_size)(variables)
+    expected = network.apply(variables, jnp.asarray(source.arrays["image"]))[0].logits
+    assert logits.shape == (10, 3)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    # The source is left as it was: only a copy of the last batch is filled up.
+    assert source.arrays["image"].shape == (10, 4, 4, 1)
+
+
+def test_evaluator_returns_floats_and_agreement_only_with_a_teacher(case):
+    network, variables, source = case
+    logits = network.apply(variables, jnp.asarray(source.arrays["image"]))[0].logits
+    plain = evaluator(network, source, batch_size=4)(variables)
+    assert set(plain) == {"accuracy", "nll", "ece"}
+    assert all(type(value) is float for value in plain.values())
+    taught = evaluator(network, source, np.asarray(logits), batch_size=4)(variables)
+    assert set(taught) == {"accuracy", "nll", "ece", "agreement"}
+    assert taught["agreement"] == 1
+    expected = classification_metrics(logits, jnp.asarray(source.arrays["label"]))
+    for name in plain:
+        assert plain[name] == pytest.approx(float(expected[name]), rel=1e-5)
