@@ -6,9 +6,10 @@ and, where the paper has a table, ``PAPER`` (method -> metric -> value).
 """
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,13 +123,10 @@ def load_experiment(slug: str) -> Experiment:
     if slug not in slugs():
         raise ValueError(unknown_name("experiment", slug, slugs()))
     folder = experiments_folder() / slug
-    spec = importlib.util.spec_from_file_location(
-        f"jaxkd_experiment_{slug}", folder / "experiment.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    root = str(folder.parent.parent.resolve())
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    module = importlib.import_module(f"experiments.{slug}.experiment")
     title, _, summary = (module.__doc__ or slug).partition("\n")
     return Experiment(
         slug=slug,

@@ -5,7 +5,6 @@ Two pairs: perceptrons for losses on logits and pooled features, where the claim
 accuracy are made, and convolutional networks of equal widths for losses on maps.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 
 import jaxkd
+from experiments.baselines.recipes import Pair, Recipe, logit_recipes, stage_recipes
 from jaxkd import data, models, training
 from jaxkd.checks import unknown_name
 from jaxkd.evaluation.claims import exceeds, falls_by, not_below
@@ -23,11 +23,8 @@ from jaxkd.evaluation.classification import evaluator, predictor
 from jaxkd.evaluation.records import Record
 from jaxkd.experiment import Run
 from jaxkd.interop import save_pretrained
-from jaxkd.types import Variables
+from jaxkd.types import Network, Variables
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from recipes import Pair, Recipe, logit_recipes, stage_recipes
 
 PAIRS = {
     "mlp": {
