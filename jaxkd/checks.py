@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxkd.types import Batch
 
@@ -50,7 +52,7 @@ def check_batch(batch: Batch, classes: int | None = None) -> None:
         if not np.shape(array):
             continue
         lengths[name] = np.shape(array)[0]
-        if not isinstance(array, jax.core.Tracer):
+        if not isinstance(array, Tracer):
             _check_finite(name, np.asarray(array))
     if min(lengths.values(), default=0) == 0 or len(set(lengths.values())) > 1:
         unequal = len(set(lengths.values())) > 1
@@ -70,7 +72,7 @@ def check_labels(name: str, labels: Any, classes: int) -> None:
     Raises:
         ValueError: it names the array, the first bad example and its label.
     """
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, Tracer):
         return
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
@@ -92,7 +94,7 @@ def _arrays(batch: Batch) -> list[tuple[str, Any]]:
 
 def _check_finite(name: str, array: np.ndarray) -> None:
     # JAX's test knows bfloat16 too, which NumPy's does not.
-    if not jax.dtypes.issubdtype(array.dtype, np.floating):
+    if not jnp.issubdtype(array.dtype, np.floating):
         return
     # One pass without a temporary; only a bad (or overflowing) sum is looked into.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -25,7 +25,6 @@ from jaxkd.experiment import Run
 from jaxkd.interop import save_pretrained
 from jaxkd.types import Network, Variables
 
-
 PAIRS = {
     "mlp": {
         "teacher": ("mlp", {"features": 64, "widths": (256, 256)}),
@@ -76,8 +75,24 @@ PRESETS = {
 
 WATCHED = {
     "mlp": ("rkd", "pkt", "cc", "crd"),
-    "cnn": tuple(
-        "rkd pkt cc crd sp fitnets at nst ft vid ab fsp ofd reviewkd simkd mgd cwd".split()
+    "cnn": (
+        "rkd",
+        "pkt",
+        "cc",
+        "crd",
+        "sp",
+        "fitnets",
+        "at",
+        "nst",
+        "ft",
+        "vid",
+        "ab",
+        "fsp",
+        "ofd",
+        "reviewkd",
+        "simkd",
+        "mgd",
+        "cwd",
     ),
 }
 """Methods whose own loss should fall, by pair."""

@@ -1,6 +1,9 @@
 """Batches of a source through grain: shuffled by seed, sharded, resumable."""
 
+from typing import Any
+
 import grain
+import jax
 import numpy as np
 
 from jaxkd.data.sources import Source
@@ -73,8 +76,6 @@ def batches(
         ValueError: a batch size that does not fit the source or the processes, or no
             epochs.
     """
-    import jax
-
     steps_per_epoch(source, batch_size)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -84,7 +85,8 @@ def batches(
             f"batch_size {batch_size} cannot be divided among {processes} processes: "
             f"use a multiple of {processes}"
         )
-    data = grain.MapDataset.source(_Batches(source, batch_size, epochs, seed))
+    whole: Any = _Batches(source, batch_size, epochs, seed)
+    data = grain.MapDataset.source(whole)
     if processes > 1:
         part = slice(process, None, processes)
         data = data.map(lambda batch: {k: v[part] for k, v in batch.items()})

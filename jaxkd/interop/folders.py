@@ -50,7 +50,8 @@ def save_pretrained(
         "input_shape": list(input_shape),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    save_file(flatten_dict(jax.device_get(variables), sep="/"), folder / WEIGHTS)
+    flat: Any = flatten_dict(jax.device_get(variables), sep="/")
+    save_file(flat, folder / WEIGHTS)
     return folder
 
 
@@ -95,8 +96,10 @@ def load_pretrained(folder: str | Path) -> tuple[Network, Variables]:
 
 
 def _check(network: Network, variables: Variables, what: str) -> None:
-    expected = flatten_dict(jax.eval_shape(network.init, jax.random.key(0)), sep="/")
-    given = flatten_dict(variables, sep="/")
+    expected: Any = flatten_dict(
+        jax.eval_shape(network.init, jax.random.key(0)), sep="/"
+    )
+    given: Any = flatten_dict(variables, sep="/")
     for name in sorted({*expected, *given}):
         shapes = [
             tree[name].shape if name in tree else None for tree in (expected, given)

@@ -1,8 +1,11 @@
 """What every loss needs: float32 arithmetic, argument checks and weighted means."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 EPS = 1e-12
@@ -38,7 +41,7 @@ def check_array(name: str, x: Array | None, rank: int | None = None) -> None:
         )
 
 
-def check_same_shape(student: Array, teacher: Array | None, what: str) -> None:
+def check_same_shape(student: Array, teacher: Any, what: str) -> None:
     """Refuse student and teacher arrays whose shapes differ.
 
     Args:
@@ -63,7 +66,7 @@ def check_same_shape(student: Array, teacher: Array | None, what: str) -> None:
         )
 
 
-def check_same_batch(student: Array, teacher: Array | None, what: str) -> None:
+def check_same_batch(student: Array, teacher: Any, what: str) -> None:
     """Refuse student and teacher arrays of different batch sizes, or of one example.
 
     Raises:
@@ -90,7 +93,7 @@ def check_positive(name: str, value: float | Array) -> None:
         ValueError: it names the argument and the value.
     """
     # NumPy, since under jit even a comparison of jnp constants would be traced.
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+    if not isinstance(value, Tracer) and not np.all(np.asarray(value) > 0):
         raise ValueError(f"{name} must be above 0, got {value}")
 
 

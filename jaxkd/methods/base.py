@@ -17,7 +17,7 @@ from jaxkd.models.adapters import merge_module, split_module
 from jaxkd.models.projectors import Connector
 from jaxkd.types import Batch, Method, MethodVariables, Outputs
 
-Schedule = Callable[[Array], Array | float]
+Schedule = Callable[[Any], Any]
 
 
 def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:

@@ -68,9 +68,13 @@ def crd(
         module = merge_module(abstract, variables["params"], {})
         contrast = sample_negatives(key, labels, indices(batch), negatives)
         weights = example_weights(batch, student)
+        embedded, target = module(
+            student.features[tap], frozen(teacher.features[teacher_tap])
+        )
         losses, state = crd_loss(
             variables["state"],
-            *module(student.features[tap], frozen(teacher.features[teacher_tap])),
+            embedded,
+            target,
             contrast,
             temperature=temperature,
             momentum=momentum,
