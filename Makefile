@@ -12,7 +12,6 @@ DEMO := runs/demo
 ifneq ($(wildcard ../shared/data),)
 export JAXKD_DATA ?= $(abspath ../shared/data)
 endif
-export JAX_PLATFORMS ?= cpu
 
 .PHONY: demo test check docs bench setup clean
 

@@ -149,9 +149,11 @@ def export(
     if to.exists():
         raise FileExistsError(f"{to} exists: name a new folder, so nothing is lost")
     load_pretrained(students[part])
-    shutil.copytree(students[part], to)
-    program = export_program(to)
-    console.print(f"exported {part} to {to}: {program.stat().st_size:,} bytes compiled")
+    partial = to.with_name(f"{to.name}.partial")
+    shutil.copytree(students[part], partial, dirs_exist_ok=True)
+    export_program(partial)
+    partial.rename(to)
+    console.print(f"exported {part} to {to}", soft_wrap=True)
 
 
 def _accuracy(part: Path) -> float:

@@ -27,7 +27,7 @@ class _Batches:
         return self._per_epoch * self._epochs
 
     def __repr__(self) -> str:
-        # Grain compares this with the checkpoint's, to refuse another pipeline's state.
+        # In the iterators' state, to refuse another pipeline's.
         return (
             f"Batches({self._source.name}, {len(self._source)} examples, size "
             f"{self._size}, {self._epochs} epochs, seed {self._seed})"
@@ -41,6 +41,39 @@ class _Batches:
             order = rng.permutation(len(self._source))
             self._order = epoch, order
         return self._source.take(order[i * self._size : (i + 1) * self._size])
+
+
+class _Named(grain.IterDataset):
+    """Batches whose iterators' state names the pipeline it belongs to."""
+
+    def __init__(self, batches: grain.IterDataset, name: str):
+        super().__init__(batches)
+        self._name = name
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _NamedIterator(iter(self._parent), self._name)
+
+
+class _NamedIterator(grain.DatasetIterator):
+    def __init__(self, batches: grain.DatasetIterator, name: str):
+        super().__init__(batches)
+        self._name = name
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._parent)
+
+    def get_state(self) -> dict[str, Any]:
+        return {**self._parent.get_state(), "batches": self._name}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        name = state.get("batches", self._name)
+        if name != self._name:
+            raise ValueError(
+                f"the data iterator's state is of {name}, but this is {self._name}: "
+                "resume with the data set and settings it was saved with, or start "
+                "in another folder"
+            )
+        self._parent.set_state(state)
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -91,6 +124,5 @@ def batches(
         part = slice(process, None, processes)
         data = data.map(lambda batch: {k: v[part] for k, v in batch.items()})
     # One thread reads ahead; more would make the order of permutations a race.
-    return data.to_iter_dataset(
-        grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    )
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return _Named(data.to_iter_dataset(options), repr(whole))

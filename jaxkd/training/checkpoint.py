@@ -1,5 +1,6 @@
 """Checkpoints of a whole run: state, place in the data, and history."""
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                loop=ocp.args.JsonSave({"data": data, "history": history}),
+                # A copy: it is written in the background, while the lists grow.
+                loop=ocp.args.JsonSave(
+                    copy.deepcopy({"data": data, "history": history})
+                ),
             ),
         )
 

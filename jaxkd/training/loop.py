@@ -40,7 +40,7 @@ def fit(
     log_every: int = 50,
     progress: ProgressBar | None = None,
     name: str = "training",
-) -> tuple[Any, list[dict[str, float]]]:
+) -> tuple[Any, list[dict[str, int | float]]]:
     """Train a program, and return its last state and the evaluations.
 
     With checkpoints in the folder, the run goes on from the newest: state, place in the

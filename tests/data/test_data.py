@@ -88,7 +88,7 @@ def test_subset_of_impossible_size_is_refused(examples):
 
 
 def test_unknown_data_set_is_answered_with_the_closest():
-    with pytest.raises(ValueError, match="unknown data set 'mnits': .*'mnist'"):
+    with pytest.raises(ValueError, match=r"unknown data set 'mnits': .*'mnist'"):
         data.load("mnits")
 
 
@@ -166,7 +166,7 @@ def test_every_epoch_is_a_new_permutation():
         assert set(batch) == {"image", "label", "index"}
         for name, array in batch.items():
             np.testing.assert_array_equal(array, taken[name])
-    epochs = [sum(indices(found[i : i + 3]), []) for i in (0, 3, 6)]
+    epochs = [np.concatenate(indices(found[i : i + 3])) for i in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 3
 
@@ -197,6 +197,22 @@ def test_iterator_resumes_exactly(position):
     fresh = iter(data.batches(source, 4, epochs=3, seed=1))
     fresh.set_state(state)
     assert indices(fresh) == whole[position:]
+
+
+@pytest.mark.parametrize(
+    ("other", "settings"),
+    [
+        (toy(12), {"batch_size": 4, "epochs": 3, "seed": 2}),
+        (toy(12), {"batch_size": 3, "epochs": 3, "seed": 1}),
+        (toy(11), {"batch_size": 4, "epochs": 3, "seed": 1}),
+    ],
+    ids=["seed", "batch_size", "examples"],
+)
+def test_another_pipelines_state_is_refused(other, settings):
+    state = iter(data.batches(toy(12), 4, epochs=3, seed=1)).get_state()
+    iterator = iter(data.batches(other, **settings))
+    with pytest.raises(ValueError, match=r"is of Batches\(toy, 12 .*size 4, 3 epochs"):
+        iterator.set_state(state)
 
 
 def test_processes_share_every_batch(monkeypatch):

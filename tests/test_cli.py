@@ -1,0 +1,141 @@
+"""The command line, from a run to a report, a resumed run and an exported student."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import data, interop
+from jaxkd.cli import main
+from jaxkd.evaluation.results import read_results
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Run two methods for two epochs with two seeds."""
+    folder = tmp_path_factory.mktemp("cli")
+    arguments = "run baselines --preset small --seeds 2 --epochs 2 --teacher-epochs 1"
+    arguments += " --mlp cross_entropy kd --cnn cross_entropy"
+    arguments += f" --folder {folder}/run --results {folder}/results.json"
+    assert main(arguments.split()) == 0
+    return folder
+
+
+def test_run_writes_results_report_and_students(finished, capsys):
+    results = read_results(finished / "results.json")
+    assert results.config["epochs"] == 2
+    rows = {(r.setting, r.method, r.seed) for r in results.records}
+    assert rows == {
+        ("mlp", "teacher", 0),
+        ("cnn", "teacher", 0),
+        *(("mlp", m, s) for m in ("cross_entropy", "kd") for s in (0, 1)),
+        *(("cnn", "cross_entropy", s) for s in (0, 1)),
+    }
+    assert main(["report", "baselines", "--results", f"{finished}/results.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "±" in printed
+    assert "NOT ESTABLISHED" in printed
+    page = finished / "small" / "report.html"
+    assert "data:image/png;base64" in page.read_text()
+
+
+def test_resume_repeats_only_what_is_missing(finished):
+    before = read_results(finished / "results.json").records
+    part = finished / "run" / "mlp" / "kd" / "seed1"
+    kept = finished / "run" / "mlp" / "kd" / "seed0" / "records.json"
+    (part / "records.json").unlink()
+    times = kept.stat().st_mtime_ns
+    assert main(["resume", f"{finished}/run"]) == 0
+    assert kept.stat().st_mtime_ns == times
+    after = read_results(finished / "results.json").records
+
+    def numbers(records):
+        return [(r.setting, r.method, r.seed, r.metric, r.value) for r in records]
+
+    assert numbers(after) == numbers(before)
+
+
+def test_export_gives_a_folder_and_a_portable_program(finished, tmp_path):
+    to = tmp_path / "student"
+    command = ["export", f"{finished}/run", "--to", str(to), "--part", "mlp/kd/seed0"]
+    assert main(command) == 0
+    network, variables = interop.load_pretrained(to)
+    images = jnp.asarray(data.digits().test.arrays["image"][:7])
+    expected = network.apply(variables, images)[0].logits
+    program = jax.export.deserialize((to / "model.stablehlo").read_bytes())
+    np.testing.assert_allclose(program.call(images), expected, rtol=1e-5, atol=1e-6)
+    assert main(command) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("shwo baselines", "did you mean 'show'"),
+        ("show baseline", "did you mean 'baselines'"),
+        ("run baselines --preset smal", "did you mean 'small'"),
+        ("run baselines --seeds 0", "--seeds must be at least 1"),
+        ("run baselines --dataset digit --folder {tmp}/a", "did you mean 'digits'"),
+        ("run baselines --mlp kdd --folder {tmp}/b --teacher-epochs 1", "method 'kdd'"),
+        ("run baselines --folder {tmp}", "exists: go on with it by `jaxkd resume"),
+        ("run baselines --dataset mnist --folder {tmp}/c", "JAXKD_DATA is not set"),
+        ("report baselines --results {tmp}/none.json", "none.json"),
+        ("resume {tmp}", "not the folder of a run"),
+        ("export {tmp} --to {tmp}/x", "no trained student"),
+    ],
+)
+def test_mistakes_get_one_line_with_the_remedy(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("JAXKD_DATA", raising=False)
+    arguments += f" --results {tmp_path}/r.json" if arguments.startswith("run") else ""
+    if "kdd" in arguments:
+        arguments += " --epochs 1"
+    assert main(arguments.format(tmp=tmp_path).split()) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err.replace("\n", " ")
+    assert "Traceback" not in captured.err
+
+
+def test_damaged_run_file_is_named(tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"experiment": "base')
+    assert main(["resume", str(tmp_path)]) == 1
+    assert "run.json cannot be read" in capsys.readouterr().err
+
+
+def test_list_and_show(capsys):
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(
+        name in listed for name in ("baselines", "reviewkd", "digits", "one_cnn")
+    )
+    assert main(["show", "baselines"]) == 0
+    shown = capsys.readouterr().out
+    assert "train_examples" in shown
+    assert "kd above cross_entropy" in shown
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["run", "baselines", "--help"]])
+def test_help(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert ("--train-examples" if "run" in arguments else "resume") in shown
+
+
+def test_import_is_light():
+    code = (
+        "import sys, jaxkd; heavy = {'tensorflow', 'torch', 'matplotlib', 'sklearn'};"
+        "print(json.dumps(sorted(heavy & set(sys.modules))))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", "import json;" + code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(found.stdout) == []
