@@ -68,8 +68,8 @@ class Config:
 PRESETS = {
     "small": Config(),
     "demo": Config(
-        mlp=("cross_entropy", "kd", "dkd", "dist", "lskd", "rkd", "crd"),
-        cnn=("cross_entropy", "kd", "fitnets", "at", "reviewkd", "simkd"),
+        mlp=("cross_entropy", "kd", "dist", "lskd", "crd"),
+        cnn=("cross_entropy", "kd", "fitnets", "simkd"),
     ),
 }
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxkd.losses.basics import as_float, weighted_mean
+from jaxkd.losses.basics import as_float, expand_weights, weighted_mean
 from jaxkd.models.adapters import merge_module, split_module
 from jaxkd.models.projectors import Connector
 from jaxkd.types import Batch, Method, MethodVariables, Outputs
@@ -43,9 +43,9 @@ def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:
                 f"batch[{name!r}] has shape {jnp.shape(batch[name])}, but the losses "
                 f"have shape {shape}: give one value an example or token"
             )
-        weights = weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
+        weights = expand_weights(weights, shape)
         total = weights if total is None else total * weights
-    return None if total is None else jnp.broadcast_to(total, shape)
+    return total
 
 
 def example_weights(batch: Batch, outputs: Outputs) -> Array | None:

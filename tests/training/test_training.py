@@ -1,7 +1,6 @@
 """The loop: whole runs, exact resumption, and an answer for every way to go wrong."""
 
 import io
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -397,7 +396,3 @@ def test_shard_batch():
     message = r"batch\['image'\] holds 5 examples, which the 2 devices.* multiple of 2"
     with pytest.raises(ValueError, match=message):
         shard_batch(batch, two)
-
-
-def test_history_is_plain_json(whole):
-    assert json.loads(json.dumps(whole[1])) == whole[1]
