@@ -108,6 +108,7 @@ def resume(folder: RunFolder) -> None:
         saved = json.loads(file.read_text())
         slug, preset, seeds = saved["experiment"], saved["preset"], saved["seeds"]
         values, results = saved["config"], saved["results"]
+        commit, dirty = saved["code"]
     except (json.JSONDecodeError, KeyError) as error:
         raise ValueError(
             f"{file} cannot be read ({error!r}): start again with `jaxkd run`"
@@ -117,7 +118,7 @@ def resume(folder: RunFolder) -> None:
     config = type(default)(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     )
-    _execute(experiment, preset, config, seeds, folder, Path(results))
+    _execute(experiment, preset, config, seeds, folder, Path(results), (commit, dirty))
 
 
 def export(
@@ -204,6 +205,8 @@ def _run_command(arguments: Sequence[str]) -> Callable[..., None]:
                 f"{folder} exists: go on with it by `jaxkd resume {folder}`, or name a "
                 "new folder"
             )
+        from jaxkd.evaluation.results import code_state
+
         folder.mkdir(parents=True)
         results = results or _results_file(experiment, preset)
         saved = {
@@ -212,9 +215,10 @@ def _run_command(arguments: Sequence[str]) -> Callable[..., None]:
             "seeds": seeds,
             "config": dataclasses.asdict(config),
             "results": str(results),
+            "code": code_state(),
         }
         (folder / RUN_FILE).write_text(json.dumps(saved, indent=2))
-        _execute(experiment, preset, config, seeds, folder, results)
+        _execute(experiment, preset, config, seeds, folder, results, saved["code"])
 
     if default is None:
         signature = inspect.signature(run)
@@ -243,6 +247,7 @@ def _execute(
     seeds: int,
     folder: Path,
     results: Path,
+    code: tuple[str | None, bool],
 ) -> None:
     from jaxkd.evaluation.results import write_results
     from jaxkd.training.progress import ProgressBar
@@ -263,6 +268,7 @@ def _execute(
         config=config,
         records=records,
         seconds=time.perf_counter() - started,
+        code=code,
     )
     report(experiment.slug, preset, results)
 

@@ -5,6 +5,7 @@ median of the rounds' ratios to supervised training is printed with its quartile
 """
 
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,7 +84,8 @@ def teacher_flops(images: np.ndarray) -> float:
     teacher = models.cnn(3, (16, 32, 64), 10, depth=3)
     variables = jax.jit(teacher.init)(jax.random.key(0))
     forward = jax.jit(lambda v, x: teacher.apply(v, x)[0].logits)
-    return forward.lower(variables, images).compile().cost_analysis()["flops"]
+    cost: Any = forward.lower(variables, images).compile().cost_analysis()
+    return cost["flops"]
 
 
 if __name__ == "__main__":

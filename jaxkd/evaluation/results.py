@@ -60,6 +60,7 @@ def write_results(
     config: Any,
     records: Sequence[Record],
     seconds: float,
+    code: tuple[str | None, bool],
 ) -> None:
     """Write a results file; a reader sees all of it or what was there before.
 
@@ -70,6 +71,8 @@ def write_results(
         config: the configuration, a dataclass.
         records: the measurements; curves are kept to 5 significant digits.
         seconds: wall time of the run.
+        code: the commit the run began with and whether the tree had changes, from
+            `code_state`.
 
     Raises:
         ValueError: no records, a value that is not finite, or two records of the same
@@ -78,7 +81,7 @@ def write_results(
     if not records:
         raise ValueError(f"records is empty: there is nothing to write to {path}")
     _check_records(records, f"cannot write {path}")
-    commit, dirty = git_state(Path(__file__).parent)
+    commit, dirty = code
     results = Results(
         experiment=experiment,
         preset=preset,
@@ -152,6 +155,11 @@ def machine() -> dict[str, str | int | None]:
         "device": devices[0].device_kind,
         "devices": len(devices),
     }
+
+
+def code_state() -> tuple[str | None, bool]:
+    """Return the commit of this library's code, and whether it has changes."""
+    return git_state(Path(__file__).parent)
 
 
 def git_state(folder: Path) -> tuple[str | None, bool]:

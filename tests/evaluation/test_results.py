@@ -38,6 +38,7 @@ def write(path, records=RECORDS):
         config=Config(),
         records=records,
         seconds=12.0,
+        code=("0" * 40, False),
     )
     return path
 

@@ -1,0 +1,22 @@
+"""Sphinx configuration: MyST pages, executed notebooks, API from docstrings."""
+
+project = "jaxkd"
+author = "The jaxkd authors"
+copyright = "2026, the jaxkd authors"
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+html_theme = "sphinx_book_theme"
+html_title = "jaxkd"
+exclude_patterns = ["_build", "jupyter_execute"]
+default_role = "code"
+napoleon_use_ivar = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
