@@ -210,8 +210,8 @@ def ofd_margin(
 ) -> Float[Array, "channels"]:
     """Expected negative response of a BatchNorm's channel: E[x | x < 0].
 
-    Heo et al. 2019, arXiv:1904.01866: x is Gaussian with mean β and deviation
-    ``|γ|``; where x < 0 is rarer than 0.001, −3|γ|. The ratio of density and distribution
+    Heo et al. 2019, arXiv:1904.01866: x is Gaussian with mean β and deviation s =
+    abs(γ); where x < 0 is rarer than 0.001, −3s. The ratio of density and distribution
     is taken through its logarithm; a channel with γ = 0 is constant and gets min(β, 0).
 
     Args:
