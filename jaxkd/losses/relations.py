@@ -169,8 +169,8 @@ def cc_loss(
 ) -> Float[Array, ""]:
     """Correlation congruence, as its reference code has it: Σ_d δ[b]·δ[b+1].
 
-    Peng et al. 2019, arXiv:1904.01802. δ = ``|student − teacher|`` of learnt embeddings;
-    the mean runs over neighbours in the batch. The paper's Eq. 5-9 compare kernel
+    Peng et al. 2019, arXiv:1904.01802. δ is the absolute difference of learnt
+    embeddings; the mean runs over neighbours in the batch. The paper compares kernel
     matrices instead, but all published comparisons ran this.
 
     Args:
