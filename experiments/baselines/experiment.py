@@ -68,6 +68,7 @@ class Config:
 PRESETS = {
     "small": Config(),
     "demo": Config(
+        teacher_epochs=30,
         mlp=("cross_entropy", "kd", "dist", "lskd", "crd"),
         cnn=("cross_entropy", "kd", "fitnets", "simkd"),
     ),

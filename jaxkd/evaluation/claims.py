@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jaxkd.evaluation.records import Record, Summary, select, summarize
+from jaxkd.evaluation.records import methods as methods_run
 from jaxkd.evaluation.tables import format_summary, format_value, metric_name
 
 
@@ -42,11 +43,19 @@ class Claim:
         name: short, for the report's list.
         statement: a sentence that says when it holds.
         judge: ``records -> Verdict``.
+        method: the one it is about; empty if it is about several.
+        setting: that method's.
     """
 
     name: str
     statement: str
     judge: Callable[[Sequence[Record]], Verdict]
+    method: str = ""
+    setting: str = ""
+
+    def applies(self, records: Sequence[Record]) -> bool:
+        """Return whether the method it is about was run."""
+        return not self.method or self.method in methods_run(records, self.setting)
 
 
 def exceeds(
@@ -84,6 +93,8 @@ def exceeds(
         f"{better} is above {worse} in {metric_name(metric)} by more than {errors:g} "
         "combined standard errors",
         judge,
+        better,
+        setting,
     )
 
 
@@ -117,6 +128,8 @@ def not_below(
         f"{method} is not below {reference} in {metric_name(metric)} by more than "
         f"{errors:g} combined standard errors",
         judge,
+        method,
+        setting,
     )
 
 

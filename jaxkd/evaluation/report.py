@@ -92,13 +92,17 @@ def print_report(
         console.print(names)
     if claims:
         console.print(Text("\nclaims", style="bold"))
-    for claim in claims:
+    judged = [claim for claim in claims if claim.applies(results.records)]
+    for claim in judged:
         verdict = claim.judge(results.records)
         line = Text.assemble(
             (f"{verdict.status:<17}", f"bold {COLORS[verdict.status]}"), claim.name
         )
         console.print(Padding(line, (0, 0, 0, 2)))
         console.print(Padding(Text(verdict.numbers, style="dim"), (0, 0, 0, 19)))
+    if len(judged) < len(claims):
+        left = len(claims) - len(judged)
+        console.print(Text(f"  {left} claims are about methods not run", style="dim"))
 
 
 def write_report(

@@ -145,3 +145,12 @@ def test_a_fall_of_no_method_is_refused():
 
 def test_status_reads_as_its_words():
     assert [str(status) for status in Status] == ["HOLDS", "FAILS", "NOT ESTABLISHED"]
+
+
+def test_a_claim_applies_where_its_method_was_run():
+    records = [Record("kd", 0, "last_accuracy", 0.9, 1.0, "mlp")]
+    claim = not_below("kd", "cross_entropy", "last_accuracy", setting="mlp")
+    assert claim.applies(records)
+    assert not claim.applies([])
+    other = exceeds("kd", "cross_entropy", "last_accuracy", setting="cnn")
+    assert not other.applies(records)
