@@ -18,7 +18,7 @@ Inputs = Any
 """An image array (NHWC float), or a dict with Hugging Face's names, or a graph."""
 
 Batch = Mapping[str, Any]
-"""A dict: ``image`` or the text names, ``label``, ``mask``, ``weight``, ``index``, …"""
+"""A dict of ``image`` or the text names, ``label``, ``mask``, ``weight``, ``index``."""
 
 Variables = dict[str, PyTree]
 """A network's ``{"params": trained, "stats": the rest}`` (BatchNorm averages, …)."""

@@ -1,0 +1,1 @@
+"""Metrics, and what experiments report: records, claims, tables, plots, pages."""
