@@ -115,7 +115,7 @@ def write_report(
 
     Args:
         results: the experiment's.
-        claims: to judge by its records.
+        claims: to judge by its records; those on methods not run are left out.
         folder: where ``report.html``, ``comparison.png`` and, where records have
             curves of accuracy, ``curves.png`` go; made if it is missing.
         paper: the paper's numbers.
@@ -134,6 +134,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plots = _plots(results.records, folder)
+    claims = [claim for claim in claims if claim.applies(results.records)]
     page = folder / "report.html"
     page.write_text(_page(results, claims, paper, plots), encoding="utf-8")
     return [page, *plots]
