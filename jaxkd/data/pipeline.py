@@ -66,7 +66,7 @@ class _NamedIterator(grain.DatasetIterator):
         return {**self._parent.get_state(), "batches": self._name}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        name = state.get("batches", self._name)
+        name = state.get("batches")
         if name != self._name:
             raise ValueError(
                 f"the data iterator's state is of {name}, but this is {self._name}: "

@@ -161,7 +161,6 @@ class EmbedPair(nnx.Module):
         student_shape: (batch, ...) of the student's features.
         teacher_shape: the same of the teacher's.
         dim: of both embeddings.
-        normalize: whether embeddings are divided by their norm.
     """
 
     def __init__(
@@ -170,10 +169,8 @@ class EmbedPair(nnx.Module):
         teacher_shape: tuple[int, ...],
         dim: int,
         rngs: nnx.Rngs,
-        *,
-        normalize: bool = False,
     ):
-        build = partial(Embed, dim=dim, normalize=normalize, rngs=rngs)
+        build = partial(Embed, dim=dim, rngs=rngs)
         self.student = build(math.prod(student_shape[1:]))
         self.teacher = build(math.prod(teacher_shape[1:]))
 
