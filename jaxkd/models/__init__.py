@@ -6,11 +6,32 @@ from typing import Any
 from jaxkd.checks import unknown_name
 from jaxkd.models.cnn import cnn
 from jaxkd.models.ensemble import ensemble, member, with_logits
+from jaxkd.models.mixer import mlp_mixer, resmlp
 from jaxkd.models.mlp import mlp
+from jaxkd.models.mobilenet import mobilenet_v2
 from jaxkd.models.one import one_cnn
+from jaxkd.models.resnet import cifar_resnet, imagenet_resnet
+from jaxkd.models.shufflenet import shufflenet_v1, shufflenet_v2
+from jaxkd.models.vgg import vgg
+from jaxkd.models.vit import vit
+from jaxkd.models.wide_resnet import wide_resnet
 from jaxkd.types import Network
 
-MODELS: dict[str, Callable[..., Network]] = {"cnn": cnn, "mlp": mlp, "one_cnn": one_cnn}
+MODELS: dict[str, Callable[..., Network]] = {
+    "cifar_resnet": cifar_resnet,
+    "cnn": cnn,
+    "imagenet_resnet": imagenet_resnet,
+    "mlp": mlp,
+    "mlp_mixer": mlp_mixer,
+    "mobilenet_v2": mobilenet_v2,
+    "one_cnn": one_cnn,
+    "resmlp": resmlp,
+    "shufflenet_v1": shufflenet_v1,
+    "shufflenet_v2": shufflenet_v2,
+    "vgg": vgg,
+    "vit": vit,
+    "wide_resnet": wide_resnet,
+}
 """Model constructors by name, for configurations and exported folders."""
 
 
@@ -31,11 +52,21 @@ def create(name: str, **arguments: Any) -> Network:
 
 __all__ = [
     "MODELS",
+    "cifar_resnet",
     "cnn",
     "create",
     "ensemble",
+    "imagenet_resnet",
     "member",
     "mlp",
+    "mlp_mixer",
+    "mobilenet_v2",
     "one_cnn",
+    "resmlp",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "vgg",
+    "vit",
+    "wide_resnet",
     "with_logits",
 ]

@@ -1,0 +1,114 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) for CIFAR.
+
+The form of the distillation benchmarks: the ImageNet network with stride 2 in the stem
+and in three of the stages, and ReLU in place of ReLU6.
+"""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxkd.models.blocks import BatchNorm, check_channels, conv, stage_taps
+from jaxkd.types import Network, Outputs
+
+STAGES = (
+    ((1, 16, 1, 1), (6, 24, 2, 1)),
+    ((6, 32, 3, 2),),
+    ((6, 64, 4, 2), (6, 96, 3, 1)),
+    ((6, 160, 3, 2), (6, 320, 1, 1)),
+)
+"""Expansion, channels, blocks and stride of the groups in each tapped stage."""
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 expansion, 3x3 depthwise and linear 1x1 convolutions, with a shortcut."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        stride: int,
+        expansion: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        wide = channels_in * expansion
+        self.conv1 = conv(channels_in, wide, 1, rngs=rngs)
+        self.bn1 = BatchNorm(wide, rngs=rngs)
+        self.conv2 = conv(wide, wide, 3, stride, groups=wide, rngs=rngs)
+        self.bn2 = BatchNorm(wide, rngs=rngs)
+        self.conv3 = conv(wide, channels, 1, rngs=rngs)
+        self.bn3 = BatchNorm(channels, rngs=rngs)
+        self.residual = stride == 1 and channels_in == channels
+
+    def __call__(self, x: Array) -> Array:
+        """Return the linear bottleneck."""
+        y = jax.nn.relu(self.bn1(self.conv1(x)))
+        y = jax.nn.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nnx.Module):
+    """A stem, inverted residuals, a 1x1 convolution, global pooling and a linear head.
+
+    Taps: ``stage0`` (the stem, with ``stage0.pre`` before its ReLU); ``stage1`` …
+    ``stage4``, linear bottlenecks without ReLU, so that ``stage{i}.pre`` is the same;
+    ``pooled`` (batch, 1280).
+    """
+
+    def __init__(self, width: float, classes: int, channels_in: int, *, rngs: nnx.Rngs):
+        self.channels_in = channels_in
+        before = int(32 * width)
+        self.conv1 = conv(channels_in, before, 3, 2, rngs=rngs)
+        self.bn1 = BatchNorm(before, rngs=rngs)
+        self.stages = nnx.List()
+        for groups in STAGES:
+            stage = nnx.List()
+            for expansion, channels, blocks, stride in groups:
+                after = int(channels * width)
+                for i in range(blocks):
+                    stage.append(
+                        InvertedResidual(
+                            before, after, 1 if i else stride, expansion, rngs=rngs
+                        )
+                    )
+                    before = after
+            self.stages.append(stage)
+        last = int(1280 * max(width, 1.0))
+        self.conv2 = conv(before, last, 1, rngs=rngs)
+        self.bn2 = BatchNorm(last, rngs=rngs)
+        self.fc = nnx.Linear(last, classes, rngs=rngs)
+        self.taps = stage_taps(1 + len(STAGES))
+
+    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
+        """Return logits (batch, classes) and every stage."""
+        check_channels(image, self.channels_in)
+        features = {"stage0.pre": self.bn1(self.conv1(image))}
+        x = features["stage0"] = jax.nn.relu(features["stage0.pre"])
+        for i, stage in enumerate(self.stages, 1):
+            for block in stage:
+                x = block(x)
+            features[f"stage{i}"] = features[f"stage{i}.pre"] = x
+        pooled = jax.nn.relu(self.bn2(self.conv2(x))).mean((1, 2))
+        return Outputs(self.fc(pooled), {**features, "pooled": pooled})
+
+
+def mobilenet_v2(
+    width: float = 0.5, classes: int = 100, *, channels_in: int = 3
+) -> Network:
+    """Return MobileNetV2 for CIFAR; the benchmarks' has half the width.
+
+    Args:
+        width: factor on the channels.
+        classes: logits.
+        channels_in: the image's channels.
+
+    Raises:
+        ValueError: a width that leaves a stage without channels.
+    """
+    if int(16 * width) < 1:
+        raise ValueError(f"width must be at least 1/16, got {width}")
+    return Network.from_nnx(
+        lambda rngs: MobileNetV2(width, classes, channels_in, rngs=rngs)
+    )

@@ -1,0 +1,83 @@
+"""Layers that vision transformers and mixers share: patches, and the two-layer MLP."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+normal = nnx.initializers.truncated_normal(0.02)
+"""The weights' start in ViT, DeiT and ResMLP: normal, cut off at two deviations."""
+
+
+def linear(features_in: int, features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """Return a linear layer that starts as `normal`."""
+    return nnx.Linear(features_in, features, kernel_init=normal, rngs=rngs)
+
+
+def layer_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Return a layer norm with ε = 1e-6, as ViT and Mixer have it."""
+    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+
+
+class PatchEmbed(nnx.Module):
+    """Cut an image into square patches and project each linearly.
+
+    Raises:
+        ValueError: the patches do not tile the image.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        channels_in: int,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        if patch_size < 1 or image_size < 1 or image_size % patch_size:
+            raise ValueError(
+                f"patch_size {patch_size} does not tile images of {image_size} pixels: "
+                "make image_size a multiple of it"
+            )
+        self.shape = (image_size, image_size, channels_in)
+        self.tokens = (image_size // patch_size) ** 2
+        self.projection = nnx.Conv(
+            channels_in,
+            width,
+            (patch_size, patch_size),
+            strides=patch_size,
+            padding="VALID",
+            kernel_init=normal,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, image: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch tokens features"]:
+        """Return one embedding a patch, row by row.
+
+        Raises:
+            ValueError: an image of another size.
+        """
+        if image.shape[1:] != self.shape:
+            raise ValueError(
+                f"image has shape {image.shape}, but this model takes (batch, "
+                f"{', '.join(map(str, self.shape))}): resize it, or build the model "
+                "with its image_size and channels_in"
+            )
+        x = self.projection(image)
+        return x.reshape(x.shape[0], self.tokens, x.shape[-1])
+
+
+class MLP(nnx.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.fc1 = linear(width, hidden, rngs=rngs)
+        self.fc2 = linear(hidden, width, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch rows features"]
+    ) -> Float[Array, "batch rows features"]:
+        """Return as many features."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
