@@ -67,7 +67,7 @@ def check_batch(batch: Batch, classes: int | None = None) -> None:
 
 
 def check_labels(name: str, labels: Any, classes: int) -> None:
-    """Refuse class indices outside 0 … classes − 1.
+    """Refuse class indices outside 0 … classes − 1, and rows that are no probabilities.
 
     Raises:
         ValueError: it names the array, the first bad example and its label.
@@ -75,6 +75,14 @@ def check_labels(name: str, labels: Any, classes: int) -> None:
     if isinstance(labels, Tracer):
         return
     labels = np.asarray(labels)
+    if np.issubdtype(labels.dtype, np.floating) and labels.shape[1:] == (classes,):
+        bad = np.argwhere((labels < 0).any(1) | (np.abs(labels.sum(1) - 1) > 1e-3))
+        if len(bad):
+            raise ValueError(
+                f"{name} must hold class indices, or probabilities that sum to 1; "
+                f"example {bad[0, 0]} has {labels[bad[0, 0]]}"
+            )
+        return
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}")
     bad = np.argwhere((labels < 0) | (labels >= classes))

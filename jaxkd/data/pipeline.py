@@ -1,12 +1,14 @@
 """Batches of a source through grain: shuffled by seed, sharded, resumable."""
 
+import functools
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from jaxkd.data.sources import Source
+from jaxkd.data.sources import Examples, Source
+from jaxkd.data.transforms import Transform
 
 
 class _Batches:
@@ -17,11 +19,23 @@ class _Batches:
     example, more than the train step.
     """
 
-    def __init__(self, source: Source, batch_size: int, epochs: int, seed: int | None):
+    def __init__(
+        self,
+        source: Examples,
+        batch_size: int,
+        epochs: int,
+        seed: int | None,
+        transform: Transform | None,
+    ):
         self._source, self._size, self._seed = source, batch_size, seed
         self._per_epoch = len(source) // batch_size
         self._epochs = epochs
-        self._order: tuple[int, np.ndarray] = (-1, np.arange(len(source)))
+        self._transform = transform
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        # Each process reads and decodes its own rows of every batch, and no others.
+        share = batch_size // jax.process_count()
+        self._process = jax.process_index()
+        self._part = slice(self._process * share, (self._process + 1) * share)
 
     def __len__(self) -> int:
         return self._per_epoch * self._epochs
@@ -29,18 +43,23 @@ class _Batches:
     def __repr__(self) -> str:
         # In the iterators' state, to refuse another pipeline's.
         return (
-            f"Batches({self._source.name}, {len(self._source)} examples, size "
-            f"{self._size}, {self._epochs} epochs, seed {self._seed})"
+            f"Batches({self._source.name}, {len(self._source)} examples with checksum "
+            f"{self._source.fingerprint}, size {self._size}, {self._epochs} epochs, "
+            f"seed {self._seed}, transform {self._transform})"
         )
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._seed is None:
+            return np.arange(len(self._source))
+        rng = np.random.default_rng([self._seed, epoch])
+        return rng.permutation(len(self._source))
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         epoch, i = divmod(int(position), self._per_epoch)
-        known, order = self._order
-        if self._seed is not None and known != epoch:
-            rng = np.random.default_rng([self._seed, epoch])
-            order = rng.permutation(len(self._source))
-            self._order = epoch, order
-        return self._source.take(order[i * self._size : (i + 1) * self._size])
+        rows = self._order(epoch)[i * self._size : (i + 1) * self._size][self._part]
+        rng = np.random.default_rng([self._seed or 0, int(position), self._process, 1])
+        batch = self._source.take(rows, rng)
+        return batch if self._transform is None else self._transform(batch, rng)
 
 
 class _Named(grain.IterDataset):
@@ -76,7 +95,7 @@ class _NamedIterator(grain.DatasetIterator):
         self._parent.set_state(state)
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def steps_per_epoch(source: Examples, batch_size: int) -> int:
     """Return the full batches in one epoch; a smaller rest is left out.
 
     Raises:
@@ -91,19 +110,26 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def batches(
-    source: Source, batch_size: int, *, epochs: int, seed: int | None = 0
+    source: Examples,
+    batch_size: int,
+    *,
+    epochs: int,
+    seed: int | None = 0,
+    transform: Transform | None = None,
 ) -> grain.IterDataset:
     """Return a grain data set of batches; its iterators' state can be saved.
 
     Every batch holds the source's arrays and ``index``, the examples' positions. The
-    same seed gives the same batches in the same order. With several processes, each
-    gets its part of every batch.
+    same seed gives the same batches in the same order. With several processes, process
+    p of P gets the p-th of P equal parts of every batch; its transform draws numbers of
+    its own.
 
     Args:
         source: the examples.
         batch_size: of all processes together.
         epochs: passes over the source.
         seed: of the order, new in each epoch; None keeps the source's order.
+        transform: of every batch, such as ``Compose((PadCrop(), Flip(), …))``.
 
     Raises:
         ValueError: a batch size that does not fit the source or the processes, or no
@@ -112,17 +138,15 @@ def batches(
     steps_per_epoch(source, batch_size)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
-    processes, process = jax.process_count(), jax.process_index()
+    processes = jax.process_count()
     if batch_size % processes:
         raise ValueError(
             f"batch_size {batch_size} cannot be divided among {processes} processes: "
             f"use a multiple of {processes}"
         )
-    whole: Any = _Batches(source, batch_size, epochs, seed)
-    data = grain.MapDataset.source(whole)
-    if processes > 1:
-        part = slice(process, None, processes)
-        data = data.map(lambda batch: {k: v[part] for k, v in batch.items()})
-    # One thread reads ahead; more would make the order of permutations a race.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return _Named(data.to_iter_dataset(options), repr(whole))
+    whole: Any = _Batches(source, batch_size, epochs, seed, transform)
+    # Slicing arrays is quick; decoding images is not, and leaves Python's lock.
+    threads = 1 if isinstance(source, Source) else 16
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    data = grain.MapDataset.source(whole).to_iter_dataset(options)
+    return _Named(data, repr(whole))

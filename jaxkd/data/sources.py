@@ -1,17 +1,44 @@
-"""Where examples come from: data sets in memory, checked once when they are made."""
+"""Where examples come from: in memory, or records decoded as they are read."""
 
-import os
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxkd.checks import check_batch, unknown_name
+from jaxkd.checks import check_batch
 
-DATA_VARIABLE = "JAXKD_DATA"
-"""The environment variable that names the folder of downloaded data sets."""
+Example = Mapping[str, Any]
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """What batches are made from: `Source`, `RecordSource`, or your own."""
+
+    name: str
+    classes: int
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def take(
+        self, positions: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the examples at these positions, and the positions as ``index``.
+
+        Args:
+            positions: below the number of examples.
+            rng: for random crops and the like; None asks for the form to evaluate on.
+        """
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A checksum that changes with the data."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,7 +47,8 @@ class Source:
 
     Attributes:
         name: for messages and results.
-        arrays: ``image`` (examples, height, width, channels), ``label`` (examples,), …
+        arrays: ``image`` (examples, height, width, channels) of floats, or of uint8 to
+            be normalised by a transform; ``label`` (examples,), …
         classes: labels are below it.
 
     Raises:
@@ -42,10 +70,22 @@ class Source:
         """Return the number of examples."""
         return len(next(iter(self.arrays.values())))
 
-    def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+    def take(
+        self, positions: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
         """Return the examples at these positions, and the positions as ``index``."""
         batch = {name: array[positions] for name, array in self.arrays.items()}
         return {**batch, "index": np.asarray(positions, np.int32)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of all arrays."""
+        total = 0
+        for name, array in sorted(self.arrays.items()):
+            total = zlib.crc32(
+                np.ascontiguousarray(array), zlib.crc32(name.encode(), total)
+            )
+        return f"{total:08x}"
 
     def subset(self, examples: int, seed: int = 0) -> "Source":
         """Return a random subset with the classes as balanced as they can be.
@@ -74,100 +114,82 @@ class Source:
 
 
 @dataclass(frozen=True)
+class RecordSource:
+    """Examples that are read and decoded when they are asked for.
+
+    Attributes:
+        name: for messages and results.
+        records: any random-access sequence, such as a tensorflow-datasets data source.
+        decode: ``(record, rng) -> example``, a dict of arrays of the same shapes for
+            every record; without ``rng`` the form to evaluate on.
+        classes: labels are below it.
+    """
+
+    name: str
+    records: Sequence[Any]
+    decode: Callable[[Any, np.random.Generator | None], Example]
+    classes: int
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.records)
+
+    def take(
+        self, positions: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the examples at these positions, and the positions as ``index``.
+
+        Raises:
+            ValueError: a record cannot be read or decoded, or its arrays differ from
+                the others'. It names the data set and the record.
+        """
+        examples = [self._example(int(position), rng) for position in positions]
+        shapes = [{k: np.shape(v) for k, v in example.items()} for example in examples]
+        for position, shape in zip(positions, shapes, strict=True):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"data set {self.name!r}: record {position} has shapes {shape}, "
+                    f"but record {positions[0]} has {shapes[0]}: give decode a step "
+                    "that brings all to one shape, such as CropResize"
+                )
+        batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+        return {**batch, "index": np.asarray(positions, np.int32)}
+
+    def _example(self, position: int, rng: np.random.Generator | None) -> Example:
+        try:
+            return self.decode(self.records[position], rng)
+        except Exception as error:  # every reader and decoder has its own
+            raise ValueError(
+                f"data set {self.name!r}: record {position} cannot be read "
+                f"({type(error).__name__}: {error}): it may be damaged; prepare the "
+                "data set again"
+            ) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of the number of records and of eight of them."""
+        total = zlib.crc32(str(len(self)).encode())
+        for position in np.linspace(0, len(self) - 1, 8, dtype=int):
+            for name, array in sorted(self._example(int(position), None).items()):
+                total = zlib.crc32(
+                    np.ascontiguousarray(array), zlib.crc32(name.encode(), total)
+                )
+        return f"{total:08x}"
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A training and a test source of the same classes."""
+    """A training and a test source of the same classes.
 
-    train: Source
-    test: Source
-
-
-def _images(name: str, image: np.ndarray, label: np.ndarray, scale: float) -> Source:
-    if image.ndim == 3:
-        image = image[..., None]
-    image = image.astype(np.float32) / scale
-    return Source(name, {"image": image, "label": label.astype(np.int32)}, 10)
-
-
-def digits() -> Dataset:
-    """Return scikit-learn's handwritten digits: 8x8 images, 1,000 train and 797 test.
-
-    They are in scikit-learn's package (from UCI's Optical Recognition of Handwritten
-    Digits, Alpaydin and Kaynak 1998), so nothing is downloaded. Values are in [0, 1];
-    the split is a fixed permutation.
+    Attributes:
+        train: to learn from.
+        test: to evaluate on.
+        mean: of each channel of uint8 images after division by 255, for `Normalize`;
+            empty where the images are floats already.
+        std: standard deviations, likewise.
     """
-    from sklearn.datasets import load_digits
 
-    bunch: Any = load_digits()
-    order = np.random.default_rng(0).permutation(len(bunch.target))
-    image, label = bunch.images[order], bunch.target[order]
-    return Dataset(
-        _images("digits/train", image[:1000], label[:1000], 16.0),
-        _images("digits/test", image[1000:], label[1000:], 16.0),
-    )
-
-
-def data_file(relative: str) -> Path:
-    """Return a file below the folder that JAXKD_DATA names.
-
-    Raises:
-        FileNotFoundError: the variable is unset, or the folder or file is not there.
-            The message says what to set or download.
-    """
-    root = os.environ.get(DATA_VARIABLE)
-    if not root:
-        raise FileNotFoundError(
-            f"{DATA_VARIABLE} is not set: point it at the folder that holds {relative}"
-        )
-    path = Path(root) / relative
-    if not Path(root).is_dir():
-        raise FileNotFoundError(
-            f"{DATA_VARIABLE} names {root!r}, which is not a folder: create it with "
-            f"{relative} inside, or correct the variable"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: {DATA_VARIABLE} names {root!r}, put {relative} there"
-        )
-    return path
-
-
-def _mnist_file(name: str) -> Dataset:
-    with np.load(data_file(f"vision/{name}.npz"), allow_pickle=False) as file:
-        return Dataset(
-            _images(f"{name}/train", file["train_x"], file["train_y"], 255.0),
-            _images(f"{name}/test", file["test_x"], file["test_y"], 255.0),
-        )
-
-
-def mnist() -> Dataset:
-    """Return MNIST's 28x28 digits from ``$JAXKD_DATA/vision/mnist.npz``.
-
-    The file holds uint8 ``train_x``, ``test_x`` (images, 28, 28) and ``train_y``,
-    ``test_y``.
-    """
-    return _mnist_file("mnist")
-
-
-def fashion_mnist() -> Dataset:
-    """Return Fashion-MNIST from ``$JAXKD_DATA/vision/fashion_mnist.npz``."""
-    return _mnist_file("fashion_mnist")
-
-
-DATASETS: dict[str, Callable[[], Dataset]] = {
-    "digits": digits,
-    "fashion_mnist": fashion_mnist,
-    "mnist": mnist,
-}
-"""Data sets by name."""
-
-
-def load(name: str) -> Dataset:
-    """Return the data set of that name.
-
-    Raises:
-        ValueError: no data set has that name.
-        FileNotFoundError: its files are not there.
-    """
-    if name not in DATASETS:
-        raise ValueError(unknown_name("data set", name, DATASETS))
-    return DATASETS[name]()
+    train: Any
+    test: Any
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()

@@ -19,17 +19,17 @@ from jaxkd.losses.basics import (
 
 def cross_entropy_loss(
     logits: Float[Array, "*batch classes"],
-    labels: Int[Array, "*batch"],
+    labels: Int[Array, "*batch"] | Float[Array, "*batch classes"],
     label_smoothing: float = 0.0,
 ) -> Float[Array, "*batch"]:
-    """Cross-entropy with integer labels, optionally smoothed.
+    """Cross-entropy with labels or with probabilities, optionally smoothed.
 
     With smoothing ε the target is ``(1 − ε)·onehot + ε/classes`` (Szegedy et al. 2016,
     arXiv:1512.00567, Section 7).
 
     Args:
         logits: class scores.
-        labels: class indices.
+        labels: class indices, or the classes' probabilities (of mixed examples).
         label_smoothing: ε in [0, 1).
 
     Returns:
@@ -39,18 +39,24 @@ def cross_entropy_loss(
     Raises:
         ValueError: shapes do not fit, or ε is outside [0, 1).
     """
-    if jnp.shape(labels) != jnp.shape(logits)[:-1]:
+    labels = jnp.asarray(labels)
+    soft = jnp.issubdtype(labels.dtype, jnp.floating)
+    if labels.shape != (jnp.shape(logits) if soft else jnp.shape(logits)[:-1]):
         raise ValueError(
-            f"labels has shape {jnp.shape(labels)} but logits has {jnp.shape(logits)}: "
-            "labels must be class indices, one an example"
+            f"labels has shape {labels.shape} but logits has {jnp.shape(logits)}: "
+            "labels must be class indices, one an example, or as many probabilities "
+            "as logits"
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     log_p = jax.nn.log_softmax(as_float(logits))
-    labels = jnp.asarray(labels)
-    valid = (labels >= 0) & (labels < log_p.shape[-1])
-    picked = jnp.take_along_axis(log_p, jnp.where(valid, labels, 0)[..., None], axis=-1)
-    loss = jnp.where(valid, -picked[..., 0], jnp.nan)
+    if soft:
+        loss = -(as_float(labels) * log_p).sum(-1)
+    else:
+        valid = (labels >= 0) & (labels < log_p.shape[-1])
+        index = jnp.where(valid, labels, 0)[..., None]
+        picked = jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
+        loss = jnp.where(valid, -picked, jnp.nan)
     if label_smoothing:
         loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(-1)
     return loss

@@ -8,6 +8,8 @@ from jaxkd.types import Method
 def cross_entropy(label_smoothing: float = 0.0) -> Method:
     """Return the cross-entropy with ``batch["label"]``; it needs no teacher.
 
+    Labels are class indices, or probabilities (batch, classes) of mixed examples.
+
     Args:
         label_smoothing: ε of Szegedy et al. 2016, arXiv:1512.00567, in [0, 1).
     """

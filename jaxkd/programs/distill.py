@@ -28,11 +28,18 @@ def network_inputs(batch: Batch) -> Inputs:
     """Return what a network reads of a batch: the image, graph, or named text inputs.
 
     Raises:
-        ValueError: the batch has none of them.
+        ValueError: the batch has none of them, or an image that is not of floats.
     """
-    for name in ("image", "graph"):
-        if name in batch:
-            return batch[name]
+    if "image" in batch:
+        image = batch["image"]
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise ValueError(
+                f"batch['image'] is {image.dtype}, but networks take floats: pass "
+                "data.batches a transform that ends in data.Normalize(mean, std)"
+            )
+        return image
+    if "graph" in batch:
+        return batch["graph"]
     inputs = {name: batch[name] for name in TEXT_INPUTS if name in batch}
     if not inputs:
         raise ValueError(

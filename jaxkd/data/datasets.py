@@ -1,0 +1,256 @@
+"""The data sets by name: embedded, files below JAXKD_DATA, and tensorflow-datasets."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxkd.checks import unknown_name
+from jaxkd.data.sources import Dataset, Example, RecordSource, Source
+from jaxkd.data.transforms import CropResize
+
+DATA_VARIABLE = "JAXKD_DATA"
+"""The environment variable that names the folder of downloaded data sets."""
+
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+"""Of the 50,000 training images, channel by channel, in [0, 1]."""
+
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+"""The same of CIFAR-100, as the distillation benchmarks round them."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""The same of ImageNet's training images, as the field rounds them."""
+
+
+def _images(name: str, image: np.ndarray, label: np.ndarray, scale: float) -> Source:
+    if image.ndim == 3:
+        image = image[..., None]
+    image = image.astype(np.float32) / scale
+    return Source(name, {"image": image, "label": label.astype(np.int32)}, 10)
+
+
+def digits() -> Dataset:
+    """Return scikit-learn's handwritten digits: 8x8 images, 1,000 train and 797 test.
+
+    They are in scikit-learn's package (from UCI's Optical Recognition of Handwritten
+    Digits, Alpaydin and Kaynak 1998), so nothing is downloaded. Values are in [0, 1];
+    the split is a fixed permutation.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    image, label = bunch.images[order], bunch.target[order]
+    return Dataset(
+        _images("digits/train", image[:1000], label[:1000], 16.0),
+        _images("digits/test", image[1000:], label[1000:], 16.0),
+    )
+
+
+def data_file(relative: str) -> Path:
+    """Return a file below the folder that JAXKD_DATA names.
+
+    Raises:
+        FileNotFoundError: the variable is unset, or the folder or file is not there.
+            The message says what to set or download.
+    """
+    root = os.environ.get(DATA_VARIABLE)
+    if not root:
+        raise FileNotFoundError(
+            f"{DATA_VARIABLE} is not set: point it at the folder that holds {relative}"
+        )
+    path = Path(root) / relative
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"{DATA_VARIABLE} names {root!r}, which is not a folder: create it with "
+            f"{relative} inside, or correct the variable"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {DATA_VARIABLE} names {root!r}, put {relative} there"
+        )
+    return path
+
+
+def _read(relative: str, names: list[str]) -> list[np.ndarray]:
+    """Return arrays of an ``.npz`` file below JAXKD_DATA."""
+    path = data_file(relative)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as e:
+        raise ValueError(
+            f"{path} is damaged or not the file it should be "
+            f"({type(e).__name__}: {e}): fetch it again"
+        ) from None
+
+
+def _mnist_file(name: str) -> Dataset:
+    names = ["train_x", "train_y", "test_x", "test_y"]
+    train_x, train_y, test_x, test_y = _read(f"vision/{name}.npz", names)
+    return Dataset(
+        _images(f"{name}/train", train_x, train_y, 255.0),
+        _images(f"{name}/test", test_x, test_y, 255.0),
+    )
+
+
+def mnist() -> Dataset:
+    """Return MNIST's 28x28 digits from ``$JAXKD_DATA/vision/mnist.npz``.
+
+    The file holds uint8 ``train_x``, ``test_x`` (images, 28, 28) and ``train_y``,
+    ``test_y``.
+    """
+    return _mnist_file("mnist")
+
+
+def fashion_mnist() -> Dataset:
+    """Return Fashion-MNIST from ``$JAXKD_DATA/vision/fashion_mnist.npz``."""
+    return _mnist_file("fashion_mnist")
+
+
+def _cifar(name: str, classes: int) -> tuple[Source, Source]:
+    sources = []
+    for split in ("train", "test"):
+        names = [f"{split}_{part}" for part in ("webp", "offsets", "y")]
+        packed, borders, label = _read(f"vision/{name}.npz", names)
+        image = [
+            _webp(packed[start:end].tobytes(), f"block {i} of {split}", name)
+            for i, (start, end) in enumerate(pairwise(borders.tolist()))
+        ]
+        arrays = {"image": np.concatenate(image), "label": label.astype(np.int32)}
+        sources.append(Source(f"{name}/{split}", arrays, classes))
+    return sources[0], sources[1]
+
+
+def _webp(content: bytes, block: str, name: str) -> np.ndarray:
+    """Decode 32x32 images that lie below one another in a WebP image."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(content), formats=["WEBP"]) as image:
+            return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{data_file(f'vision/{name}.npz')}: the images in {block} cannot be "
+            f"decoded ({error}): the file is damaged, fetch it again"
+        ) from None
+
+
+def cifar10() -> Dataset:
+    """Return CIFAR-10's 32x32 images from ``$JAXKD_DATA/vision/cifar10.npz``, as uint8.
+
+    Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". For each
+    split the file holds ``train_webp``, lossless WebP images of 32x32 tiles below one
+    another; ``train_offsets``, their borders; and ``train_y``. It may hold a part of
+    the 50,000 training images; ``tfds/cifar10`` is the whole set.
+    """
+    return Dataset(*_cifar("cifar10", 10), CIFAR10_MEAN, CIFAR10_STD)
+
+
+def cifar100() -> Dataset:
+    """Return CIFAR-100 with its 100 fine classes, as `cifar10` does CIFAR-10."""
+    return Dataset(*_cifar("cifar100", 100), CIFAR100_MEAN, CIFAR100_STD)
+
+
+def _plain(record: Example, rng: np.random.Generator | None) -> Example:
+    return {"image": record["image"], "label": np.int32(record["label"])}
+
+
+def tfds_dataset(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    decode: Callable[[Any, np.random.Generator | None], Example] = _plain,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Dataset:
+    """Return an image classification set of tensorflow-datasets, without TensorFlow.
+
+    Its records must be prepared as array_record files, which can be read in any order:
+    ``tfds build NAME --file_format=array_record`` downloads and prepares them.
+
+    Args:
+        name: such as ``"cifar100"`` or ``"imagenet2012"``.
+        data_dir: of prepared data sets; None for the library's own default,
+            ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+        decode: of a record with ``image`` and ``label``, as `RecordSource` takes it.
+        mean: of each channel, for `Normalize`.
+        std: of each channel.
+
+    Raises:
+        ImportError: tensorflow-datasets is not installed.
+        FileNotFoundError: the data set is not prepared. It says how to.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise ImportError(
+            f"tfds/{name} needs tensorflow-datasets: pip install 'jaxkd[tfds]'"
+        ) from None
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        test = "test" if "test" in builder.info.splits else "validation"
+        records = builder.as_data_source()
+        sources = [
+            RecordSource(
+                f"tfds/{name}/{split}",
+                records[split],
+                decode,
+                builder.info.features["label"].num_classes,
+            )
+            for split in ("train", test)
+        ]
+    except Exception as error:  # not found, not prepared, of another format
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        where = data_dir or "$TFDS_DATA_DIR or ~/tensorflow_datasets"
+        raise FileNotFoundError(
+            f"tensorflow-datasets has no {name!r} in {where} that can be read in any "
+            f"order ({reason[0]:.200}): prepare it by `tfds build {name} "
+            "--file_format=array_record`"
+        ) from error
+    return Dataset(sources[0], sources[1], mean, std)
+
+
+def _cropped(record: Example, rng: np.random.Generator | None) -> Example:
+    image = CropResize(224)(record["image"], rng)
+    return {"image": image, "label": np.int32(record["label"])}
+
+
+DATASETS: dict[str, Callable[[], Dataset]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+    "mnist": mnist,
+    "tfds/cifar10": lambda: tfds_dataset("cifar10", mean=CIFAR10_MEAN, std=CIFAR10_STD),
+    "tfds/cifar100": lambda: tfds_dataset(
+        "cifar100", mean=CIFAR100_MEAN, std=CIFAR100_STD
+    ),
+    "tfds/imagenet2012": lambda: tfds_dataset("imagenet2012", decode=_cropped),
+}
+"""Data sets by name."""
+
+
+def load(name: str) -> Dataset:
+    """Return the data set of that name.
+
+    Raises:
+        ValueError: no data set has that name.
+        FileNotFoundError: its files are not there.
+    """
+    if name not in DATASETS:
+        raise ValueError(unknown_name("data set", name, DATASETS))
+    return DATASETS[name]()

@@ -1,0 +1,47 @@
+"""Batches handed to the device ahead of the step that needs them."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jaxkd.types import Batch
+
+
+class Prefetch(Iterator):
+    """An iterator's batches, each placed ``size`` batches before it is returned.
+
+    Placing is asynchronous in JAX, so batches travel while the device computes. The
+    state is that of the batch returned last: what was read ahead is read again.
+
+    Args:
+        iterator: with ``get_state`` and ``set_state``, as grain's have.
+        place: ``batch -> batch`` on the device.
+        size: batches on the device at most, the one being used among them.
+    """
+
+    def __init__(self, iterator: Any, place: Callable[[Batch], Batch], size: int = 2):
+        self._iterator, self._place, self._size = iterator, place, size
+        self._ahead: deque[tuple[Batch, Any]] = deque()
+        self._state = iterator.get_state()
+
+    def __next__(self) -> Batch:
+        """Return the next batch on the device."""
+        while len(self._ahead) < self._size:
+            batch = next(self._iterator, None)
+            if batch is None:
+                break
+            self._ahead.append((self._place(batch), self._iterator.get_state()))
+        if not self._ahead:
+            raise StopIteration
+        batch, self._state = self._ahead.popleft()
+        return batch
+
+    def get_state(self) -> Any:
+        """Return the place after the batch returned last."""
+        return self._state
+
+    def set_state(self, state: Any) -> None:
+        """Go on after the place of a state."""
+        self._iterator.set_state(state)
+        self._ahead.clear()
+        self._state = state

@@ -1,0 +1,250 @@
+"""What happens to a batch on its way to the device: crops, flips, mixtures, scales.
+
+A transform is ``(batch, rng) -> batch`` on NumPy arrays, whole batches at a time. The
+generator is seeded by the batch's place in the run, so a resumed run draws the same
+numbers. Where there is none (in evaluation), the random ones leave the batch alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+Arrays = dict[str, Any]
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """Any callable of a batch and a generator; its ``repr`` identifies the pipeline."""
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Return the batch with some arrays replaced."""
+        ...
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Transforms one after another.
+
+    Attributes:
+        transforms: in their order.
+    """
+
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Return what the last one returns."""
+        for transform in self.transforms:
+            batch = transform(batch, rng)
+        return batch
+
+
+@dataclass(frozen=True)
+class PadCrop:
+    """Pad with zeros on every side and cut out the old size at random.
+
+    Attributes:
+        padding: pixels a side; 4 is the custom for CIFAR.
+    """
+
+    padding: int = 4
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Shift every image by its own offset."""
+        image = _images(batch)
+        if rng is None:
+            return batch
+        p, (examples, height, width, _) = self.padding, image.shape
+        padded = np.pad(image, ((0, 0), (p, p), (p, p), (0, 0)))
+        windows = sliding_window_view(padded, (height, width), axis=(1, 2))
+        y, x = rng.integers(0, 2 * p + 1, (2, examples))
+        cut = windows[np.arange(examples), y, x]
+        return {**batch, "image": np.ascontiguousarray(cut.transpose(0, 2, 3, 1))}
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror every second image, on average, left to right."""
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Mirror each image with probability one half."""
+        image = _images(batch)
+        if rng is None:
+            return batch
+        mirrored = rng.random(len(image)) < 0.5
+        image = image.copy()
+        image[mirrored] = image[mirrored, :, ::-1]
+        return {**batch, "image": image}
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Bring uint8 images to float32 with mean 0 and deviation 1 in every channel.
+
+    Attributes:
+        mean: of each channel in [0, 1].
+        std: standard deviation of each channel, likewise.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Return (image / 255 − mean) / std.
+
+        Raises:
+            ValueError: an image that is not uint8, or has other channels.
+        """
+        image = _images(batch)
+        if image.dtype != np.uint8 or image.shape[-1] != len(self.mean):
+            raise ValueError(
+                f"batch['image'] is {image.dtype} of shape {image.shape}, but "
+                f"Normalize takes uint8 images of {len(self.mean)} channels in 0 … "
+                "255: leave it out where images are scaled already"
+            )
+        mean, std = (np.asarray(x, np.float32) for x in (self.mean, self.std))
+        scaled = image * (np.float32(1 / 255) / std) - mean / std
+        return {**batch, "image": scaled}
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Mix every image and label with another's (Zhang et al. 2017, arXiv:1710.09412).
+
+    Labels become probabilities (batch, classes), which `methods.cross_entropy` takes.
+
+    Attributes:
+        alpha: the share is drawn from Beta(alpha, alpha), once a batch.
+        classes: of the labels.
+    """
+
+    alpha: float
+    classes: int
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Return share · batch + (1 − share) · shuffled batch."""
+        image = _images(batch, floating=True)
+        if rng is None:
+            return batch
+        share = np.float32(rng.beta(self.alpha, self.alpha))
+        other = rng.permutation(len(image))
+        mixed = share * image + (1 - share) * image[other]
+        label = _mixed_labels(batch["label"], other, share, self.classes)
+        return {**batch, "image": mixed, "label": label}
+
+
+@dataclass(frozen=True)
+class CutMix:
+    """Replace a box of every image by another's (Yun et al. 2019, arXiv:1905.04899).
+
+    Labels become probabilities (batch, classes) by the share of pixels, which
+    `methods.cross_entropy` takes.
+
+    Attributes:
+        alpha: the box's share is drawn from Beta(alpha, alpha), once a batch.
+        classes: of the labels.
+    """
+
+    alpha: float
+    classes: int
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Return the batch with one box of every image from the shuffled batch."""
+        image = _images(batch)
+        if rng is None:
+            return batch
+        height, width = image.shape[1:3]
+        side = np.sqrt(1 - rng.beta(self.alpha, self.alpha))
+        y, x = rng.integers(0, (height, width))
+        rows, columns = (
+            slice(
+                max(int(centre - size * side / 2), 0),
+                min(int(centre + size * side / 2), size),
+            )
+            for centre, size in ((y, height), (x, width))
+        )
+        other = rng.permutation(len(image))
+        mixed = image.copy()
+        mixed[:, rows, columns] = image[other, rows, columns]
+        # The box may have been cut at the border.
+        cut = (rows.stop - rows.start) * (columns.stop - columns.start)
+        share = np.float32(1 - cut / (height * width))
+        label = _mixed_labels(batch["label"], other, share, self.classes)
+        return {**batch, "image": mixed, "label": label}
+
+
+@dataclass(frozen=True)
+class CropResize:
+    """Crop an image and bring it to one size, as ImageNet classifiers are trained.
+
+    With a generator: a crop of 8 to 100 % of the area and of 3:4 to 4:3 (Szegedy et al.
+    2014, arXiv:1409.4842), mirrored half of the time. Without: the centre, 7/8 of the
+    shorter side.
+
+    Attributes:
+        size: pixels of the result's side.
+    """
+
+    size: int
+
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator | None
+    ) -> np.ndarray:
+        """Return uint8 (size, size, 3) of a uint8 image (height, width, 3)."""
+        from PIL import Image
+
+        height, width = image.shape[:2]
+        if rng is None:
+            side = min(height, width) * 7 / 8
+            box = (width - side) / 2, (height - side) / 2
+            corners = (*box, box[0] + side, box[1] + side)
+        else:
+            corners = _random_box(height, width, rng)
+        picture = Image.fromarray(image).resize(
+            (self.size, self.size), Image.Resampling.BILINEAR, box=corners
+        )
+        result = np.asarray(picture)
+        return result[:, ::-1] if rng is not None and rng.random() < 0.5 else result
+
+
+def _random_box(
+    height: int, width: int, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of a box that fits, or of the whole."""
+    for _ in range(10):
+        area = height * width * rng.uniform(0.08, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+def _images(batch: Arrays, floating: bool = False) -> np.ndarray:
+    """Return the batch's images.
+
+    Raises:
+        ValueError: there are none, or not of the shape or dtype that is needed.
+    """
+    image = batch.get("image")
+    if image is None or np.ndim(image) != 4:
+        found = sorted(batch) if image is None else f"shape {np.shape(image)}"
+        raise ValueError(
+            f"the batch must hold image (batch, height, width, channels), got {found}"
+        )
+    if floating and not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(
+            f"batch['image'] is {image.dtype}, but Mixup needs floats: put Normalize "
+            "before it"
+        )
+    return image
+
+
+def _mixed_labels(
+    label: np.ndarray, other: np.ndarray, share: np.float32, classes: int
+) -> np.ndarray:
+    if label.ndim == 1:
+        label = np.eye(classes, dtype=np.float32)[label]
+    return share * label + (1 - share) * label[other]
