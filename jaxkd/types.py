@@ -158,25 +158,44 @@ class Network:
         only to be read, when ``train`` is false.
         """
 
-        def cast(tree: PyTree) -> PyTree:
-            return jax.tree.map(
-                lambda x: (
-                    x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-                ),
-                tree,
-            )
-
         def init(key: PRNGKeyArray) -> Variables:
             variables = self.init(key)
-            return {**variables, "params": cast(variables["params"])}
+            return {**variables, "params": _cast(variables["params"], dtype)}
 
         def apply(variables, inputs, *, train=False, **kwargs):
+            inputs = _cast(inputs, dtype)
             if train:
-                return self.apply(variables, cast(inputs), train=True, **kwargs)
-            outputs, _ = self.apply(cast(variables), cast(inputs), **kwargs)
+                return self.apply(variables, inputs, train=True, **kwargs)
+            outputs, _ = self.apply(_cast(variables, dtype), inputs, **kwargs)
             return outputs, variables
 
         return Network(init, apply, self.taps)
+
+    def computing_in(self, dtype: Any) -> "Network":
+        """Return this network computing in a dtype from parameters kept as they are.
+
+        The usual use is mixed precision: a student whose forward and backward passes
+        run in bf16, while the optimizer updates float32 parameters. Outputs come in
+        the dtype (losses are computed in float32 all the same), ``stats`` are kept.
+        """
+
+        def apply(variables, inputs, *, train=False, **kwargs):
+            inputs = _cast(inputs, dtype)
+            if not train:
+                outputs, _ = self.apply(_cast(variables, dtype), inputs, **kwargs)
+                return outputs, variables
+            low = {**variables, "params": _cast(variables["params"], dtype)}
+            outputs, changed = self.apply(low, inputs, train=True, **kwargs)
+            return outputs, {**variables, "stats": changed["stats"]}
+
+        return Network(self.init, apply, self.taps)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        tree,
+    )
 
 
 class Method(NamedTuple):

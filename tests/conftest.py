@@ -12,6 +12,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+# Meshes are tested on four devices that share this machine's cores.
+jax.config.update("jax_num_cpu_devices", 4)
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

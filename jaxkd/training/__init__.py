@@ -1,15 +1,28 @@
-"""The loop, its checkpoints, meshes and progress bar."""
+"""The loop, its checkpoints, meshes, metric files and progress bar."""
 
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.loop import fit
+from jaxkd.training.metrics import Csv, JsonLines, MetricWriter, TensorBoard
 from jaxkd.training.progress import ProgressBar
-from jaxkd.training.sharding import data_mesh, shard_batch, shard_state
+from jaxkd.training.sharding import (
+    MESHES,
+    MeshShape,
+    make_mesh,
+    shard_batch,
+    state_sharding,
+)
 
 __all__ = [
+    "MESHES",
     "Checkpoints",
+    "Csv",
+    "JsonLines",
+    "MeshShape",
+    "MetricWriter",
     "ProgressBar",
-    "data_mesh",
+    "TensorBoard",
     "fit",
+    "make_mesh",
     "shard_batch",
-    "shard_state",
+    "state_sharding",
 ]

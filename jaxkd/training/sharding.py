@@ -1,46 +1,157 @@
-"""Meshes, and how a program's state and batches lie on them."""
+"""Meshes, and how a program's state and batches lie on them.
+
+A mesh has three axes. Batches are split over ``data`` and ``fsdp`` together; the state
+is copied along ``data``, split along ``fsdp`` (each device holds its share of every
+large array, and gathers a layer when it runs) and along ``tensor`` (layers' outputs).
+XLA inserts the collectives, so the numbers do not depend on the mesh beyond rounding.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from jaxkd.checks import unknown_name
 from jaxkd.types import Batch
 
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+MIN_SIZE = 2**14
+"""Arrays of fewer elements are copied to every device: gathering costs more."""
 
-def data_mesh(devices: int | None = None) -> Mesh:
-    """Return a mesh with one axis, ``data``: batches are split, the state is copied.
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Devices along each axis; one of them may be -1, for all that are left."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+MESHES = {
+    "one": MeshShape(),
+    "data": MeshShape(data=-1),
+    "fsdp": MeshShape(fsdp=-1),
+    "h100-8": MeshShape(fsdp=8),
+    "v5e-8": MeshShape(fsdp=8),
+    "v5e-256": MeshShape(fsdp=64, tensor=4),
+    "v5p-128": MeshShape(fsdp=32, tensor=4),
+    "v6e-256": MeshShape(fsdp=64, tensor=4),
+}
+"""Mesh shapes by name, from one CPU to a pod slice; a slice's is named by its chips."""
+
+
+def make_mesh(
+    shape: str | MeshShape = "data", devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Return a mesh over devices, neighbours on it being neighbours in the machine.
 
     Args:
-        devices: how many to use; None for all.
+        shape: a name of `MESHES`, or devices along each axis.
+        devices: to use; None for the first that the shape needs, of all processes.
 
     Raises:
-        ValueError: more devices than there are.
+        ValueError: an unknown name, sizes that the devices do not fill, or a batch that
+            processes could not share evenly.
     """
-    found = jax.devices()
-    devices = len(found) if devices is None else devices
-    if not 1 <= devices <= len(found):
-        raise ValueError(f"devices must be 1 to {len(found)}, got {devices}")
-    return Mesh(np.array(found[:devices]), ("data",))
+    if isinstance(shape, str):
+        if shape not in MESHES:
+            raise ValueError(unknown_name("mesh", shape, MESHES))
+        shape = MESHES[shape]
+    found = list(jax.devices() if devices is None else devices)
+    given = [shape.data, shape.fsdp, shape.tensor]
+    known = math.prod(size for size in given if size != -1)
+    if given.count(-1) > 1 or known < 1 or min(given) < -1:
+        raise ValueError(f"{shape} must have positive sizes, and -1 at most once")
+    if known > len(found) or (-1 in given and len(found) % known):
+        raise ValueError(
+            f"{shape} needs {'a multiple of ' if -1 in given else ''}{known} devices, "
+            f"but there are {len(found)}: choose another of {', '.join(MESHES)}, or "
+            "give a MeshShape"
+        )
+    sizes = [len(found) // known if size == -1 else size for size in given]
+    needed = math.prod(sizes)
+    if devices is None and needed < len(found) and jax.process_count() > 1:
+        raise ValueError(
+            f"{shape} uses {needed} of {len(found)} devices: with several processes a "
+            "mesh must use them all"
+        )
+    if sizes[0] * sizes[1] % jax.process_count():
+        raise ValueError(
+            f"{shape} splits a batch into {sizes[0] * sizes[1]} parts, which "
+            f"{jax.process_count()} processes cannot share evenly: make data x fsdp a "
+            "multiple of the processes"
+        )
+    automatic = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, automatic, devices=found[:needed])
 
 
-def shard_state(state: PyTree, mesh: Mesh) -> PyTree:
-    """Return the state copied to every device of the mesh."""
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+def partition(shape: tuple[int, ...], mesh: Mesh, min_size: int) -> PartitionSpec:
+    """Return how an array of the state is split.
+
+    ``tensor`` takes the last axis (a weight's outputs) and ``fsdp`` the largest other
+    one, where they can be divided; arrays below ``min_size`` elements are not split.
+    """
+    if not shape or math.prod(shape) < min_size:
+        return PartitionSpec()
+    spec: list[str | None] = [None] * len(shape)
+    if mesh.shape["tensor"] > 1 and shape[-1] % mesh.shape["tensor"] == 0:
+        spec[-1] = "tensor"
+    free = [
+        axis
+        for axis, size in enumerate(shape)
+        if spec[axis] is None and size % mesh.shape["fsdp"] == 0
+    ]
+    if mesh.shape["fsdp"] > 1 and free:
+        spec[max(free, key=lambda axis: shape[axis])] = "fsdp"
+    return PartitionSpec(*spec)
+
+
+def state_sharding(state: PyTree, mesh: Mesh, min_size: int = MIN_SIZE) -> PyTree:
+    """Return the sharding of every array of a program's state.
+
+    Args:
+        state: arrays, or their shapes (``jax.eval_shape(program.init, …)``).
+        mesh: from `make_mesh`.
+        min_size: elements below which an array is copied to every device.
+    """
+    return jax.tree.map(
+        lambda x: NamedSharding(mesh, partition(x.shape, mesh, min_size)), state
+    )
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Return the batch split over the mesh's ``data`` axis.
+    """Return the batch split over the mesh's ``data`` and ``fsdp`` axes.
+
+    Args:
+        batch: arrays with examples on the first axis; with several processes, this
+            process's examples, as `jaxkd.data.batches` gives them.
+        mesh: from `make_mesh`.
 
     Raises:
         ValueError: the examples cannot be divided among the devices.
     """
-    devices = mesh.shape["data"]
-    for name, array in batch.items():
-        if np.shape(array)[0] % devices:
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+    def place(path: Any, array: Any) -> jax.Array:
+        if not np.ndim(array):
+            return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))
+        examples = np.shape(array)[0] * jax.process_count()
+        if examples % parts:
             raise ValueError(
-                f"batch[{name!r}] holds {np.shape(array)[0]} examples, which the "
-                f"{devices} devices of the mesh's data axis cannot share evenly: use a "
-                f"batch size that is a multiple of {devices}"
+                f"batch{jax.tree_util.keystr(path)} holds {examples} examples, which "
+                f"the {parts} devices of the mesh's data and fsdp axes cannot share "
+                f"evenly: use a batch size that is a multiple of {parts}"
             )
-    return jax.device_put(dict(batch), NamedSharding(mesh, PartitionSpec("data")))
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(array))
+
+    return jax.tree_util.tree_map_with_path(place, dict(batch))

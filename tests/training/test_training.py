@@ -12,12 +12,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxkd import Method, Network, combine, distill, methods, models
 from jaxkd.data import Source, batches
-from jaxkd.training import Checkpoints, ProgressBar, data_mesh, fit, shard_batch
+from jaxkd.training import Checkpoints, ProgressBar, fit
 
 KEY = jax.random.key(0)
 POISONED = 7
@@ -376,23 +375,3 @@ def test_progress_draws_nothing_off_a_terminal(program, data):
     with ProgressBar(Console(file=out, force_terminal=False)) as bar:
         fit(program, data, key=KEY, steps=2, log_every=1, progress=bar)
     assert out.getvalue().strip() == ""
-
-
-def test_data_mesh():
-    found = len(jax.devices())
-    assert data_mesh().shape == {"data": found}
-    assert data_mesh(1).devices.tolist() == [jax.devices()[0]]
-    for devices in (0, -1, found + 1):
-        with pytest.raises(ValueError, match=rf"must be 1 to {found}, got {devices}"):
-            data_mesh(devices)
-
-
-def test_shard_batch():
-    batch = {"image": np.ones((5, 2)), "label": np.zeros(5, int)}
-    sharded = shard_batch(batch, data_mesh(1))
-    np.testing.assert_array_equal(sharded["image"], batch["image"])
-    # The same device twice: the refusal comes before anything is placed.
-    two = Mesh(np.array([jax.devices()[0]] * 2), ("data",))
-    message = r"batch\['image'\] holds 5 examples, which the 2 devices.* multiple of 2"
-    with pytest.raises(ValueError, match=message):
-        shard_batch(batch, two)

@@ -1,0 +1,63 @@
+"""Exponential moving averages of what a program trains."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from jaxkd.types import Batch, Metrics, Program
+
+
+@flax.struct.dataclass
+class AveragedState:
+    """The state of `with_average`'s programs.
+
+    Attributes:
+        program: the averaged program's own state.
+        average: the moving average of the part that was chosen.
+    """
+
+    program: Any
+    average: Any
+
+
+def with_average(
+    program: Program,
+    decay: float,
+    of: Callable[[Any], PyTree] = lambda state: state.student,
+) -> Program:
+    """Return the program that also keeps an exponential moving average (EMA).
+
+    After every step, average ← decay · average + (1 − decay) · value, from the initial
+    value on, in the values' dtypes; integers are copied. Evaluate and export
+    ``state.average``.
+
+    Args:
+        program: any.
+        decay: in [0, 1); 0.999 averages over about the last 1,000 steps.
+        of: ``state -> the part to average``; the student's variables by default.
+
+    Raises:
+        ValueError: a decay out of range.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}")
+
+    def init(key: PRNGKeyArray, batch: Batch) -> AveragedState:
+        state = program.init(key, batch)
+        return AveragedState(state, of(state))
+
+    def average(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return decay * old + (1 - decay) * new
+
+    def step(state: AveragedState, batch: Batch) -> tuple[AveragedState, Metrics]:
+        inner, metrics = program.step(state.program, batch)
+        averaged = jax.tree.map(average, state.average, of(inner))
+        return AveragedState(inner, averaged), metrics
+
+    return Program(init, step)

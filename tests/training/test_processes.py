@@ -1,0 +1,119 @@
+"""Real processes: killed, preempted, out of disk, and several training as one."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORKER = Path(__file__).with_name("worker.py")
+STEPS = 40
+
+
+def start(folder, *arguments):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), str(folder), *map(str, arguments)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def work(folder, *arguments):
+    return finish(start(folder, *arguments))
+
+
+def final(folder):
+    with np.load(folder / "final.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def logged(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, errors = work(folder, "--steps", STEPS)
+    assert status == 0, errors
+    return folder
+
+
+def assert_identical(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tmp_path):
+    # One right after a save began, three anywhere: each is a new process.
+    kills = sorted([6, *random.Random(3).sample(range(8, STEPS), 3)])
+    for step in kills:
+        status, errors = work(tmp_path, "--steps", STEPS, "--fatal", "SIGKILL", step)
+        assert status == -signal.SIGKILL, errors
+        assert logged(tmp_path)[-1]["step"] == step
+    status, errors = work(tmp_path, "--steps", STEPS)
+    assert status == 0, errors
+    assert_identical(final(tmp_path), final(whole))
+    assert logged(tmp_path) == logged(whole)
+    assert [line["step"] for line in logged(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_joined_processes_are_preempted_together_and_resume_as_four(tmp_path):
+    """Two processes are told to stop, four go on, one checks the numbers."""
+
+    def joined(count, *arguments, fatal=()):
+        port = free_port()
+        processes = [
+            start(
+                tmp_path,
+                *("--steps", 12, "--plain"),
+                *("--processes", count, index, port),
+                *(fatal if index == 0 else ()),
+                *arguments,
+            )
+            for index in range(count)
+        ]
+        return [finish(process) for process in processes]
+
+    for status, errors in joined(2, fatal=("--fatal", "SIGTERM", 3)):
+        assert status == 128 + signal.SIGTERM, errors
+        assert "terminated at step" in errors
+    # The signal spreads to the other process within a few steps.
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert 3 <= max(saved) < 12
+    for status, errors in joined(4):
+        assert status == 0, errors
+    assert [line["step"] for line in logged(tmp_path)] == list(range(1, 13))
+
+    alone = tmp_path / "alone"
+    status, errors = work(alone, "--steps", 12, "--plain")
+    assert status == 0, errors
+    expected, found = final(alone), final(tmp_path)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        # In double precision: sums over processes are taken in another order.
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=1e-7, atol=1e-9, err_msg=name
+        )
