@@ -1,16 +1,19 @@
 """Accuracy, likelihood, calibration and fidelity of a classifier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxkd.data.sources import Source
+from jaxkd.data.sources import Examples, Source
+from jaxkd.data.transforms import Transform
 from jaxkd.losses.basics import as_float
-from jaxkd.losses.divergences import cross_entropy_loss
-from jaxkd.types import Network, Variables
+from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence
+from jaxkd.programs.distill import network_inputs
+from jaxkd.types import Inputs, Network, Variables
 
 
 def accuracy(
@@ -18,6 +21,23 @@ def accuracy(
 ) -> Float[Array, ""]:
     """Return the share of examples whose largest logit is the label's."""
     return jnp.mean(logits.argmax(-1) == labels)
+
+
+def top_k_accuracy(
+    logits: Float[Array, "examples classes"], labels: Int[Array, "examples"], k: int
+) -> Float[Array, ""]:
+    """Return the share of examples whose label is among the k largest logits.
+
+    Of equal logits, that of the lower class counts as the larger.
+
+    Raises:
+        ValueError: k is not between 1 and the number of classes.
+    """
+    classes = logits.shape[-1]
+    if not 1 <= k <= classes:
+        raise ValueError(f"k must be 1 to {classes} (the classes), got {k}")
+    _, top = jax.lax.top_k(logits, k)
+    return jnp.mean((top == labels[:, None]).any(-1))
 
 
 def negative_log_likelihood(
@@ -48,6 +68,31 @@ def expected_calibration_error(
     return jnp.abs(jnp.zeros(bins).at[which].add(gap)).sum() / len(labels)
 
 
+def classwise_calibration_error(
+    logits: Float[Array, "examples classes"],
+    labels: Int[Array, "examples"],
+    bins: int = 15,
+) -> Float[Array, ""]:
+    """Return the calibration error of every class's probability, averaged over classes.
+
+    Kull et al. 2019, arXiv:1910.12656, Eq. 2: for each class, equal-width bins (lower,
+    upper] of its predicted probability, the gap between their mean and the class's
+    frequency, each bin weighted by its share of the examples.
+
+    Args:
+        logits: class scores.
+        labels: class indices.
+        bins: equal-width bins of (0, 1].
+    """
+    p = jax.nn.softmax(as_float(logits))
+    classes = p.shape[-1]
+    gap = p - jax.nn.one_hot(labels, classes, dtype=p.dtype)
+    which = jnp.clip(jnp.ceil(p * bins).astype(int) - 1, 0, bins - 1)
+    column = jnp.arange(classes)
+    gaps = jnp.zeros((bins, classes), p.dtype).at[which, column].add(gap)
+    return jnp.abs(gaps).sum() / (len(labels) * classes)
+
+
 def agreement(
     logits: Float[Array, "examples classes"], other: Float[Array, "examples classes"]
 ) -> Float[Array, ""]:
@@ -58,68 +103,119 @@ def agreement(
     return jnp.mean(logits.argmax(-1) == other.argmax(-1))
 
 
+def teacher_kl(
+    logits: Float[Array, "examples classes"],
+    teacher_logits: Float[Array, "examples classes"],
+) -> Float[Array, ""]:
+    """Return the mean KL(teacher ‖ student) in nats, at temperature 1."""
+    log_p, log_q = (jax.nn.log_softmax(as_float(z)) for z in (teacher_logits, logits))
+    return kl_divergence(log_p, log_q).mean()
+
+
 @jax.jit
 def classification_metrics(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
     teacher_logits: Float[Array, "examples classes"] | None = None,
 ) -> dict[str, Array]:
-    """Return ``accuracy``, ``nll``, ``ece``, and with a teacher ``agreement``."""
+    """Return all metrics of this module.
+
+    They are ``accuracy``, ``top5`` (of more than 5 classes), ``nll``, ``ece`` and
+    ``classwise_ece``, and with a teacher ``agreement`` and ``teacher_kl``.
+    """
     metrics = {
         "accuracy": accuracy(logits, labels),
         "nll": negative_log_likelihood(logits, labels),
         "ece": expected_calibration_error(logits, labels),
+        "classwise_ece": classwise_calibration_error(logits, labels),
     }
+    if logits.shape[-1] > 5:
+        metrics["top5"] = top_k_accuracy(logits, labels, 5)
     if teacher_logits is not None:
         metrics["agreement"] = agreement(logits, teacher_logits)
+        metrics["teacher_kl"] = teacher_kl(logits, teacher_logits)
     return metrics
 
 
+def input_batches(
+    source: Examples, batch_size: int, transform: Transform | None = None
+) -> Iterator[Inputs]:
+    """Yield a network's inputs for all of a source, in order; the last are filled up.
+
+    Args:
+        source: the examples.
+        batch_size: examples in each batch.
+        transform: of each batch, without randomness.
+    """
+    for start in range(0, len(source), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(source)))
+        batch = source.take(rows)
+        inputs = network_inputs(batch if transform is None else transform(batch, None))
+        missing = batch_size - len(rows)
+
+        def fill(x: Any, missing: int = missing) -> np.ndarray:
+            return np.pad(x, [(0, missing)] + [(0, 0)] * (np.ndim(x) - 1))
+
+        yield jax.tree.map(fill, inputs)
+
+
+def example_labels(source: Examples) -> np.ndarray:
+    """Return the labels of all of a source, read in parts."""
+    parts = np.array_split(np.arange(len(source)), -(-len(source) // 1000))
+    return np.concatenate([source.take(rows)["label"] for rows in parts])
+
+
 def predictor(
-    network: Network, source: Source, batch_size: int = 1000
+    network: Network,
+    source: Examples,
+    batch_size: int = 1000,
+    transform: Transform | None = None,
 ) -> Callable[[Variables], np.ndarray]:
     """Return ``variables -> logits`` (examples, classes) for all of a source.
 
-    The forward pass is compiled once; the last batch is filled up and cut.
+    The forward pass is compiled once. A source in memory is put on the device once,
+    another is read anew each time.
 
     Args:
         network: to run in evaluation mode.
-        source: its ``image`` array is the input.
+        source: the examples.
         batch_size: examples in one forward pass.
+        transform: of each batch, without randomness, such as ``Normalize``.
     """
     size = min(batch_size, len(source))
     forward = jax.jit(lambda variables, x: network.apply(variables, x)[0].logits)
-    parts = [
-        source.arrays["image"][start : start + size]
-        for start in range(0, len(source), size)
-    ]
-    missing = size - len(parts[-1])
-    parts[-1] = np.pad(parts[-1], [(0, missing)] + [(0, 0)] * (parts[-1].ndim - 1))
-    inputs = jax.device_put(parts)
+    kept = None
+    if isinstance(source, Source):
+        kept = jax.device_put(list(input_batches(source, size, transform)))
 
     def predict(variables: Variables) -> np.ndarray:
-        logits = [np.asarray(forward(variables, x)) for x in inputs]
-        return np.concatenate(logits)[: len(source)]
+        parts = kept or input_batches(source, size, transform)
+        # All are on their way before the first is waited for.
+        logits = [forward(variables, x) for x in parts]
+        return np.concatenate([np.asarray(x) for x in logits])[: len(source)]
 
     return predict
 
 
 def evaluator(
     network: Network,
-    source: Source,
+    source: Examples,
     teacher_logits: np.ndarray | None = None,
     batch_size: int = 1000,
+    transform: Transform | None = None,
 ) -> Callable[[Variables], dict[str, float]]:
     """Return ``variables -> metrics`` of a network on a source.
 
     Args:
         network: the student.
         source: the examples, with ``label``.
-        teacher_logits: the teacher's on the same source, for ``agreement``.
+        teacher_logits: the teacher's on the same source, for ``agreement`` and
+            ``teacher_kl``.
         batch_size: examples in one forward pass.
+        transform: of each batch, without randomness, such as ``Normalize``.
     """
-    predict = predictor(network, source, batch_size)
-    labels = source.arrays["label"]
+    predict = predictor(network, source, batch_size, transform)
+    labels = example_labels(source)
 
     def evaluate(variables: Variables) -> dict[str, float]:
         metrics = classification_metrics(predict(variables), labels, teacher_logits)

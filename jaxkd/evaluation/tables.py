@@ -25,6 +25,7 @@ METRIC_NAMES = {
     "nll": "NLL",
     "ece": "ECE %",
     "agreement": "agreement %",
+    "teacher_kl": "KL to teacher",
 }
 """Column names; a name with % shows the fraction in percent."""
 
@@ -34,6 +35,7 @@ HIGHER_IS_BETTER = {
     "nll": False,
     "ece": False,
     "agreement": True,
+    "teacher_kl": False,
 }
 """Metrics of which a table marks the best; of others, which end is good is unknown."""
 
