@@ -1,13 +1,16 @@
 """The classic distillation methods, each with the weights of its paper.
 
-One trained teacher, students of every method on few real digit images, several seeds.
-Two pairs: perceptrons for losses on logits and pooled features, where the claims on
-accuracy are made, and convolutional networks of equal widths for losses on maps.
+One trained teacher a pair of networks, students of every method, several seeds, the
+last epoch and the best. ``small`` and ``demo`` take few digits: perceptrons for losses
+on logits and pooled features, where the claims on accuracy are made, and convolutional
+networks of equal widths for losses on maps. ``cifar`` takes 1,000 images of CIFAR-10 at
+half their resolution: ResNets, and a ResNet that teaches a vision transformer.
+``paper`` is the benchmarks' protocol: CIFAR-100, 240 epochs, nine pairs.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -16,6 +19,13 @@ import numpy as np
 import optax
 
 import jaxkd
+from experiments.baselines.networks import (
+    PAIRS,
+    PAPER_PAIRS,
+    classifier,
+    stage_norms,
+)
+from experiments.baselines.paper import PAPER as PAPER  # the report's column
 from experiments.baselines.recipes import Pair, Recipe, logit_recipes, stage_recipes
 from jaxkd import data, models, training
 from jaxkd.checks import unknown_name
@@ -23,6 +33,7 @@ from jaxkd.evaluation.claims import exceeds, falls_by, not_below
 from jaxkd.evaluation.classification import (
     classification_metrics,
     evaluator,
+    example_labels,
     predictor,
 )
 from jaxkd.evaluation.records import Record
@@ -30,75 +41,99 @@ from jaxkd.experiment import Run
 from jaxkd.interop import save_pretrained
 from jaxkd.types import Network, Variables
 
-PAIRS = {
-    "mlp": {
-        "teacher": ("mlp", {"features": 64, "widths": (256, 256)}),
-        "student": ("mlp", {"features": 64, "widths": (16,)}),
-    },
-    "cnn": {
-        "teacher": ("cnn", {"channels": (8, 16, 32), "depth": 3}),
-        "student": ("cnn", {"channels": (8, 16, 32), "depth": 1}),
-    },
-}
-"""Model name and arguments of the networks; FSP needs pairs of equal widths."""
-
 
 @dataclass(frozen=True)
 class Config:
     """What is trained.
 
     Attributes:
-        dataset: a name of ``jaxkd.data.DATASETS``, of 8x8 images in 10 classes.
-        train_examples: that the students see; the teacher sees all.
+        dataset: a name of ``jaxkd.data.DATASETS``.
+        pairs: names of networks.PAIRS.
+        methods: to run, ``method`` or ``pair/method``; empty for all that apply.
+        train_examples: that the students see; the teacher sees all. 0 for all.
+        test_examples: that all are tested on; 0 for all.
+        shrink: by which images are averaged down.
+        augment: random shifts and mirroring; for data sets of uint8 images.
         epochs: of a student.
-        batch_size: of a student.
-        learning_rate: of a student's Adam, decayed to 0 on a cosine.
+        evaluate_every: epochs between evaluations.
+        batch_size: of students and teachers.
+        optimizer: ``adam``, or ``sgd`` with momentum 0.9.
+        learning_rate: of a student.
+        weight_decay: of ``sgd``.
+        milestones: epochs after which the rate is a tenth; empty for a cosine to 0.
         teacher_epochs: of the teacher.
-        teacher_learning_rate: of the teacher's Adam, decayed likewise.
-        mlp: methods to run on the perceptrons; empty for all that apply.
-        cnn: methods to run on the convolutional pair; empty for all that apply.
+        teacher_learning_rate: of the teacher.
+        warmup_epochs: in which the weights rise of the methods whose weights rise.
+        stage_one_epochs: of the methods that train in two stages.
     """
 
     dataset: str = "digits"
+    pairs: tuple[str, ...] = ("mlp", "cnn")
+    methods: tuple[str, ...] = ()
     train_examples: int = 100
+    test_examples: int = 0
+    shrink: int = 1
+    augment: bool = False
     epochs: int = 200
+    evaluate_every: int = 1
     batch_size: int = 50
+    optimizer: str = "adam"
     learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    milestones: tuple[int, ...] = ()
     teacher_epochs: int = 60
     teacher_learning_rate: float = 3e-3
-    mlp: tuple[str, ...] = ()
-    cnn: tuple[str, ...] = ()
+    warmup_epochs: int = 20
+    stage_one_epochs: int = 30
 
 
+SMALL = Config()
+PAPER_PROTOCOL = Config(
+    dataset="tfds/cifar100",
+    pairs=PAPER_PAIRS,
+    train_examples=0,
+    augment=True,
+    epochs=240,
+    batch_size=64,
+    optimizer="sgd",
+    learning_rate=0.05,
+    weight_decay=5e-4,
+    milestones=(150, 180, 210),
+    teacher_epochs=240,
+    teacher_learning_rate=0.05,
+)
 PRESETS = {
-    "small": Config(),
-    "demo": Config(
+    "small": SMALL,
+    "demo": replace(
+        SMALL,
         teacher_epochs=30,
-        mlp=("cross_entropy", "kd", "dist", "lskd", "crd"),
-        cnn=("cross_entropy", "kd", "fitnets", "simkd"),
+        methods=(
+            *(f"mlp/{m}" for m in ("cross_entropy", "kd", "dist", "lskd", "crd")),
+            *(f"cnn/{m}" for m in ("cross_entropy", "kd", "fitnets", "simkd")),
+        ),
     ),
+    "cifar": replace(
+        PAPER_PROTOCOL,
+        dataset="cifar10",
+        pairs=("resnet20-resnet8", "resnet20-vit"),
+        train_examples=1000,
+        test_examples=2000,
+        shrink=2,
+        epochs=18,
+        evaluate_every=3,
+        milestones=(),
+        teacher_epochs=8,
+        warmup_epochs=2,
+        stage_one_epochs=4,
+    ),
+    "paper": PAPER_PROTOCOL,
 }
 
 WATCHED = {
     "mlp": ("rkd", "pkt", "cc", "crd"),
     "cnn": (
-        "rkd",
-        "pkt",
-        "cc",
-        "crd",
-        "sp",
-        "fitnets",
-        "at",
-        "nst",
-        "ft",
-        "vid",
-        "ab",
-        "fsp",
-        "ofd",
-        "reviewkd",
-        "simkd",
-        "mgd",
-        "cwd",
+        *("rkd", "pkt", "cc", "crd", "sp", "fitnets", "at", "nst", "ft", "vid", "ab"),
+        *("fsp", "ofd", "reviewkd", "simkd", "mgd", "cwd"),
     ),
 }
 """Methods whose own loss should fall, by pair."""
@@ -110,6 +145,18 @@ CLAIMS = [
     *(
         not_below(method, "cross_entropy", "last_accuracy", setting="cnn", errors=1.0)
         for method in WATCHED["cnn"]
+    ),
+    *(
+        exceeds(better, worse, "last_accuracy", setting=pair, errors=2.0)
+        for pair in (*PRESETS["cifar"].pairs, *PAPER_PAIRS)
+        for better, worse in (
+            ("kd", "cross_entropy"),
+            ("dkd", "kd"),
+            ("lskd", "kd"),
+            ("dist", "kd"),
+            ("crd", "kd"),
+            ("reviewkd", "kd"),
+        )
     ),
 ]
 
@@ -126,75 +173,186 @@ class Job:
 
     def network(self, who: str) -> Network:
         """Return the teacher's or the student's network."""
-        name, arguments = PAIRS[self.setting][who]
-        return models.create(name, **arguments)
+        spec = PAIRS[self.setting]
+        return spec.build(getattr(spec, who), self.dataset.test.classes)
+
+    def transform(self, train: bool) -> data.Transform | None:
+        """Return what happens to a batch: nothing, scaling, or augmentation too."""
+        if not self.dataset.mean:
+            return None
+        scale = data.Normalize(self.dataset.mean, self.dataset.std)
+        if not (train and self.config.augment):
+            return scale
+        shift = data.PadCrop(4 // self.config.shrink)
+        return data.Compose((shift, data.Flip(), scale))
+
+    def batches(self, source: data.Examples, epochs: int, seed: int):
+        """Return training batches."""
+        size = self.config.batch_size
+        return data.batches(
+            source, size, epochs=epochs, seed=seed, transform=self.transform(train=True)
+        )
+
+    def optimizer(
+        self, learning_rate: float, epochs: int, steps_per_epoch: int
+    ) -> optax.GradientTransformation:
+        """Return the configuration's optimizer with its decay of the rate."""
+        config = self.config
+        rate = optax.cosine_decay_schedule(learning_rate, epochs * steps_per_epoch)
+        if config.milestones:
+            rate = optax.piecewise_constant_schedule(
+                learning_rate, {m * steps_per_epoch: 0.1 for m in config.milestones}
+            )
+        if config.optimizer == "adam":
+            return optax.adam(rate)
+        if config.optimizer != "sgd":
+            raise ValueError(
+                unknown_name("optimizer", config.optimizer, ["adam", "sgd"])
+            )
+        share = PAIRS[self.setting].learning_rate
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(lambda step: share * rate(step), momentum=0.9),
+        )
 
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     """Train the teachers and all students, and return the records."""
-    dataset = data.load(config.dataset)
-    jobs = [Job(setting, config, dataset, seeds, run) for setting in PAIRS]
+    for pair in config.pairs:
+        if pair not in PAIRS:
+            raise ValueError(unknown_name("pair", pair, PAIRS))
+    dataset = load_dataset(config)
+    jobs = [Job(pair, config, dataset, seeds, run) for pair in config.pairs]
     return [record for job in jobs for record in run_pair(job)]
+
+
+def load_dataset(config: Config) -> data.Dataset:
+    """Return the data set with its test part cut and its images averaged down."""
+    found = data.load(config.dataset)
+    train, test = found.train, found.test
+    if config.test_examples:
+        test = test.subset(config.test_examples)
+    if config.shrink > 1:
+        train, test = (shrunk(source, config.shrink) for source in (train, test))
+    return replace(found, train=train, test=test)
+
+
+def shrunk(source: data.Source, by: int) -> data.Source:
+    """Return a source with every image averaged down."""
+    image = source.arrays["image"]
+    n, height, width, channels = image.shape
+    blocks = image.reshape(n, height // by, by, width // by, by, channels)
+    small = blocks.mean((2, 4)).round().astype(image.dtype)
+    name = f"{source.name}/{height // by}x{width // by}"
+    return data.Source(name, {**source.arrays, "image": small}, source.classes)
 
 
 def run_pair(job: Job) -> list[Record]:
     """Return one pair's records: the teacher's, then every method's."""
-    config, dataset = job.config, job.dataset
-    source = dataset.train.subset(config.train_examples)
+    config, dataset, spec = job.config, job.dataset, PAIRS[job.setting]
+    source = dataset.train
+    if config.train_examples:
+        source = source.subset(config.train_examples)
     student, teacher = job.network("student"), job.network("teacher")
     started = time.perf_counter()
+    # Pairs of the same teacher share it.
     variables = train_on_labels(
         job,
         "teacher",
+        job.run.folder / f"teacher-{'-'.join(map(str, _flat(spec.teacher)))}",
         dataset.train,
         config.teacher_epochs,
         config.teacher_learning_rate,
     )
     seconds = time.perf_counter() - started
-    teacher_logits = predictor(teacher, dataset.test)(variables)
+    predict = predictor(teacher, dataset.test, transform=job.transform(train=False))
+    teacher_logits = predict(variables)
     records = teacher_records(job, teacher_logits, seconds)
-    peer = train_on_labels(job, "student", source, config.epochs, config.learning_rate)
-    channels = PAIRS[job.setting]["student"][1].get("channels", ())
+
+    def peer() -> Network:
+        folder = job.run.folder / job.setting / "student-on-labels"
+        found = train_on_labels(
+            job, "student", folder, source, config.epochs, config.learning_rate
+        )
+        return student.with_variables(found)
+
+    branched = spec.branched
     pair = Pair(
         student=student,
         teacher=teacher.with_variables(variables),
-        teacher_variables=variables,
-        peer=student.with_variables(peer),
-        source=source,
+        classifier=classifier(variables),
+        norms=stage_norms(spec.teacher, variables, spec.stages),
+        peer=peer,
+        labels=example_labels(source),
+        batches=lambda epochs: job.batches(source, epochs, seed=0),
         steps_per_epoch=data.steps_per_epoch(source, config.batch_size),
-        stages=tuple(f"stage{i}" for i in range(len(channels))),
-        branched=models.one_cnn(channels=channels) if channels else None,
+        warmup_epochs=config.warmup_epochs,
+        stage_one_epochs=config.stage_one_epochs,
+        stages=spec.stages,
+        branched=None
+        if branched is None
+        else models.one_cnn(classes=source.classes, **branched),
+        dkd_beta=spec.dkd_beta,
     )
     recipes = logit_recipes(pair)
     if pair.stages:
         recipes |= stage_recipes(pair, seed=0)
-    for method in getattr(config, job.setting) or recipes:
-        if method not in recipes:
-            raise ValueError(unknown_name(f"{job.setting} method", method, recipes))
+    for method in wanted(job, recipes):
         recipe = recipes[method]()
-        records += run_method(job, method, recipe, pair, teacher_logits)
+        records += run_method(job, method, recipe, pair, source, teacher_logits)
     return records
 
 
+def _flat(spec) -> list:
+    name, arguments = spec
+    return [name, *(str(v).replace(" ", "") for v in arguments.values())]
+
+
+def wanted(job: Job, recipes: Sequence[str]) -> list[str]:
+    """Return the configuration's methods for a pair.
+
+    Raises:
+        ValueError: one that does not apply to the pair, or to no pair.
+    """
+    if not job.config.methods:
+        return list(recipes)
+    found = []
+    for given in job.config.methods:
+        pair, _, method = given.rpartition("/")
+        if pair not in ("", *job.config.pairs):
+            raise ValueError(unknown_name("pair", pair, job.config.pairs))
+        if pair in ("", job.setting):
+            if method not in recipes:
+                raise ValueError(unknown_name(f"{job.setting} method", method, recipes))
+            found.append(method)
+    return found
+
+
 def train_on_labels(
-    job: Job, who: str, source: data.Source, epochs: int, learning_rate: float
+    job: Job,
+    who: str,
+    folder: Path,
+    source: data.Examples,
+    epochs: int,
+    learning_rate: float,
 ) -> Variables:
     """Return the teacher's or student's variables after supervised training."""
-    size = job.config.batch_size
-    steps = epochs * data.steps_per_epoch(source, size)
-    decay = optax.cosine_decay_schedule(learning_rate, steps)
+    per_epoch = data.steps_per_epoch(source, job.config.batch_size)
     program = jaxkd.distill(
-        job.network(who), None, jaxkd.methods.cross_entropy(), optax.adam(decay)
+        job.network(who),
+        None,
+        jaxkd.methods.cross_entropy(),
+        job.optimizer(learning_rate, epochs, per_epoch),
     )
-    folder = job.run.folder / job.setting / f"{who}-on-labels" / "checkpoints"
-    with training.Checkpoints(folder, keep=1) as checkpoints:
+    with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
         state, _ = training.fit(
             program,
-            data.batches(source, size, epochs=epochs, seed=0),
+            job.batches(source, epochs, seed=0),
             key=jax.random.key(0),
             checkpoints=checkpoints,
+            checkpoint_every=max(epochs // 4, 1) * per_epoch,
             progress=job.run.progress,
-            steps=steps,
+            steps=epochs * per_epoch,
             name=f"{job.setting} {who} on labels",
         )
     return state.student
@@ -202,7 +360,7 @@ def train_on_labels(
 
 def teacher_records(job: Job, logits: np.ndarray, seconds: float) -> list[Record]:
     """Return the teacher's row: its last epoch is its best, it is not chosen."""
-    labels = job.dataset.test.arrays["label"]
+    labels = example_labels(job.dataset.test)
     scores = classification_metrics(jnp.asarray(logits), jnp.asarray(labels))
     values = {
         "last_accuracy": scores["accuracy"],
@@ -217,40 +375,44 @@ def teacher_records(job: Job, logits: np.ndarray, seconds: float) -> list[Record
 
 
 def run_method(
-    job: Job, method: str, recipe: Recipe, pair: Pair, teacher_logits: np.ndarray
+    job: Job,
+    method: str,
+    recipe: Recipe,
+    pair: Pair,
+    source: data.Examples,
+    teacher_logits: np.ndarray,
 ) -> list[Record]:
     """Return one method's records: a student a seed, compiled once for all."""
-    config, steps = job.config, pair.steps_per_epoch
-    decay = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
-    program = jaxkd.distill(
-        recipe.student, recipe.teacher, recipe.method, optax.adam(decay)
+    config, per_epoch = job.config, pair.steps_per_epoch
+    optimizer = job.optimizer(config.learning_rate, config.epochs, per_epoch)
+    program = jaxkd.distill(recipe.student, recipe.teacher, recipe.method, optimizer)
+    test = job.dataset.test
+    evaluate = evaluator(
+        recipe.deployed, test, teacher_logits, transform=job.transform(train=False)
     )
-    evaluate = evaluator(recipe.deployed, job.dataset.test, teacher_logits)
 
     def train(seed: int, folder: Path) -> list[Record]:
         started = time.perf_counter()
         with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
             state, history = training.fit(
                 program,
-                data.batches(
-                    pair.source, config.batch_size, epochs=config.epochs, seed=seed
-                ),
+                job.batches(source, config.epochs, seed),
                 key=jax.random.key(seed),
-                steps=config.epochs * steps,
+                steps=config.epochs * per_epoch,
                 evaluate=lambda state: evaluate(state.student),
-                evaluate_every=steps,
+                evaluate_every=config.evaluate_every * per_epoch,
                 checkpoints=checkpoints,
-                checkpoint_every=50 * steps,
+                checkpoint_every=max(config.epochs // 4, 1) * per_epoch,
                 progress=job.run.progress,
                 name=f"{job.setting} {method} seed {seed}",
             )
         if recipe.student is pair.student:
-            name, arguments = PAIRS[job.setting]["student"]
-            shape = pair.source.arrays["image"].shape[1:]
+            name, arguments = PAIRS[job.setting].student
+            shape = test.take(np.arange(1))["image"].shape[1:]
+            arguments = {**arguments, "classes": test.classes}
             save_pretrained(folder / "student", name, arguments, state.student, shape)
-        return student_records(
-            job, method, recipe, seed, history, time.perf_counter() - started
-        )
+        seconds = time.perf_counter() - started
+        return student_records(job, method, recipe, seed, history, seconds)
 
     return [
         record
@@ -273,10 +435,11 @@ def student_records(
     """Return the numbers of one student: last and best epoch, calibration, fidelity."""
     curve = tuple(entry["accuracy"] for entry in history)
     last = history[-1]
+    measured = ("nll", "ece", "agreement", "teacher_kl")
     values = {
         "last_accuracy": curve[-1],
         "best_accuracy": max(curve),
-        **{metric: last[metric] for metric in ("nll", "ece", "agreement")},
+        **{metric: last[metric] for metric in measured},
     }
     if recipe.watched:
         values["first_loss"] = history[0][f"train_{recipe.watched}"]

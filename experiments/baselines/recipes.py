@@ -1,14 +1,16 @@
 """Every method of the table with the weights of its paper, for one pair of networks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import grain
 import jax
 import numpy as np
 import optax
 
 import jaxkd
-from jaxkd import Network, data, models, training
+from jaxkd import Network, models, training
 from jaxkd.methods import (
     ab,
     at,
@@ -43,10 +45,7 @@ from jaxkd.methods import (
     sp,
     vid,
 )
-from jaxkd.types import Method, Variables
-
-STAGE_ONE_EPOCHS = 30
-"""Epochs of AB's and FSP's first stage, and of the paraphraser's training."""
+from jaxkd.types import Method
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,33 @@ class Pair:
     Attributes:
         student: the student's network.
         teacher: the teacher's, with its trained variables.
-        teacher_variables: these.
-        peer: a student trained on the labels alone, for self-distillation.
-        source: the training examples.
+        classifier: kernel and bias of the teacher's last layer.
+        norms: (scale, bias) of the BatchNorm that makes each stage of the teacher.
+        peer: returns a student trained on the labels alone, for self-distillation.
+        labels: of the training examples.
+        batches: ``epochs -> `` a few epochs of training batches, for a paraphraser.
         steps_per_epoch: of the student's training.
+        warmup_epochs: in which weights rise that rise (20 of 240 in the benchmarks).
+        stage_one_epochs: of AB's and FSP's first stage and the paraphraser's training
+            (30 in the benchmarks).
         stages: taps of the convolutional stages, shallow to deep; none for an MLP.
-        branched: ONE's network of the student's size; None for an MLP.
+        branched: ONE's network of the student's size, or None.
+        dkd_beta: DKD's weight of the other classes.
     """
 
     student: Network
     teacher: Network
-    teacher_variables: Variables
-    peer: Network
-    source: data.Source
+    classifier: tuple[Any, Any]
+    norms: Sequence[tuple[Any, Any]]
+    peer: Callable[[], Network]
+    labels: np.ndarray
+    batches: Callable[[int], grain.IterDataset]
     steps_per_epoch: int
-    stages: tuple[str, ...] = ()
-    branched: Network | None = None
+    warmup_epochs: int
+    stage_one_epochs: int
+    stages: tuple[str, ...]
+    branched: Network | None
+    dkd_beta: float
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,8 @@ class Recipe:
 def logit_recipes(pair: Pair) -> dict[str, Callable[[], Recipe]]:
     """Return the recipes that need logits or pooled features alone."""
     ce = cross_entropy()
-    labels = np.asarray(pair.source.arrays["label"])
-    epochs = pair.steps_per_epoch
+    labels, epochs = pair.labels, (pair.steps_per_epoch, pair.warmup_epochs)
+    curriculum = ctkd_curriculum(pair.steps_per_epoch, max(pair.warmup_epochs // 2, 1))
     # A data set of 100 digits leaves 90 of other classes to draw from.
     negatives = min(16384, len(labels) - int(np.bincount(labels).max()))
 
@@ -118,13 +128,15 @@ def logit_recipes(pair: Pair) -> dict[str, Callable[[], Recipe]]:
         "cross_entropy": alone(ce),
         "label_smoothing": alone(cross_entropy(0.1)),
         "self_distillation": lambda: Recipe(
-            combine((0.1, ce), (0.9, kd(4.0))), pair.student, pair.peer, pair.student
+            combine((0.1, ce), (0.9, kd(4.0))), pair.student, pair.peer(), pair.student
         ),
         "kd": from_teacher((0.1, ce), (0.9, kd(4.0))),
-        "dkd": from_teacher((1.0, ce), (epoch_warmup(1.0, epochs), dkd(4.0, 1.0, 8.0))),
+        "dkd": from_teacher(
+            (1.0, ce), (epoch_warmup(1.0, *epochs), dkd(4.0, 1.0, pair.dkd_beta))
+        ),
         "dist": from_teacher((1.0, ce), (1.0, dist(2.0, 2.0, 4.0))),
         "lskd": from_teacher((0.1, ce), (9.0, lskd(kd(2.0)))),
-        "ctkd": from_teacher((0.1, ce), (0.9, ctkd(ctkd_curriculum(epochs)))),
+        "ctkd": from_teacher((0.1, ce), (0.9, ctkd(curriculum))),
         "rkd": from_teacher((1.0, ce), (1.0, rkd("pooled")), watched="rkd"),
         "pkt": from_teacher((1.0, ce), (3e4, pkt("pooled")), watched="pkt"),
         "cc": from_teacher((1.0, ce), (0.02, cc("pooled")), watched="cc"),
@@ -148,9 +160,6 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
     ce = cross_entropy()
     stages, last = pair.stages, pair.stages[-1]
     before_relu = tuple(f"{stage}.pre" for stage in stages)
-    layers = pair.teacher_variables["params"]["stages"]
-    final = [layers[str(i)]["norms"] for i in range(len(stages))]
-    norms = [(n[str(len(n) - 1)]["scale"], n[str(len(n) - 1)]["bias"]) for n in final]
 
     def added(weight, method: Method, watched: str) -> Callable[[], Recipe]:
         terms = combine((1.0, ce), (weight, method))
@@ -158,7 +167,7 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
 
     def staged(weight: float, method: Method, watched: str) -> Callable[[], Recipe]:
         """First the method alone, then cross-entropy alone."""
-        switch = [STAGE_ONE_EPOCHS * pair.steps_per_epoch]
+        switch = [pair.stage_one_epochs * pair.steps_per_epoch]
         constant = optax.constant_schedule
         terms = combine(
             (optax.join_schedules([constant(0.0), constant(1.0)], switch), ce),
@@ -172,7 +181,7 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
         return Recipe(method, pair.student, teacher, pair.student, "ft")
 
     def reused_classifier() -> Recipe:
-        image = pair.source.take(np.arange(1))["image"]
+        image = next(iter(pair.batches(1)))["image"]
         shapes = [
             jax.eval_shape(
                 lambda net=net: net.apply(
@@ -183,13 +192,12 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
             .shape
             for net in (pair.student, pair.teacher)
         ]
-        head = pair.teacher_variables["params"]["head"]
         student = simkd_student(
             pair.student,
             last,
             shapes[0][-1],
             shapes[1][1:],
-            (head["kernel"], head["bias"]),
+            pair.classifier,
         )
         return Recipe(simkd(last), student, pair.teacher, student, "simkd")
 
@@ -202,9 +210,9 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
         "vid": added(1.0, vid(stages), "vid"),
         "ab": staged(1.0, ab(before_relu), "ab"),
         "fsp": staged(50.0, fsp(stages), "fsp"),
-        "ofd": added(1e-3, ofd(before_relu, norms), "ofd"),
+        "ofd": added(1e-3, ofd(before_relu, pair.norms), "ofd"),
         "reviewkd": added(
-            epoch_warmup(5.0, pair.steps_per_epoch),
+            epoch_warmup(5.0, pair.steps_per_epoch, pair.warmup_epochs),
             reviewkd(stages, before_relu, mid=64),
             "reviewkd",
         ),
@@ -221,12 +229,12 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
 
 def train_paraphraser(pair: Pair, tap: str, seed: int) -> Network:
     """Return the teacher with a paraphraser trained on the training images."""
-    channels = pair.teacher_variables["params"]["head"]["kernel"].shape[0]
+    channels = pair.classifier[0].shape[0]
     network = paraphrased(pair.teacher, tap, channels)
     program = jaxkd.distill(network, None, paraphraser_loss(tap), optax.adam(1e-2))
     state, _ = training.fit(
         program,
-        data.batches(pair.source, 50, epochs=STAGE_ONE_EPOCHS, seed=seed),
+        pair.batches(pair.stage_one_epochs),
         key=jax.random.key(seed),
     )
     return network.with_variables(state.student)
