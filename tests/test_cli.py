@@ -19,7 +19,7 @@ def finished(tmp_path_factory):
     """Run two methods for two epochs with two seeds."""
     folder = tmp_path_factory.mktemp("cli")
     arguments = "run baselines --preset small --seeds 2 --epochs 2 --teacher-epochs 1"
-    arguments += " --mlp cross_entropy kd --cnn cross_entropy"
+    arguments += " --methods cross_entropy mlp/kd"
     arguments += f" --folder {folder}/run --results {folder}/results.json"
     assert main(arguments.split()) == 0
     return folder
@@ -79,7 +79,7 @@ def test_export_gives_a_folder_and_a_portable_program(finished, tmp_path):
         ("run baselines --preset smal", "did you mean 'small'"),
         ("run baselines --seeds 0", "--seeds must be at least 1"),
         ("run baselines --dataset digit --folder {tmp}/a", "did you mean 'digits'"),
-        ("run baselines --mlp kdd --folder {tmp}/b --teacher-epochs 1", "method 'kdd'"),
+        ("run baselines --methods kdd --folder {tmp}/b --teacher-epochs 1", "'kdd'"),
         ("run baselines --folder {tmp}", "exists: go on with it by `jaxkd resume"),
         ("run baselines --dataset mnist --folder {tmp}/c", "JAXKD_DATA is not set"),
         ("report baselines --results {tmp}/none.json", "none.json"),

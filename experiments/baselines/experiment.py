@@ -9,7 +9,7 @@ half their resolution: ResNets, and a ResNet that teaches a vision transformer.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -308,7 +308,7 @@ def _flat(spec) -> list:
     return [name, *(str(v).replace(" ", "") for v in arguments.values())]
 
 
-def wanted(job: Job, recipes: Sequence[str]) -> list[str]:
+def wanted(job: Job, recipes: Iterable[str]) -> list[str]:
     """Return the configuration's methods for a pair.
 
     Raises:

@@ -44,7 +44,7 @@ BEST_EPOCH = {
 }
 
 PAPER = {
-    f"{pair}/{method}": {metric: float(value) / 100}
+    f"{pair}/{method}": {metric: round(float(value) / 100, 4)}
     for metric, table in (("last_accuracy", LAST_EPOCH), ("best_accuracy", BEST_EPOCH))
     for method, row in table.items()
     for pair, value in zip(COLUMNS, row.split(), strict=True)

@@ -203,7 +203,7 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
 
     recipes = {
         "sp": added(3000.0, sp(last), "sp"),
-        "fitnets": added(100.0, fitnets(stages[len(stages) // 2]), "fitnets"),
+        "fitnets": added(100.0, fitnets(stages[1]), "fitnets"),
         "at": added(1000.0, at(stages), "at"),
         "nst": added(50.0, nst([last]), "nst"),
         "ft": factor_transfer,

@@ -173,7 +173,8 @@ class ResNet(nnx.Module):
         features = Features()
         x = features.stage(self.bn1(self.conv1(image)))
         if self.large_stem:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # ReLU's zeros lose
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2))
         for layer in self.layers:
             for i, block in enumerate(layer):
                 x = block(x)

@@ -68,9 +68,8 @@ class BlockV1(nnx.Module):
         y = self.bn3(self.conv3(y))
         if self.stride == 1:
             return x + y
-        pooled = nnx.avg_pool(
-            x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), count_include_pad=True
-        )
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        pooled = nnx.avg_pool(padded, (3, 3), strides=(2, 2))
         return jnp.concatenate([y, pooled], axis=-1)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import (
@@ -247,7 +248,7 @@ def _shapes(tree: PyTree) -> dict[str, tuple]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             _KEY
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             else tuple(leaf.shape)
         )
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]

@@ -120,11 +120,9 @@ def full_disk():
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(program, data, tmp_path, full_disk):
-    found = Checkpoints(tmp_path)
-
     def fill(state):
         if state.step == 6:
-            found.wait()
+            checkpoints.wait()
             full_disk(True)
         return {}
 
@@ -135,14 +133,14 @@ def test_a_full_disk_loses_no_earlier_checkpoint(program, data, tmp_path, full_d
     )
     with (
         pytest.raises(OSError, match=r"(?s)" + message),
-        Checkpoints(tmp_path) as found,
+        Checkpoints(tmp_path) as checkpoints,
     ):
         fit(
             program,
             data,
             evaluate=fill,
             evaluate_every=1,
-            checkpoints=found,
+            checkpoints=checkpoints,
             **options,
         )
     full_disk(False)

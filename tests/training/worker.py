@@ -10,6 +10,7 @@ random, which depends on the number of processes, but not with ``--plain``.
 import argparse
 import os
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -41,7 +42,11 @@ class Student(nnx.Module):
 
 
 class Fatal:
-    """A metric writer that sends a signal to its own process."""
+    """A metric writer that sends a signal to its own process, and then dawdles.
+
+    Joined processes tell each other of a signal in the background, which takes about a
+    second; a real step takes long enough.
+    """
 
     def __init__(self, number: signal.Signals, step: int):
         self.number, self.step = number, step
@@ -52,6 +57,8 @@ class Fatal:
     def write(self, step, metrics):
         if step == self.step:
             os.kill(os.getpid(), self.number)
+        if step >= self.step:
+            time.sleep(0.5)
 
 
 def run(folder: Path, steps: int, writers=(), mesh=None, augment=True):
@@ -71,7 +78,7 @@ def run(folder: Path, steps: int, writers=(), mesh=None, augment=True):
     teacher = teacher.with_variables(jax.jit(teacher.init)(jax.random.key(5)))
     program = distill(
         Network.from_nnx(Student).astype(jnp.float64),
-        teacher,
+        teacher.astype(jnp.float64),
         combine((0.5, methods.cross_entropy()), (0.5, methods.kd())),
         optax.adam(1e-2),
     )
