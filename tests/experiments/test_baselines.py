@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from experiments.baselines.experiment import (
 from experiments.baselines.networks import PAIRS, PAPER_PAIRS, stage_norms
 from experiments.baselines.paper import COLUMNS, PAPER
 from experiments.baselines.recipes import Pair, logit_recipes, stage_recipes
-from jaxkd import data
+from jaxkd import data, models
 
 SIZES = {"mlp": (8, 1), "cnn": (8, 1)}
 
@@ -33,7 +34,7 @@ def shapes(spec, who, taps=()):
 
     def forward(key):
         variables = network.init(key)
-        image = jax.numpy.zeros((2, side, side, channels))
+        image = jnp.zeros((2, side, side, channels))
         return variables, network.apply(variables, image, taps=taps)[0]
 
     return jax.eval_shape(forward, jax.random.key(0))
@@ -94,8 +95,10 @@ def test_the_papers_numbers_are_of_our_pairs_and_methods():
 def _recipes(name):
     spec = PAIRS[name]
     pair = Pair(
-        *(None,) * 3,
-        norms=[(np.ones(4), np.zeros(4)) for _ in spec.stages],
+        models.mlp(),
+        models.mlp(),
+        classifier=None,
+        norms=[(jnp.ones(4), jnp.zeros(4)) for _ in spec.stages],
         peer=None,
         labels=np.arange(64) % 10,
         batches=None,
