@@ -70,21 +70,30 @@ def show(slug: Slug) -> None:
     console.print(f"\n[bold]results[/bold]  {', '.join(map(str, found)) or 'none yet'}")
 
 
-def report(slug: Slug, preset: str = "small", results: Path | None = None) -> None:
+def report(
+    slug: Slug,
+    preset: str = "small",
+    results: Path | None = None,
+    markdown: bool = False,
+) -> None:
     """Print an experiment's table and claims, and write its plots and HTML page.
 
     Args:
         slug: name of an experiment, as `jaxkd list` prints it.
         preset: whose results to read.
         results: the results file, instead of the experiment's own.
+        markdown: print Markdown for a README, and write nothing.
     """
-    from jaxkd.evaluation.report import print_report, write_report
+    from jaxkd.evaluation.report import markdown_report, print_report, write_report
     from jaxkd.evaluation.results import read_results
 
     experiment = load_experiment(slug)
     experiment.preset(preset)
     path = results or _results_file(experiment, preset)
     found = read_results(path)
+    if markdown:
+        print(markdown_report(found, experiment.claims, experiment.paper))
+        return
     print_report(console, found, experiment.claims, experiment.paper)
     written = write_report(
         found, experiment.claims, path.parent / found.preset, experiment.paper

@@ -54,8 +54,9 @@ class Claim:
     setting: str = ""
 
     def applies(self, records: Sequence[Record]) -> bool:
-        """Return whether the method it is about was run."""
-        return not self.method or self.method in methods_run(records, self.setting)
+        """Return whether the method, or else the setting, it is about was run."""
+        run = methods_run(records, self.setting)
+        return self.method in run if self.method else bool(run)
 
 
 def exceeds(
@@ -207,6 +208,7 @@ def falls_by(
         f"{metric_last} is at least {100 * share:g} % below {metric_first} in "
         f"{', '.join(methods)}",
         judge,
+        setting=setting,
     )
 
 

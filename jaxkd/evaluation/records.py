@@ -45,6 +45,22 @@ class Summary:
     error: float
     seeds: int
 
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return the confidence interval of the mean, by Student's t.
+
+        Args:
+            level: the share of such intervals that hold the true mean, in (0, 1).
+
+        Raises:
+            ValueError: a level out of range.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be in (0, 1), got {level}")
+        from scipy.stats import t
+
+        half = float(t.ppf((1 + level) / 2, self.seeds - 1)) * self.error
+        return self.mean - half, self.mean + half
+
 
 def select(
     records: Iterable[Record], method: str, metric: str, setting: str = ""

@@ -18,6 +18,8 @@ from jaxkd.evaluation.tables import (
     Paper,
     comparison,
     layout,
+    markdown_escape,
+    markdown_table,
     measured,
     metric_name,
     print_table,
@@ -105,6 +107,28 @@ def print_report(
         console.print(Text(f"  {left} claims are about methods not run", style="dim"))
 
 
+def markdown_report(
+    results: Results, claims: Sequence[Claim], paper: Paper | None = None
+) -> str:
+    """Return an experiment's tables and claims in Markdown, as its README holds them.
+
+    Args:
+        results: the experiment's.
+        claims: to judge by its records; those on methods not run are left out.
+        paper: the paper's numbers.
+    """
+    metrics, _ = measured(results.records)
+    lines = [markdown_table(results.records, metrics, paper)]
+    judged = [claim for claim in claims if claim.applies(results.records)]
+    if judged:
+        lines += ["| claim | verdict | numbers |", "| --- | --- | --- |"]
+    for claim in judged:
+        verdict = claim.judge(results.records)
+        cells = (claim.name, verdict.status, verdict.numbers)
+        lines.append(f"| {' | '.join(map(markdown_escape, cells))} |")
+    return "\n".join(lines)
+
+
 def write_report(
     results: Results,
     claims: Sequence[Claim],
@@ -167,15 +191,16 @@ def _page(
 ) -> str:
     title = f"{results.experiment}, preset {results.preset}"
     metrics, others = measured(results.records)
-    rows = layout(comparison(results.records, metrics, paper), metrics)
+    rows = layout(comparison(results.records, metrics, paper), metrics, intervals=True)
     verdicts = [(claim, claim.judge(results.records)) for claim in claims]
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_summary(results, verdicts))}</p>',
         "<h2>Results</h2>",
         *map(_table, rows),
-        '<p class="soft">± is the standard error over seeds. The best student of each '
-        "column is in bold. Seconds are the mean wall time of a run.</p>",
+        '<p class="soft">± is the standard error over seeds; the interval is by '
+        "Student's t. The best student of each column is in bold. Seconds are the mean "
+        "wall time of a run.</p>",
     ]
     if verdicts:
         items = "".join(_claim(claim, verdict) for claim, verdict in verdicts)

@@ -171,10 +171,17 @@ def comparison(
     return rows
 
 
-def layout(rows: Sequence[Row], metrics: Sequence[str]) -> list[Grid]:
+def layout(
+    rows: Sequence[Row], metrics: Sequence[str], intervals: bool = False
+) -> list[Grid]:
     """Return one table of text a setting.
 
     A metric has a column for the paper's values if one of the setting's rows has one.
+
+    Args:
+        rows: from `comparison`.
+        metrics: the columns.
+        intervals: whether the first metric's 95 % confidence interval gets a column.
     """
     grids = []
     for setting in dict.fromkeys(row.setting for row in rows):
@@ -189,6 +196,10 @@ def layout(rows: Sequence[Row], metrics: Sequence[str]) -> list[Grid]:
                 metric_name(metric),
                 [MISSING if c is None else format_summary(metric, c) for c in cells],
             )
+            if intervals and metric == metrics[0]:
+                _add_column(
+                    grid, "95 % interval", [_interval(metric, c) for c in cells]
+                )
             if any(metric in row.paper for row in mine):
                 paper = [row.paper.get(metric) for row in mine]
                 _add_column(
@@ -246,19 +257,26 @@ def markdown_table(
         paper: the paper's numbers.
     """
     lines = []
-    for grid in layout(comparison(records, metrics, paper), metrics):
+    for grid in layout(comparison(records, metrics, paper), metrics, intervals=True):
         if grid.setting:
-            lines += [f"**{_markdown(grid.setting)}**", ""]
+            lines += [f"**{markdown_escape(grid.setting)}**", ""]
         lines.append(_markdown_row(grid.header))
         lines.append("|---|" + "---:|" * (len(grid.header) - 1))
         for i, row in enumerate(grid.rows):
-            cells = [_markdown(cell) for cell in row]
+            cells = [markdown_escape(cell) for cell in row]
             marked = [
                 f"**{c}**" if (i, j) in grid.best else c for j, c in enumerate(cells)
             ]
             lines.append("| " + " | ".join(marked) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _interval(metric: str, summary: Summary | None) -> str:
+    if summary is None or summary.seeds < 2:
+        return MISSING
+    low, high = summary.interval()
+    return f"{format_value(metric, low)} to {format_value(metric, high)}"
 
 
 def _best(rows: Sequence[Row], metric: str) -> int | None:
@@ -314,11 +332,12 @@ def _fits(console: Console, rows: Sequence[Row], metrics: Sequence[str]) -> bool
     return Measurement.get(console, wide, table).maximum <= console.width
 
 
-def _markdown(text: str) -> str:
+def markdown_escape(text: str) -> str:
+    """Return a text as one cell of a Markdown table."""
     for character in "\\`*[]<>|":
         text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
+    return "| " + " | ".join(markdown_escape(cell) for cell in cells) + " |"

@@ -1,20 +1,26 @@
-"""Accuracy, likelihood, calibration and agreement, against numbers worked by hand."""
+"""Accuracy, likelihood, calibration agreement and KL, against other computations."""
+
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from jaxkd import models
-from jaxkd.data import Source
+from jaxkd.data import Normalize, RecordSource, Source
 from jaxkd.evaluation.classification import (
     accuracy,
     agreement,
     classification_metrics,
+    classwise_calibration_error,
     evaluator,
     expected_calibration_error,
     negative_log_likelihood,
     predictor,
+    teacher_kl,
+    top_k_accuracy,
 )
 
 PROBABILITIES = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45]])
@@ -65,7 +71,7 @@ def test_calibration_error_is_zero_where_confidence_is_accuracy():
 def test_bf16_logits_are_measured_in_f32():
     half = classification_metrics(LOGITS.astype(jnp.bfloat16), LABELS)
     full = classification_metrics(LOGITS, LABELS)
-    assert set(full) == {"accuracy", "nll", "ece"}
+    assert set(full) == {"accuracy", "nll", "ece", "classwise_ece"}
     for name in full:
         assert half[name].dtype == jnp.float32
         np.testing.assert_allclose(half[name], full[name], rtol=2e-2)
@@ -97,11 +103,74 @@ def test_evaluator_returns_floats_and_agreement_only_with_a_teacher(case):
     network, variables, source = case
     logits = network.apply(variables, jnp.asarray(source.arrays["image"]))[0].logits
     plain = evaluator(network, source, batch_size=4)(variables)
-    assert set(plain) == {"accuracy", "nll", "ece"}
+    assert set(plain) == {"accuracy", "nll", "ece", "classwise_ece"}
     assert all(type(value) is float for value in plain.values())
     taught = evaluator(network, source, np.asarray(logits), batch_size=4)(variables)
-    assert set(taught) == {"accuracy", "nll", "ece", "agreement"}
+    assert set(taught) == {*plain, "agreement", "teacher_kl"}
     assert taught["agreement"] == 1
+    assert taught["teacher_kl"] == pytest.approx(0, abs=1e-6)
     expected = classification_metrics(logits, jnp.asarray(source.arrays["label"]))
     for name in plain:
         assert plain[name] == pytest.approx(float(expected[name]), rel=1e-5)
+
+
+def test_top_k_accuracy():
+    logits = jnp.asarray([[3.0, 2, 1, 0], [0, 1, 2, 3], [1, 1, 1, 1]])
+    labels = jnp.asarray([1, 0, 2])
+    found = [float(top_k_accuracy(logits, labels, k)) for k in (1, 2, 3, 4)]
+    # Of equal logits the lower classes count as the larger.
+    np.testing.assert_allclose(found, [0, 1 / 3, 2 / 3, 1])
+    assert top_k_accuracy(logits, labels, 1) == accuracy(logits, labels)
+    for k in (0, 5):
+        with pytest.raises(ValueError, match=rf"k must be 1 to 4 .*, got {k}"):
+            top_k_accuracy(logits, labels, k)
+    assert "top5" in classification_metrics(jnp.ones((2, 6)), jnp.zeros(2, int))
+
+
+def test_classwise_calibration_error():
+    rng = np.random.default_rng(0)
+    logits, labels = 3 * rng.normal(size=(200, 4)), rng.integers(0, 4, 200)
+    p = softmax(logits, axis=1)
+    total = 0.0
+    for c in range(4):
+        for low, high in pairwise(np.linspace(0, 1, 16)):
+            inside = (p[:, c] > low) & (p[:, c] <= high)
+            if inside.any():
+                gap = p[inside, c].mean() - (labels[inside] == c).mean()
+                total += inside.mean() * abs(gap) / 4
+    found = classwise_calibration_error(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
+    )
+    assert found == pytest.approx(total, rel=1e-4)
+    # Certain and right in every class.
+    certain = jnp.where(jnp.eye(4) > 0, 100.0, 0.0)
+    assert classwise_calibration_error(certain, jnp.arange(4)) == pytest.approx(0)
+
+
+def test_teacher_kl():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 30, 5))
+    p, q = softmax(teacher, axis=1), softmax(student, axis=1)
+    found = teacher_kl(*(jnp.asarray(z, jnp.float32) for z in (student, teacher)))
+    assert found == pytest.approx(np.mean(np.sum(p * np.log(p / q), 1)), rel=1e-5)
+
+
+def test_uint8_images_are_normalised_and_records_are_streamed(case):
+    network, variables, _ = case
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (7, 4, 4, 1), dtype=np.uint8)
+    label = rng.integers(0, 3, 7).astype("i4")
+    kept = Source("kept", {"image": image, "label": label}, 3)
+    read = RecordSource(
+        "read", range(7), lambda i, rng: {"image": image[i], "label": label[i]}, 3
+    )
+    scale = Normalize((0.5,), (0.25,))
+    inputs = jnp.asarray((image / np.float32(255) - 0.5) / 0.25, jnp.float32)
+    expected = network.apply(variables, inputs)[0].logits
+    for source in (kept, read):
+        predict = predictor(network, source, 3, scale)
+        np.testing.assert_allclose(predict(variables), expected, rtol=1e-4, atol=1e-5)
+    found = evaluator(network, read, batch_size=3, transform=scale)(variables)
+    assert found["accuracy"] == accuracy(expected, jnp.asarray(label))
+    with pytest.raises(ValueError, match=r"is uint8, but networks take floats"):
+        predictor(network, kept)

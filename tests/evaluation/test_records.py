@@ -5,6 +5,7 @@ import math
 
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from jaxkd.evaluation.records import Record, methods, select, settings, summarize
 from jaxkd.evaluation.tables import (
@@ -110,14 +111,29 @@ def test_a_settings_own_paper_value_goes_first():
     assert [row.paper["last_accuracy"] for row in rows] == [0.6, 0.8]
 
 
+def test_the_confidence_interval_is_students():
+    values = [0.90, 0.92, 0.94]
+    # 4.302653 is the 97.5 % quantile of t with 2 degrees of freedom.
+    half = 4.302653 * 0.02 / math.sqrt(3)
+    assert summarize(values).interval() == pytest.approx((0.92 - half, 0.92 + half))
+    expected = stats.t.interval(0.8, 2, loc=0.92, scale=0.02 / math.sqrt(3))
+    assert summarize(values).interval(0.8) == pytest.approx(expected)
+    assert all(map(math.isnan, summarize([0.5]).interval()))
+    for level in (0.0, 1.0):
+        with pytest.raises(
+            ValueError, match=rf"level must be in \(0, 1\), got {level}"
+        ):
+            summarize(values).interval(level)
+
+
 def test_markdown_marks_the_best_student_and_not_the_teacher():
     table = markdown_table(TWO, ["last_accuracy", "nll"], {"kd": {"nll": 0.3}})
     assert table.splitlines() == [
-        "| method | last % | NLL | paper, NLL | seeds | seconds |",
-        "|---|---:|---:|---:|---:|---:|",
-        "| teacher | 99.0 | – | – | 1 | 4.0 |",
-        "| cross_entropy | 92.0 ± 1.2 | 0.400 ± 0.058 | – | 3 | 5.0 |",
-        "| kd | **94.0 ± 2.1** | **0.250 ± 0.000** | 0.300 | 3 | 5.0 |",
+        "| method | last % | 95 % interval | NLL | paper, NLL | seeds | seconds |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| teacher | 99.0 | – | – | – | 1 | 4.0 |",
+        "| cross_entropy | 92.0 ± 1.2 | 87.0 to 97.0 | 0.400 ± 0.058 | – | 3 | 5.0 |",
+        "| kd | **94.0 ± 2.1** | 85.0 to 103.0 | **0.250 ± 0.000** | 0.300 | 3 | 5.0 |",
     ]
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxkd.evaluation.claims import exceeds, not_below
 from jaxkd.evaluation.plots import curves, plot_comparison, plot_curves
 from jaxkd.evaluation.records import Record
-from jaxkd.evaluation.report import print_report, write_report
+from jaxkd.evaluation.report import markdown_report, print_report, write_report
 from jaxkd.evaluation.results import Results
 
 EVIL = "<script>alert('蒸留 & $x_')</script>"
@@ -229,3 +229,13 @@ def test_a_name_that_is_no_formula_is_drawn(tmp_path):
     found = [*records(r"$\frac{", [0.5, 0.6]), *records("cross_entropy", [0.5, 0.7])]
     for plot in (plot_comparison, plot_curves):
         assert math.prod(matplotlib.image.imread(plot(found, tmp_path / "x.png")).shape)
+
+
+def test_the_markdown_report_holds_tables_and_claims():
+    text = markdown_report(results(RECORDS), CLAIMS, {"kd": {"last_accuracy": 0.7}})
+    assert "| kd | **92.0 ± 1.2** | 87.0 to 97.0 | 70.0 | 3 | 2.0 |" in text
+    assert "| kd above cross\\_entropy" not in text
+    assert "| kd above cross_entropy in last % (mlp) | HOLDS | kd 92.0 ± 1.2" in text
+    assert "| cross_entropy above kd in last % (mlp) | FAILS |" in text
+    assert "<script>" not in text
+    assert "not below" not in markdown_report(results(RECORDS[:3]), CLAIMS)
