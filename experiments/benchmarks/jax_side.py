@@ -1,6 +1,7 @@
 """The train steps of `peers` in jaxkd: ``jax_side.py CASE KIND``."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,10 +64,17 @@ def batch(case: str) -> dict[str, np.ndarray]:
     }
 
 
+def first_state(program: Program, examples: dict[str, np.ndarray]) -> Any:
+    """Return a program's first state, compiled in seconds instead of minutes."""
+    unoptimised = {"xla_backend_optimization_level": 0}
+    init = jax.jit(program.init, compiler_options=unoptimised)
+    return init(jax.random.key(0), examples)
+
+
 def build(case: str, kind: str) -> Callable[[int], None]:
     """Return ``steps -> None``, which trains that many steps."""
     trained, examples = program(case, kind), batch(case)
-    state = jax.jit(trained.init)(jax.random.key(0), examples)
+    state = first_state(trained, examples)
     step = jax.jit(trained.step, donate_argnums=0).lower(state, examples).compile()
 
     def run(steps: int) -> None:

@@ -16,26 +16,29 @@ from safetensors.numpy import load_file
 from jaxkd.models.resnet import BLOCKS, Bottleneck, cifar_resnet, imagenet_resnet
 from jaxkd.types import Network, Variables
 
-RENAMED = {
-    "weight": ("params", "scale"),
-    "bias": ("params", "bias"),
-    "running_mean": ("stats", "mean"),
-    "running_var": ("stats", "var"),
+NAMES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
 }
-"""PyTorch's name of a BatchNorm array -> part and name of ours."""
+"""Our name of an array -> PyTorch's."""
 
-
-HEADS = ("fc.weight", "linear.weight")
-"""The last layer's names, in torchvision and in the CIFAR family."""
+ALIASES = ((r"^module\.", ""), (r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample."))
+"""What CIFAR families and parallel training call things -> torchvision's names."""
 
 
 def load_torch_resnet(path: str | Path) -> tuple[Network, Variables]:
     """Return a ResNet and its variables from a file of PyTorch-named arrays.
 
-    It knows the two public families: torchvision's ResNet-18, -34 and -50, and CIFAR
-    ResNets with He et al.'s shortcuts without parameters (as of Idelbayev's
-    pytorch_resnet_cifar10). Depth, widths and classes follow from the arrays. Images
-    are RGB / 255, normalised by ImageNet's mean and deviation in both families.
+    It knows torchvision's ResNet-18, -34 and -50, the same with a 3x3 stem (CIFAR), and
+    CIFAR ResNets with either shortcut: He et al.'s without parameters (Idelbayev's
+    pytorch_resnet_cifar10) and the projection of the distillation benchmarks' teachers
+    (RepDistiller, Tian et al. 2019, arXiv:1910.10699). Depth, widths and classes follow
+    from the arrays; weights of lower precision become float32. Images are RGB / 255,
+    normalised by ImageNet's mean and deviation for torchvision's and Idelbayev's, by
+    CIFAR-100's for the benchmarks'.
 
     Args:
         path: an ``.npz`` or ``.safetensors`` file; convert a ``.pth`` file, which is a
@@ -44,29 +47,32 @@ def load_torch_resnet(path: str | Path) -> tuple[Network, Variables]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: another kind of file, a damaged one, or arrays that are not such a
-            ResNet's. It names the first array that is missing, left over or of another
-            shape.
+            ResNet's. It names the first array that is missing, left over, of another
+            shape or not floating-point.
     """
     path = Path(path)
-    arrays = _read(path)
+    arrays = _torchvision_names(_read(path), path)
     network = _network(arrays, path)
     expected: Any = flatten_dict(jax.eval_shape(network.init, jax.random.key(0)))
-    found = {}
-    for name, array in arrays.items():
-        if not name.endswith("num_batches_tracked"):
-            found[_place(name)] = (name, array)
-    for place in sorted({*expected, *found}):
-        name, array = found.get(place, ("no array", None))
-        array = None if array is None else _layout(array)
-        shapes = getattr(array, "shape", None), getattr(expected.get(place), "shape", 0)
-        if shapes[0] != shapes[1]:
+    found: Any = {}
+    for place, wanted in expected.items():
+        name = _name(place)
+        if name not in arrays:
+            raise ValueError(f"{path} lacks {name}: the file is of another network")
+        array = arrays.pop(name)
+        shape = (*wanted.shape[:-3:-1], *wanted.shape[:-2])  # PyTorch's layout
+        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"{path}: {name} for {'/'.join(place)} has shape {shapes[0]}, but the "
-                f"model has {shapes[1] or 'nothing'} there: the file is of another "
-                "network"
+                f"{path}: {name} is {array.dtype}{list(array.shape)}, but the model "
+                f"has float32{list(shape)} there: the file is of another network"
             )
-    flat: Any = {place: jnp.asarray(_layout(a)) for place, (_, a) in found.items()}
-    return network, unflatten_dict(flat)
+        found[place] = jnp.asarray(_layout(array), wanted.dtype)
+    if arrays:
+        raise ValueError(
+            f"{path} has {min(arrays)}, for which the model has no place: the file is "
+            "of another network"
+        )
+    return network, unflatten_dict(found)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -88,6 +94,24 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     )
 
 
+def _torchvision_names(arrays: dict[str, np.ndarray], path: Path) -> dict:
+    """Return the arrays under torchvision's names, without the batch counters."""
+    renamed, origin = {}, {}
+    for name, array in arrays.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        new = name
+        for pattern, replacement in ALIASES:
+            new = re.sub(pattern, replacement, new)
+        if new in renamed:
+            raise ValueError(
+                f"{path} has both {origin[new]} and {name}, which are one array of a "
+                "ResNet: leave one out"
+            )
+        renamed[new], origin[new] = array, name
+    return renamed
+
+
 def _network(arrays: Mapping[str, np.ndarray], path: Path) -> Network:
     """Return the ResNet that has these arrays' blocks, widths and classes."""
     blocks: dict[int, set[int]] = {}
@@ -95,26 +119,28 @@ def _network(arrays: Mapping[str, np.ndarray], path: Path) -> Network:
         if match := re.match(r"layer(\d+)\.(\d+)\.", name):
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
     counts = tuple(len(blocks[i]) for i in sorted(blocks))
-    head = next((arrays[n] for n in HEADS if n in arrays), None)
-    stem = arrays.get("conv1.weight")
-    if head is None or stem is None or not counts:
-        raise ValueError(
-            f"{path} is not a ResNet: it lacks conv1.weight, layer1.… or one of "
-            f"{', '.join(HEADS)}; it has {', '.join(sorted(arrays)[:5])}, …"
-        )
-    classes, channels_in = len(head), stem.shape[1]
+    stages = range(1, max(len(blocks), 3) + 1)
+    convs = ["conv1.weight", *(f"layer{i}.0.conv1.weight" for i in stages)]
+    for name, axes in {**dict.fromkeys(convs, 4), "fc.weight": 2}.items():
+        if name not in arrays or arrays[name].ndim != axes:
+            raise ValueError(
+                f"{path} is not a ResNet: it lacks {name} of {axes} axes; it has "
+                f"{', '.join(sorted(arrays)[:5])}, …"
+            )
+    stem, classes = arrays["conv1.weight"].shape, len(arrays["fc.weight"])
     bottleneck = "layer1.0.conv3.weight" in arrays
     for depth, (block, depths) in BLOCKS.items():
         if counts == depths and bottleneck == (block is Bottleneck):
-            return imagenet_resnet(depth, classes, channels_in=channels_in)
+            kind = "cifar" if stem[-1] == 3 else "imagenet"
+            return imagenet_resnet(depth, classes, stem=kind, channels_in=stem[1])
     if len(counts) == 3 and len(set(counts)) == 1 and not bottleneck:
-        widths = [arrays[f"layer{i}.0.conv1.weight"].shape[0] for i in (1, 2, 3)]
+        projected = any(".downsample." in name for name in arrays)
         return cifar_resnet(
             6 * counts[0] + 2,
             classes,
-            widths=(stem.shape[0], *widths),
-            shortcut="identity",
-            channels_in=channels_in,
+            widths=[len(arrays[name]) for name in convs],
+            shortcut="projection" if projected else "identity",
+            channels_in=stem[1],
         )
     raise ValueError(
         f"{path} has {counts} blocks in its stages, which is no ResNet known here: "
@@ -122,19 +148,15 @@ def _network(arrays: Mapping[str, np.ndarray], path: Path) -> Network:
     )
 
 
-def _place(name: str) -> tuple[str, ...]:
-    """Return where one of PyTorch's arrays belongs in our variables."""
-    *path, kind = name.split(".")
+def _name(place: tuple[str, ...]) -> str:
+    """Return torchvision's name of one of our arrays."""
+    _, *path, kind = place
+    if path[0] == "layers":
+        path[:2] = [f"layer{int(path[1]) + 1}"]
     # layer1.0.downsample.0 and .1 are a convolution and a BatchNorm.
     if "downsample" in path:
-        path[-1] = {"0": "conv", "1": "bn"}.get(path[-1], path[-1])
-    if path and (match := re.fullmatch(r"layer(\d+)", path[0])):
-        path[:1] = ["layers", str(int(match[1]) - 1)]
-    path = ["fc" if part == "linear" else part for part in path]
-    if path and path[-1].startswith("bn"):
-        part, kind = RENAMED.get(kind, ("params", kind))
-        return (part, *path, kind)
-    return ("params", *path, "kernel" if kind == "weight" else kind)
+        path[-1] = {"conv": "0", "bn": "1"}[path[-1]]
+    return ".".join([*path, NAMES[kind]])
 
 
 def _layout(array: np.ndarray) -> np.ndarray:

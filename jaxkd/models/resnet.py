@@ -204,8 +204,8 @@ def cifar_resnet(
         channels_in: the image's channels.
 
     Raises:
-        ValueError: a depth that is not 6n + 2, widths that are not four, or an unknown
-            shortcut.
+        ValueError: a depth that is not 6n + 2, widths that are not four or that the
+            shortcut cannot fill up, or an unknown shortcut.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(
@@ -282,4 +282,11 @@ def _check(widths: Sequence[int], count: int, shortcut: str) -> None:
     if shortcut not in ("projection", "identity"):
         raise ValueError(
             f"shortcut must be 'projection' or 'identity', got {shortcut!r}"
+        )
+    if shortcut == "identity" and any(
+        b < a or (b - a) % 2 for a, b in pairwise(widths)
+    ):
+        raise ValueError(
+            "shortcut 'identity' fills up channels, half of them on each side: widths "
+            f"must grow by even numbers, got {tuple(widths)}"
         )

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def test_a_published_cifar_resnet_classifies_as_measured(images):
 def torch_arrays(network, seed=0):
     """Return random arrays of a network's shapes under PyTorch's names and layouts."""
     rng = np.random.default_rng(seed)
-    shapes = flatten_dict(jax.eval_shape(network.init, jax.random.key(0)))
+    shapes: Any = flatten_dict(jax.eval_shape(network.init, jax.random.key(0)))
     names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     names |= {"mean": "running_mean", "var": "running_var"}
     arrays, expected = {}, {}
@@ -79,9 +80,14 @@ def torch_arrays(network, seed=0):
             ["layer1.0.downsample.1.running_var", "layer4.2.conv3.weight", "fc.bias"],
         ),
         (models.imagenet_resnet(18, 7), ["layer2.0.downsample.0.weight"]),
+        (models.imagenet_resnet(18, 7, stem="cifar"), ["layer4.1.conv2.weight"]),
         (models.cifar_resnet(8, 3, shortcut="identity"), ["layer3.0.bn2.bias"]),
+        (
+            models.cifar_resnet(8, 3, widths=(8, 16, 32, 64)),
+            ["layer1.0.downsample.0.weight"],
+        ),
     ],
-    ids=["resnet50", "resnet18", "cifar"],
+    ids=["resnet50", "resnet18", "resnet18-cifar", "option-a", "resnet8x2"],
 )
 def test_every_array_finds_its_place(network, names, tmp_path):
     arrays, expected = torch_arrays(network)
@@ -90,10 +96,40 @@ def test_every_array_finds_its_place(network, names, tmp_path):
     save_file(arrays, tmp_path / "model.safetensors")
     found, variables = load_torch_resnet(tmp_path / "model.safetensors")
     assert found.taps == network.taps
+    same_variables(variables, expected)
+    # The same network: its head, its stem and its shortcuts too.
+    assert jax.tree.structure(variables) == jax.tree.structure(
+        jax.eval_shape(found.init, jax.random.key(0))
+    )
+
+
+def same_variables(variables, expected):
     flat = flatten_dict(variables)
     assert flat.keys() == expected.keys()
     for place, value in expected.items():
         np.testing.assert_array_equal(flat[place], value)
+
+
+def test_other_families_names_are_known(tmp_path):
+    """As the benchmarks' ResNet-50 teacher names arrays, and data-parallel training."""
+    arrays, expected = torch_arrays(models.cifar_resnet(8, 3))
+    renamed = {
+        "module." + name.replace("fc.", "linear.").replace("downsample", "shortcut"): a
+        for name, a in arrays.items()
+    }
+    assert {"module.linear.bias", "module.layer2.0.shortcut.0.weight"} <= set(renamed)
+    np.savez(tmp_path / "model.npz", **renamed)
+    same_variables(load_torch_resnet(tmp_path / "model.npz")[1], expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_precisions_become_float32(dtype, tmp_path):
+    arrays = {n: a.astype(jnp.dtype(dtype)) for n, a in broken().items()}
+    save_file(arrays, tmp_path / "model.safetensors")
+    _, variables = load_torch_resnet(tmp_path / "model.safetensors")
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("f4")}
+    bias = arrays["fc.bias"].astype("f4")
+    np.testing.assert_array_equal(variables["params"]["fc"]["bias"], bias)
 
 
 def test_a_convolution_is_pytorchs(tmp_path):
@@ -122,21 +158,24 @@ def broken(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"layer2.0.conv2.weight": None},
-            r"no array for params/layers/1/0/conv2/kernel has shape None, but the model"
-            r" has \(3, 3, 32, 32\) there",
-        ),
-        (
-            {"extra.weight": np.ones(3)},
-            r"extra.weight for params/extra/kernel has shape \(3,\), but the model has "
-            "nothing there: the file is of another network",
-        ),
+        ({"layer2.0.conv2.weight": None}, r"lacks layer2\.0\.conv2\.weight: the file"),
+        ({"extra.weight": np.ones(3)}, r"has extra\.weight, .* has no place"),
         (
             {"layer1.0.bn1.bias": np.ones(5)},
-            r"layer1.0.bn1.bias for .*\(5,\), but the model has \(16,\) there",
+            r"layer1\.0\.bn1\.bias is float64\[5\], but the model has float32\[16\]",
         ),
-        ({"fc.weight": None}, "is not a ResNet: it lacks"),
+        (
+            {"layer3.0.conv1.weight": np.ones((64, 32, 1, 3), "f4")},
+            r"is float32\[64, 32, 1, 3\], but the model has float32\[64, 32, 3, 3\]",
+        ),
+        ({"fc.bias": np.arange(3)}, r"fc\.bias is int64\[3\], but .* float32\[3\]"),
+        ({"linear.bias": np.ones(3)}, r"both fc\.bias and linear\.bias, which are one"),
+        ({"fc.weight": None}, r"not a ResNet: it lacks fc\.weight of 2 axes"),
+        ({"conv1.weight": np.ones(3)}, r"it lacks conv1\.weight of 4 axes"),
+        (
+            {"layer2.0.conv1.weight": None},
+            r"it lacks layer2\.0\.conv1\.weight of 4 axes; it has bn1\.bias",
+        ),
         ({"layer1.1.bn1.bias": np.ones(16)}, r"\(2, 1, 1\) blocks.*no ResNet known"),
     ],
 )
