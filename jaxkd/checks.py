@@ -76,7 +76,8 @@ def check_labels(name: str, labels: Any, classes: int) -> None:
         return
     labels = np.asarray(labels)
     if np.issubdtype(labels.dtype, np.floating) and labels.shape[1:] == (classes,):
-        bad = np.argwhere((labels < 0).any(1) | (np.abs(labels.sum(1) - 1) > 1e-3))
+        # Negated, so that NaN is refused too.
+        bad = np.argwhere(~((labels >= 0).all(1) & (np.abs(labels.sum(1) - 1) < 1e-3)))
         if len(bad):
             raise ValueError(
                 f"{name} must hold class indices, or probabilities that sum to 1; "
@@ -84,7 +85,10 @@ def check_labels(name: str, labels: Any, classes: int) -> None:
             )
         return
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}")
+        raise ValueError(
+            f"{name} must hold integer class indices, got {labels.dtype} of shape "
+            f"{labels.shape}; probabilities have the shape (examples, {classes})"
+        )
     bad = np.argwhere((labels < 0) | (labels >= classes))
     if len(bad):
         where = tuple(bad[0].tolist())

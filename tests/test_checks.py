@@ -116,6 +116,27 @@ def test_labels_out_of_range_are_refused(label, message):
     check_batch(batch)  # the number of classes is not known
 
 
+def test_probabilities_are_labels():
+    label = np.array([[1, 0, 0], [0.3, 0.7, 0], [0.2, 0.2, 0.6], [0, 0, 1]], np.float32)
+    check_batch(make_batch(label=label), 3)
+
+
+@pytest.mark.parametrize("row", [[0.5, 0.4, 0], [1.5, -0.5, 0], [np.nan, 0.5, 0.5]])
+def test_rows_that_are_no_probabilities_are_refused(row):
+    label = np.array([[1, 0, 0], [0.5, 0.5, 0], row, [0, 0, 1]])
+    message = (
+        r"label must hold class indices, or probabilities that sum to 1; example 2"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_labels("label", label, 3)
+
+
+def test_probabilities_of_other_classes_are_refused():
+    message = r"got float64 of shape \(4, 2\); probabilities have .*\(examples, 3\)"
+    with pytest.raises(ValueError, match=message):
+        check_batch(make_batch(label=np.full((4, 2), 0.5)), 3)
+
+
 def test_masked_tokens_carry_a_valid_label():
     label = np.array([[0, 2], [1, 0], [2, 0], [1, 1]])
     mask = np.array([[1, 1], [1, 0], [1, 0], [0, 0]])

@@ -172,6 +172,7 @@ def _plain(record: Example, rng: np.random.Generator | None) -> Example:
 def tfds_dataset(
     name: str,
     *,
+    test: str = "test",
     data_dir: str | Path | None = None,
     decode: Callable[[Any, np.random.Generator | None], Example] = _plain,
     mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -180,10 +181,12 @@ def tfds_dataset(
     """Return an image classification set of tensorflow-datasets, without TensorFlow.
 
     Its records must be prepared as array_record files, which can be read in any order:
-    ``tfds build NAME --file_format=array_record`` downloads and prepares them.
+    ``tfds build NAME --file_format=array_record`` downloads and prepares them, once, on
+    a machine that has TensorFlow.
 
     Args:
         name: such as ``"cifar100"`` or ``"imagenet2012"``.
+        test: the split to evaluate on.
         data_dir: of prepared data sets; None for the library's own default,
             ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
         decode: of a record with ``image`` and ``label``, as `RecordSource` takes it.
@@ -193,6 +196,7 @@ def tfds_dataset(
     Raises:
         ImportError: tensorflow-datasets is not installed.
         FileNotFoundError: the data set is not prepared. It says how to.
+        ValueError: it has no labels.
     """
     try:
         import tensorflow_datasets as tfds
@@ -201,27 +205,28 @@ def tfds_dataset(
             f"tfds/{name} needs tensorflow-datasets: pip install 'jaxkd[tfds]'"
         ) from None
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        test = "test" if "test" in builder.info.splits else "validation"
-        records = builder.as_data_source()
-        sources = [
-            RecordSource(
-                f"tfds/{name}/{split}",
-                records[split],
-                decode,
-                builder.info.features["label"].num_classes,
-            )
-            for split in ("train", test)
-        ]
+        builder: Any = tfds.builder(name, data_dir=data_dir)
+        records = builder.as_data_source(split=["train", test])
     except Exception as error:  # not found, not prepared, of another format
         reason = str(error).strip().splitlines() or [type(error).__name__]
         where = data_dir or "$TFDS_DATA_DIR or ~/tensorflow_datasets"
         raise FileNotFoundError(
             f"tensorflow-datasets has no {name!r} in {where} that can be read in any "
             f"order ({reason[0]:.200}): prepare it by `tfds build {name} "
-            "--file_format=array_record`"
+            "--file_format=array_record` where TensorFlow is installed"
         ) from error
-    return Dataset(sources[0], sources[1], mean, std)
+    features = dict(builder.info.features.items())
+    classes = getattr(features.get("label"), "num_classes", None)
+    if classes is None or "image" not in features:
+        raise ValueError(
+            f"tfds/{name} has the features {sorted(features)}, but an image "
+            "classification set has image and label: choose another"
+        )
+    train_source, test_source = (
+        RecordSource(f"tfds/{name}/{split}", part, decode, classes)
+        for split, part in zip(("train", test), records, strict=True)
+    )
+    return Dataset(train_source, test_source, mean, std)
 
 
 def _cropped(record: Example, rng: np.random.Generator | None) -> Example:
@@ -239,7 +244,10 @@ DATASETS: dict[str, Callable[[], Dataset]] = {
     "tfds/cifar100": lambda: tfds_dataset(
         "cifar100", mean=CIFAR100_MEAN, std=CIFAR100_STD
     ),
-    "tfds/imagenet2012": lambda: tfds_dataset("imagenet2012", decode=_cropped),
+    # The labels of ImageNet's own test split are not public.
+    "tfds/imagenet2012": lambda: tfds_dataset(
+        "imagenet2012", test="validation", decode=_cropped
+    ),
 }
 """Data sets by name."""
 

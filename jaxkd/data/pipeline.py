@@ -1,6 +1,7 @@
 """Batches of a source through grain: shuffled by seed, sharded, resumable."""
 
 import functools
+import re
 from typing import Any
 
 import grain
@@ -41,11 +42,13 @@ class _Batches:
         return self._per_epoch * self._epochs
 
     def __repr__(self) -> str:
-        # In the iterators' state, to refuse another pipeline's.
+        # In the iterators' state, to refuse another pipeline's. A function's repr holds
+        # its address, which is another one in every process.
+        transform = re.sub(r" at 0x[0-9a-f]+", "", repr(self._transform))
         return (
             f"Batches({self._source.name}, {len(self._source)} examples with checksum "
             f"{self._source.fingerprint}, size {self._size}, {self._epochs} epochs, "
-            f"seed {self._seed}, transform {self._transform})"
+            f"seed {self._seed}, transform {transform})"
         )
 
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -146,7 +149,7 @@ def batches(
         )
     whole: Any = _Batches(source, batch_size, epochs, seed, transform)
     # Slicing arrays is quick; decoding images is not, and leaves Python's lock.
-    threads = 1 if isinstance(source, Source) else 16
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    threads, ahead = (1, 4) if isinstance(source, Source) else (16, 16)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     data = grain.MapDataset.source(whole).to_iter_dataset(options)
     return _Named(data, repr(whole))

@@ -17,9 +17,14 @@ class Prefetch(Iterator):
         iterator: with ``get_state`` and ``set_state``, as grain's have.
         place: ``batch -> batch`` on the device.
         size: batches on the device at most, the one being used among them.
+
+    Raises:
+        ValueError: a size below 1.
     """
 
     def __init__(self, iterator: Any, place: Callable[[Batch], Batch], size: int = 2):
+        if size < 1:
+            raise ValueError(f"size must be at least 1 batch, got {size}")
         self._iterator, self._place, self._size = iterator, place, size
         self._ahead: deque[tuple[Batch, Any]] = deque()
         self._state = iterator.get_state()

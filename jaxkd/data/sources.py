@@ -41,6 +41,15 @@ class Examples(Protocol):
         ...
 
 
+def _check_images(arrays: Mapping[str, Any]) -> None:
+    dtype = getattr(arrays.get("image"), "dtype", np.uint8)
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        raise ValueError(
+            f"image is {dtype}: give uint8 of 0 … 255, which Normalize scales, or "
+            "floats that are scaled already"
+        )
+
+
 @dataclass(frozen=True)
 class Source:
     """Examples in memory.
@@ -53,7 +62,7 @@ class Source:
 
     Raises:
         ValueError: no examples, arrays of different lengths, values that are not
-            finite, or labels out of range.
+            finite, labels out of range, or images neither uint8 nor floats.
     """
 
     name: str
@@ -63,6 +72,7 @@ class Source:
     def __post_init__(self):
         try:
             check_batch(self.arrays, self.classes)
+            _check_images(self.arrays)
         except ValueError as error:
             raise ValueError(f"data set {self.name!r}: {error}") from None
 
@@ -140,8 +150,9 @@ class RecordSource:
         """Return the examples at these positions, and the positions as ``index``.
 
         Raises:
-            ValueError: a record cannot be read or decoded, or its arrays differ from
-                the others'. It names the data set and the record.
+            ValueError: a record cannot be read or decoded, its arrays differ from the
+                others', or its image is neither uint8 nor floats. It names the data set
+                and the record.
         """
         examples = [self._example(int(position), rng) for position in positions]
         shapes = [{k: np.shape(v) for k, v in example.items()} for example in examples]
@@ -157,13 +168,20 @@ class RecordSource:
 
     def _example(self, position: int, rng: np.random.Generator | None) -> Example:
         try:
-            return self.decode(self.records[position], rng)
+            example = self.decode(self.records[position], rng)
         except Exception as error:  # every reader and decoder has its own
             raise ValueError(
                 f"data set {self.name!r}: record {position} cannot be read "
                 f"({type(error).__name__}: {error}): it may be damaged; prepare the "
                 "data set again"
             ) from error
+        try:
+            _check_images(example)
+        except ValueError as error:
+            raise ValueError(
+                f"data set {self.name!r}: record {position}: {error}"
+            ) from None
+        return example
 
     @cached_property
     def fingerprint(self) -> str:

@@ -97,6 +97,20 @@ def check_positive(name: str, value: float | Array) -> None:
         raise ValueError(f"{name} must be above 0, got {value}")
 
 
+def check_class_indices(labels: Any) -> None:
+    """Refuse labels that are probabilities, as Mixup and CutMix make them.
+
+    Raises:
+        ValueError: it names the dtype and the remedy.
+    """
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels is {labels.dtype} of shape {labels.shape}, but this loss needs "
+            "class indices: leave Mixup and CutMix out, or use cross_entropy() and kd()"
+        )
+
+
 def expand_weights(weights: Array, shape: tuple[int, ...]) -> Array:
     """Return ``weights``, given over the leading axes of ``shape``, over all of it.
 

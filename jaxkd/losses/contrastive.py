@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxkd.losses.basics import (
     as_float,
     check_array,
+    check_class_indices,
     check_positive,
     check_same_shape,
     frozen,
@@ -165,8 +166,10 @@ def sample_negatives(
         (batch, K + 1): the example's own position, then its negatives.
 
     Raises:
-        ValueError: the largest class leaves fewer than K examples of other classes.
+        ValueError: labels that are no class indices, or the largest class leaves fewer
+            than K examples of other classes.
     """
+    check_class_indices(labels)
     labels = np.asarray(labels)
     others = len(labels) - np.unique(labels, return_counts=True)[1].max()
     if not 1 <= negatives <= others:

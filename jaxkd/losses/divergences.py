@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxkd.losses.basics import (
     as_float,
     check_array,
+    check_class_indices,
     check_positive,
     check_same_shape,
     frozen,
@@ -128,10 +129,12 @@ def dkd_loss(
         The loss of each example.
 
     Raises:
-        ValueError: shapes differ, fewer than 2 classes, or T is not above 0.
+        ValueError: shapes differ, fewer than 2 classes, labels that are no class
+            indices, or T is not above 0.
     """
     check_same_shape(student_logits, teacher_logits, "logits")
     check_positive("temperature", temperature)
+    check_class_indices(labels)
     classes = jnp.shape(student_logits)[-1]
     if classes < 2:
         raise ValueError(f"student_logits has {classes} class: dkd_loss needs 2")

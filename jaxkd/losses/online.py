@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxkd.losses.basics import as_float, frozen, weighted_mean, zero_masked
+from jaxkd.losses.basics import (
+    as_float,
+    check_class_indices,
+    frozen,
+    weighted_mean,
+    zero_masked,
+)
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 
 Peers = Sequence[Float[Array, "batch classes"]] | Float[Array, "peers batch classes"]
@@ -81,9 +87,11 @@ def kdcl_targets(
         The teacher's logits, frozen.
 
     Raises:
-        ValueError: fewer than 2 peers, shapes differ, or an unknown kind.
+        ValueError: fewer than 2 peers, shapes differ, labels that are no class indices,
+            or an unknown kind.
     """
     _check_peers("logits", logits)
+    check_class_indices(labels)
     if kind not in KDCL_KINDS:
         raise ValueError(f"kind must be one of {KDCL_KINDS}, got {kind!r}")
     peers = frozen(jnp.stack([as_float(z) for z in logits]))
@@ -179,8 +187,10 @@ def one_loss(
         The loss of each example.
 
     Raises:
-        ValueError: fewer than 2 branches, shapes do not fit, or T is not above 0.
+        ValueError: fewer than 2 branches, shapes do not fit, labels that are no class
+            indices, or T is not above 0.
     """
+    check_class_indices(labels)
     ensemble = one_gate_logits(branch_logits, gate)
     shape = jnp.shape(branch_logits)
     own = cross_entropy_loss(branch_logits, jnp.broadcast_to(labels, shape[:2]))

@@ -5,6 +5,7 @@ Dosovitskiy et al. 2020 (arXiv:2010.11929) and Touvron et al. 2020 (arXiv:2012.1
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -28,10 +29,12 @@ class Attention(nnx.Module):
         self, x: Float[Array, "batch tokens width"]
     ) -> Float[Array, "batch tokens width"]:
         """Return what every token gathers from all."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        gathered = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
-        return self.projection(gathered.reshape(batch, tokens, width))
+        query, key, value = (
+            rearrange(part, "b t (h d) -> b t h d", h=self.heads)
+            for part in jnp.split(self.qkv(x), 3, axis=-1)
+        )
+        gathered = jax.nn.dot_product_attention(query, key, value)
+        return self.projection(rearrange(gathered, "b t h d -> b t (h d)"))
 
 
 class Block(nnx.Module):

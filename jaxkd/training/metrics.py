@@ -7,6 +7,7 @@ file is that of a run which nothing interrupted.
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -107,18 +108,28 @@ class TensorBoard:
                 "TensorBoard files need tensorboardX: pip install 'jaxkd[tensorboard]'"
             ) from None
         self.folder = Path(folder)
-        self._open: Callable[..., Any] = tensorboardX.SummaryWriter
+        self._library: Any = tensorboardX
         self._writer: Any = None
 
     def start(self, step: int) -> None:
         """Begin a new event file, which tells TensorBoard to drop later steps."""
-        self._writer = self._open(str(self.folder), purge_step=step + 1)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Not SummaryWriter: its thread loses what it has not written when a run ends.
+        files = self._library.event_file_writer
+        self._writer = files.EventsWriter(str(self.folder / "events"))
+        events = self._library.proto.event_pb2
+        start = events.SessionLog(status=events.SessionLog.START)
+        self._add(step + 1, session_log=start)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a scalar a metric."""
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            self._add(step, summary=self._library.summary.scalar(name, value))
         self._writer.flush()
+
+    def _add(self, step: int, **content: Any) -> None:
+        event = self._library.proto.event_pb2.Event
+        self._writer.write_event(event(step=step, wall_time=time.time(), **content))
 
 
 def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
