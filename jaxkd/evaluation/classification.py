@@ -1,11 +1,13 @@
 """Accuracy, likelihood, calibration and fidelity of a classifier."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxkd.data.sources import Examples, Source
@@ -75,9 +77,9 @@ def classwise_calibration_error(
 ) -> Float[Array, ""]:
     """Return the calibration error of every class's probability, averaged over classes.
 
-    Kull et al. 2019, arXiv:1910.12656, Eq. 2: for each class, equal-width bins (lower,
-    upper] of its predicted probability, the gap between their mean and the class's
-    frequency, each bin weighted by its share of the examples.
+    Kull et al. 2019, arXiv:1910.12656, Section 2: for each class, equal-width bins
+    (lower, upper] of its predicted probability, the gap between their mean and the
+    class's frequency, each bin weighted by its share of the examples.
 
     Args:
         logits: class scores.
@@ -137,10 +139,12 @@ def classification_metrics(
     return metrics
 
 
-def input_batches(
+def labelled_inputs(
     source: Examples, batch_size: int, transform: Transform | None = None
-) -> Iterator[Inputs]:
-    """Yield a network's inputs for all of a source, in order; the last are filled up.
+) -> Iterator[tuple[Inputs, np.ndarray | None]]:
+    """Yield a network's inputs, and labels if there are, for all of a source, in order.
+
+    The last inputs, not their labels, are filled up to the batch size.
 
     Args:
         source: the examples.
@@ -156,7 +160,7 @@ def input_batches(
         def fill(x: Any, missing: int = missing) -> np.ndarray:
             return np.pad(x, [(0, missing)] + [(0, 0)] * (np.ndim(x) - 1))
 
-        yield jax.tree.map(fill, inputs)
+        yield jax.tree.map(fill, inputs), batch.get("label")
 
 
 def example_labels(source: Examples) -> np.ndarray:
@@ -182,19 +186,51 @@ def predictor(
         batch_size: examples in one forward pass.
         transform: of each batch, without randomness, such as ``Normalize``.
     """
+    run = _forward(network, source, batch_size, transform)
+    return lambda variables: run(variables)[0]
+
+
+def _forward(
+    network: Network,
+    source: Examples,
+    batch_size: int,
+    transform: Transform | None,
+) -> Callable[[Variables], tuple[np.ndarray, list[Any]]]:
+    """Return ``variables -> (logits, labels of each batch)``."""
     size = min(batch_size, len(source))
-    forward = jax.jit(lambda variables, x: network.apply(variables, x)[0].logits)
     kept = None
-    if isinstance(source, Source):
-        kept = jax.device_put(list(input_batches(source, size, transform)))
+    # Several processes share arrays only through the host.
+    if isinstance(source, Source) and jax.process_count() == 1:
+        batches = labelled_inputs(source, size, transform)
+        kept = [(jax.device_put(inputs), label) for inputs, label in batches]
 
-    def predict(variables: Variables) -> np.ndarray:
-        parts = kept or input_batches(source, size, transform)
-        # All are on their way before the first is waited for.
-        logits = [forward(variables, x) for x in parts]
-        return np.concatenate([np.asarray(x) for x in logits])[: len(source)]
+    @functools.cache
+    def forward(result: NamedSharding | None) -> Callable[[Variables, Inputs], Any]:
+        def logits(variables: Variables, inputs: Inputs) -> Array:
+            return network.apply(variables, inputs)[0].logits
 
-    return predict
+        return jax.jit(logits, out_shardings=result)
+
+    def run(variables: Variables) -> tuple[np.ndarray, list[Any]]:
+        logits, labels = [], []
+        predict = forward(_everywhere(variables))
+        for inputs, label in kept or labelled_inputs(source, size, transform):
+            logits.append(predict(variables, inputs))
+            labels.append(label)
+            # One batch runs while the next is read: more would pile up in memory.
+            if len(logits) > 1:
+                logits[-2] = np.asarray(logits[-2])
+        return np.concatenate(logits)[: len(source)], labels
+
+    return run
+
+
+def _everywhere(variables: Variables) -> NamedSharding | None:
+    """Return the sharding that copies results to all devices of the variables' mesh."""
+    sharding = getattr(jax.tree.leaves(variables)[0], "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return None
 
 
 def evaluator(
@@ -213,12 +249,23 @@ def evaluator(
             ``teacher_kl``.
         batch_size: examples in one forward pass.
         transform: of each batch, without randomness, such as ``Normalize``.
+
+    Raises:
+        ValueError: the source has no labels, or another number of examples than
+            ``teacher_logits`` has rows.
     """
-    predict = predictor(network, source, batch_size, transform)
-    labels = example_labels(source)
+    if teacher_logits is not None and len(teacher_logits) != len(source):
+        raise ValueError(
+            f"teacher_logits has {len(teacher_logits)} rows but {source.name!r} has "
+            f"{len(source)} examples: compute them with predictor() on this source"
+        )
+    run = _forward(network, source, batch_size, transform)
 
     def evaluate(variables: Variables) -> dict[str, float]:
-        metrics = classification_metrics(predict(variables), labels, teacher_logits)
+        logits, labels = run(variables)
+        if labels[0] is None:
+            raise ValueError(f"data set {source.name!r} has no label to evaluate by")
+        metrics = classification_metrics(logits, np.concatenate(labels), teacher_logits)
         return {name: float(value) for name, value in metrics.items()}
 
     return evaluate

@@ -77,6 +77,7 @@ def write_results(
     Raises:
         ValueError: no records, a value that is not finite, or two records of the same
             setting, method, seed and metric.
+        OSError: the file cannot be written.
     """
     if not records:
         raise ValueError(f"records is empty: there is nothing to write to {path}")
@@ -100,7 +101,35 @@ def write_results(
     lines = [json.dumps(_to_json(r), allow_nan=False) for r in records]
     head = json.dumps(fields, indent=2, allow_nan=False, default=str)
     text = f'{head[:-2]},\n  "records": [\n    {",\n    ".join(lines)}\n  ]\n}}\n'
-    _replace(Path(path), text)
+    write_atomically(Path(path), text)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file; a reader sees all of it or what was there before.
+
+    Args:
+        path: the file; its folder is made.
+        text: all of it.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the message has the remedy.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}); what was there is "
+            "kept: make room or allow writing there, then go on with `jaxkd resume`"
+        ) from error
 
 
 def read_results(path: str | Path) -> Results:
@@ -201,19 +230,6 @@ def _processor() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _to_json(record: Record) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.data.sources import Examples
 from jaxkd.data.transforms import Transform
-from jaxkd.evaluation.classification import input_batches
+from jaxkd.evaluation.classification import labelled_inputs
 from jaxkd.losses.basics import as_float
 from jaxkd.types import Network, Variables
 
@@ -19,8 +19,8 @@ def linear_cka(
 ) -> Float[Array, ""]:
     """Return linear CKA, ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) of centred features, in [0, 1].
 
-    Kornblith et al. 2019, arXiv:1905.00414, Eq. 5 with a linear kernel, in Frobenius
-    norms. It does not change when either is rotated or scaled. It is computed through
+    Kornblith et al. 2019, arXiv:1905.00414, Table 1, in Frobenius norms. It does not
+    change when either is rotated, scaled or shifted. It is computed through
     the (examples, examples) Gram matrices, so wide maps cost no more memory. Features
     that are the same for all examples have no similarity to anything: 0.
 
@@ -31,25 +31,33 @@ def linear_cka(
     Raises:
         ValueError: other numbers of examples, or fewer than two.
     """
-    if x.shape[0] != y.shape[0] or x.shape[0] < 2:
+    if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"x has shape {x.shape} and y has {y.shape}: give features of the same "
-            "examples, at least two"
+            "examples"
         )
-    grams = [_centred_gram(z) for z in (x, y)]
-    norms = [jnp.linalg.norm(gram) for gram in grams]
-    # Rounding leaves of a constant a norm of about eps times its size.
-    scale = norms[0] * norms[1]
-    return jnp.where(scale > 0, jnp.vdot(*grams) / jnp.where(scale > 0, scale, 1), 0.0)
+    return jnp.vdot(_unit_gram(x), _unit_gram(y), precision="highest")
 
 
-def _centred_gram(x: Array) -> Array:
+def _unit_gram(x: Float[Array, "examples *shape"]) -> Float[Array, "examples examples"]:
+    """Return the centred Gram matrix over its norm; 0 of features without change."""
+    if x.shape[0] < 2:
+        raise ValueError(
+            f"features have shape {x.shape}: CKA compares how they change over "
+            "examples, so give at least two"
+        )
     x = as_float(x).reshape(x.shape[0], -1)
-    centred = x - x.mean(0)
-    # What is left of a feature that does not change is rounding, not signal.
-    noise = 4 * jnp.finfo(x.dtype).eps * jnp.abs(x).max(0)
-    centred = jnp.where(jnp.abs(centred).max(0) > noise, centred, 0)
-    return centred @ centred.T
+    # Less the first example, a constant is exactly 0; less the mean, it may not be.
+    x = x - x[0]
+    x = x - x.mean(0)
+    # The largest becomes 1, so that no fourth power leaves float32's range.
+    x = _over(x, jnp.abs(x).max())
+    gram = jnp.matmul(x, x.T, precision="highest")
+    return _over(gram, jnp.linalg.norm(gram))
+
+
+def _over(x: Array, scale: Array) -> Array:
+    return x / jnp.where(scale == 0, 1, scale)
 
 
 def tapped_cka(
@@ -70,15 +78,18 @@ def tapped_cka(
         student_taps: the rows.
         teacher_taps: the columns; None for the same names.
         transform: of the examples, without randomness, such as ``Normalize``.
-    """
-    inputs = next(input_batches(source, len(source), transform))
 
-    def features(network: Network, variables: Variables, taps: Sequence[str]):
+    Raises:
+        ValueError: fewer than two examples, or an unknown tap.
+    """
+    inputs, _ = next(labelled_inputs(source, len(source), transform))
+
+    def grams(network: Network, variables: Variables, taps: Sequence[str]):
         run = jax.jit(lambda v, x: network.apply(v, x, taps=tuple(taps))[0].features)
         found = run(variables, inputs)
-        return [found[tap] for tap in taps]
+        return jnp.stack([gram(found[tap]) for tap in taps])
 
-    rows = features(*student, student_taps)
-    columns = features(*teacher, teacher_taps or student_taps)
-    cka = jax.jit(linear_cka)
-    return np.array([[float(cka(x, y)) for y in columns] for x in rows])
+    gram = jax.jit(_unit_gram)
+    rows = grams(*student, student_taps)
+    columns = grams(*teacher, teacher_taps or student_taps)
+    return np.asarray(jnp.einsum("rij,cij->rc", rows, columns, precision="highest"))

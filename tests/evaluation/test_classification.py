@@ -1,4 +1,4 @@
-"""Accuracy, likelihood, calibration agreement and KL, against other computations."""
+"""Accuracy, likelihood, calibration, agreement and KL, against other computations."""
 
 from itertools import pairwise
 
@@ -174,3 +174,30 @@ def test_uint8_images_are_normalised_and_records_are_streamed(case):
     assert found["accuracy"] == accuracy(expected, jnp.asarray(label))
     with pytest.raises(ValueError, match=r"is uint8, but networks take floats"):
         predictor(network, kept)
+
+
+def test_an_evaluation_reads_each_record_once(case):
+    network, variables, source = case
+    read = []
+
+    def decode(i, rng):
+        read.append(i)
+        return {name: array[i] for name, array in source.arrays.items()}
+
+    records = RecordSource("read", range(10), decode, 3)
+    evaluate = evaluator(network, records, batch_size=4)
+    for _ in range(2):
+        read.clear()
+        found = evaluate(variables)
+        assert read == list(range(10))
+    assert found == pytest.approx(evaluator(network, source)(variables), rel=1e-5)
+
+
+def test_missing_labels_and_another_sources_teacher_are_refused(case):
+    network, variables, source = case
+    bare = Source("bare", {"image": source.arrays["image"]}, 3)
+    assert predictor(network, bare)(variables).shape == (10, 3)
+    with pytest.raises(ValueError, match="'bare' has no label to evaluate by"):
+        evaluator(network, bare)(variables)
+    with pytest.raises(ValueError, match="has 9 rows but 'toy' has 10 examples: comp"):
+        evaluator(network, source, np.zeros((9, 3), "f4"))

@@ -47,4 +47,6 @@ def test_a_distillation_step_costs_teacher_forward_and_thrice_the_student():
     program = distill(student, teacher, method, optax.sgd(0.1))
     batch = {"image": np.ones((256, 64), "f4"), "label": np.zeros(256, "i4")}
     parts = [forward_cost(network, (256, 64)).flops for network in (teacher, student)]
-    assert step_cost(program, batch).flops <= 1.05 * (parts[0] + 3 * parts[1])
+    # The student's first layer has no gradient by its input.
+    share = step_cost(program, batch).flops / (parts[0] + 3 * parts[1])
+    assert 0.9 < share <= 1.05

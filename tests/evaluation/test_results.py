@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -77,17 +78,36 @@ def test_one_line_a_record_and_nothing_left_beside_it(path):
     assert [p.name for p in path.parent.iterdir()] == ["small.json"]
 
 
-def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(path):
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"small\.json cannot .* `jaxkd resume`"):
+            write(path, RECORDS[:1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["small.json"]
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_stop_while_writing_leaves_the_old_file(path, monkeypatch, moment):
     before = path.read_bytes()
 
-    def full(*_):
-        raise OSError("no space left on device")
+    def stop(*_):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(module.os, moment, stop)
+    with pytest.raises(KeyboardInterrupt):
         write(path, RECORDS[:1])
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["small.json"]
+
+
+def test_a_place_that_cannot_be_written_is_named(path):
+    with pytest.raises(OSError, match=r"small\.json/x\.json cannot be written"):
+        write(path / "x.json")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

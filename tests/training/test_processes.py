@@ -71,7 +71,10 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tmp_path):
     assert status == 0, errors
     assert_identical(final(tmp_path), final(whole))
     assert logged(tmp_path) == logged(whole)
-    assert [line["step"] for line in logged(tmp_path)] == list(range(1, STEPS + 1))
+    *lines, last = logged(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert last["step"] == STEPS
+    assert "accuracy" in last
 
 
 def free_port():
@@ -105,7 +108,8 @@ def test_joined_processes_are_preempted_together_and_resume_as_four(tmp_path):
     assert 3 <= max(saved) < 12
     for status, errors in joined(4):
         assert status == 0, errors
-    assert [line["step"] for line in logged(tmp_path)] == list(range(1, 13))
+    *lines, last = logged(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 13))
 
     alone = tmp_path / "alone"
     status, errors = work(alone, "--steps", 12, "--plain")
@@ -117,3 +121,7 @@ def test_joined_processes_are_preempted_together_and_resume_as_four(tmp_path):
         np.testing.assert_allclose(
             found[name], expected[name], rtol=1e-7, atol=1e-9, err_msg=name
         )
+    # All of them evaluate, on arrays that no process holds whole.
+    *_, expected = logged(alone)
+    assert last.keys() == expected.keys() >= {"accuracy", "nll"}
+    assert last["nll"] == pytest.approx(expected["nll"], rel=1e-6)

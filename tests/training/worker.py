@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxkd import Network, combine, distill, methods, models
 from jaxkd.data import Source, batches
 from jaxkd.data.transforms import PadCrop
+from jaxkd.evaluation.classification import evaluator
 from jaxkd.training import Checkpoints, JsonLines, MeshShape, fit, make_mesh
 
 
@@ -68,16 +69,19 @@ def run(folder: Path, steps: int, writers=(), mesh=None, augment=True):
         "image": rng.normal(size=(24, 4, 4, 1)).astype("f4"),
         "label": rng.integers(0, 3, 24).astype("i4"),
     }
+    source = Source("toy", arrays, 3)
     data = batches(
-        Source("toy", arrays, 3),
+        source,
         8,
         epochs=100,
         transform=PadCrop(1) if augment else None,
     )
     teacher = models.mlp(16, (32,), 3)
     teacher = teacher.with_variables(jax.jit(teacher.init)(jax.random.key(5)))
+    student = Network.from_nnx(Student).astype(jnp.float64)
+    evaluate = evaluator(student, source, batch_size=10)
     program = distill(
-        Network.from_nnx(Student).astype(jnp.float64),
+        student,
         teacher.astype(jnp.float64),
         combine((0.5, methods.cross_entropy()), (0.5, methods.kd())),
         optax.adam(1e-2),
@@ -92,6 +96,7 @@ def run(folder: Path, steps: int, writers=(), mesh=None, augment=True):
             checkpoints=checkpoints,
             checkpoint_every=5,
             log_every=1,
+            evaluate=lambda state: evaluate(state.student),
             writers=[JsonLines(folder / "metrics.jsonl"), *writers],
         )
     return state
