@@ -21,6 +21,7 @@ from jaxkd.experiment import (
     Experiment,
     Run,
     load_experiment,
+    read_part,
     slugs,
 )
 
@@ -55,12 +56,17 @@ def show(slug: Slug) -> None:
     """
     experiment = load_experiment(slug)
     console.print(f"[bold]{escape(experiment.title)}[/bold]\n")
-    console.print(escape(experiment.summary))
-    table = Table("field", *experiment.presets, title="presets", title_justify="left")
+    # Lines were broken for the source file; the terminal breaks them again.
+    for paragraph in experiment.summary.split("\n\n"):
+        console.print(escape(" ".join(paragraph.split())) + "\n")
+    table = Table(title="presets", title_justify="left", box=None)
+    table.add_column("field", no_wrap=True)
+    for name in experiment.presets:
+        table.add_column(name, overflow="fold")
     rows = {name: dataclasses.asdict(c) for name, c in experiment.presets.items()}
     for field in dict.fromkeys(f for row in rows.values() for f in row):
         table.add_row(
-            field, *(escape(str(row.get(field, ""))) for row in rows.values())
+            field, *(escape(_text(row.get(field, ""))) for row in rows.values())
         )
     console.print(table)
     console.print("\n[bold]claims[/bold]")
@@ -68,6 +74,10 @@ def show(slug: Slug) -> None:
         console.print(f"  {escape(claim.name)}: {escape(claim.statement)}")
     found = sorted((experiment.folder / "results").glob("*.json"))
     console.print(f"\n[bold]results[/bold]  {', '.join(map(str, found)) or 'none yet'}")
+
+
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def report(
@@ -167,8 +177,8 @@ def export(
 
 
 def _accuracy(part: Path) -> float:
-    records = json.loads((part / "records.json").read_text())
-    return next(r["value"] for r in records if r["metric"] == "last_accuracy")
+    records = read_part(part)
+    return next(r.value for r in records if r.metric == "last_accuracy")
 
 
 def _results_file(experiment: Experiment, preset: str) -> Path:

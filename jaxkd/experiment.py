@@ -8,7 +8,6 @@ and, where the paper has a table, ``PAPER`` (method -> metric -> value).
 import dataclasses
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from jaxkd.checks import unknown_name
 from jaxkd.evaluation.claims import Claim
 from jaxkd.evaluation.records import Record
+from jaxkd.evaluation.results import write_atomically
 from jaxkd.training.progress import ProgressBar
 
 RUN_FILE = "run.json"
@@ -42,21 +42,41 @@ class Run:
             name: of the part, unique in the run; may contain slashes.
             compute: gets the part's folder, where an unfinished part finds its
                 checkpoints again.
+
+        Raises:
+            ValueError: the records on disk are damaged.
+            OSError: the records cannot be written.
         """
         folder = self.folder / name
         done = folder / "records.json"
         if done.is_file():
-            return [_record(entry) for entry in json.loads(done.read_text())]
+            return read_part(folder)
         folder.mkdir(parents=True, exist_ok=True)
         records = compute(folder)
-        partial = done.with_suffix(".partial")
-        partial.write_text(json.dumps([dataclasses.asdict(r) for r in records]))
-        os.replace(partial, done)
+        write_atomically(done, json.dumps([dataclasses.asdict(r) for r in records]))
         return records
 
 
-def _record(entry: dict[str, Any]) -> Record:
-    return Record(**{**entry, "curve": tuple(entry["curve"])})
+def read_part(folder: Path) -> list[Record]:
+    """Return the records of a finished part of a run.
+
+    Args:
+        folder: the part's.
+
+    Raises:
+        ValueError: they are damaged; the message names the file and the remedy.
+    """
+    path = folder / "records.json"
+    try:
+        return [
+            Record(**{**entry, "curve": tuple(entry["curve"])})
+            for entry in json.loads(path.read_text())
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is half-written or corrupt ({error!r}): delete it, and `jaxkd "
+            "resume` repeats this part"
+        ) from None
 
 
 @dataclass(frozen=True)

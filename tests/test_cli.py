@@ -43,6 +43,22 @@ def test_run_writes_results_report_and_students(finished, capsys):
     assert "data:image/png;base64" in page.read_text()
 
 
+def test_markdown_goes_to_standard_output_and_nothing_is_written(
+    finished, tmp_path, capsys
+):
+    copy = tmp_path / "results.json"
+    copy.write_bytes((finished / "results.json").read_bytes())
+    assert main(["report", "baselines", "--results", str(copy), "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "**mlp**" in lines
+    rows = [line for line in lines if line.startswith("| kd | ")]
+    assert len(rows) == 1
+    assert "±" in rows[0]
+    claims = lines[lines.index("| claim | verdict | numbers |") + 2 :]
+    assert any(line.startswith("| kd above cross_entropy") for line in claims)
+    assert list(tmp_path.iterdir()) == [copy]
+
+
 def test_resume_repeats_only_what_is_missing(finished):
     before = read_results(finished / "results.json").records
     part = finished / "run" / "mlp" / "kd" / "seed1"

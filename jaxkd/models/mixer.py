@@ -3,12 +3,13 @@
 Tolstikhin et al. 2021 (arXiv:2105.01601) and Touvron et al. 2021 (arXiv:2105.03404).
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.checks import unknown_name
-from jaxkd.models.tokens import MLP, PatchEmbed, layer_norm, linear
+from jaxkd.models.tokens import MLP, PatchEmbed, layer_norm, linear, named_size
 from jaxkd.types import Network, Outputs
 
 Tokens = Float[Array, "batch tokens width"]
@@ -53,7 +54,8 @@ class Affine(nnx.Module):
 class ResMLPBlock(nnx.Module):
     """A linear layer over tokens and an MLP over channels, scaled before adding.
 
-    The scales (LayerScale, Touvron et al. 2021, arXiv:2103.17239) start at ``scale``.
+    The scales (LayerScale, Touvron et al. 2021, arXiv:2103.17239) start at ``scale``,
+    smaller in deeper networks.
     """
 
     def __init__(self, tokens: int, width: int, scale: float, *, rngs: nnx.Rngs):
@@ -117,7 +119,7 @@ RESMLP_SIZES = {"s12": (384, 12), "s24": (384, 24)}
 
 
 def mlp_mixer(
-    size: str | tuple[int, int, int, int] = "small",
+    size: str | Sequence[int] = "small",
     classes: int = 1000,
     *,
     image_size: int = 224,
@@ -137,7 +139,7 @@ def mlp_mixer(
     Raises:
         ValueError: an unknown size, or patches that do not tile the image.
     """
-    width, depth, over_tokens, over_channels = _sizes(size, MIXER_SIZES, "Mixer")
+    width, depth, over_tokens, over_channels = named_size(size, MIXER_SIZES, "Mixer")
 
     def build(rngs: nnx.Rngs) -> MLPNetwork:
         patches = PatchEmbed(image_size, patch_size, channels_in, width, rngs=rngs)
@@ -157,7 +159,7 @@ def mlp_mixer(
 
 
 def resmlp(
-    size: str | tuple[int, int] = "s12",
+    size: str | Sequence[int] = "s12",
     classes: int = 1000,
     *,
     image_size: int = 224,
@@ -176,8 +178,8 @@ def resmlp(
     Raises:
         ValueError: an unknown size, or patches that do not tile the image.
     """
-    width, depth = _sizes(size, RESMLP_SIZES, "ResMLP")
-    scale = 0.1 if depth <= 18 else 1e-5
+    width, depth = named_size(size, RESMLP_SIZES, "ResMLP")
+    scale = 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
 
     def build(rngs: nnx.Rngs) -> MLPNetwork:
         patches = PatchEmbed(image_size, patch_size, channels_in, width, rngs=rngs)
@@ -194,17 +196,3 @@ def resmlp(
         )
 
     return Network.from_nnx(build)
-
-
-def _sizes(size: str | tuple, named: dict[str, tuple], model: str) -> tuple:
-    if isinstance(size, str):
-        if size not in named:
-            raise ValueError(unknown_name(f"{model} size", size, named))
-        return named[size]
-    (given,) = {len(sizes) for sizes in named.values()}
-    if len(size) != given or min(size) < 1:
-        raise ValueError(
-            f"size must be {given} positive numbers or one of {', '.join(named)}, got "
-            f"{tuple(size)}"
-        )
-    return tuple(size)

@@ -1,12 +1,42 @@
-"""Layers that vision transformers and mixers share: patches, and the two-layer MLP."""
+"""What vision transformers and mixers share: patches, two-layer MLPs, named sizes."""
+
+from collections.abc import Mapping, Sequence
 
 import jax
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.checks import unknown_name
+
 normal = nnx.initializers.truncated_normal(0.02)
-"""The weights' start in ViT, DeiT and ResMLP: normal, cut off at two deviations."""
+"""How weights start in DeiT and ResMLP: a truncated normal of deviation 0.02."""
+
+
+def named_size(
+    size: str | Sequence[int], named: Mapping[str, tuple[int, ...]], model: str
+) -> tuple[int, ...]:
+    """Return the numbers of a size given by name, or the numbers given.
+
+    Args:
+        size: a key of ``named``, or as many numbers as its values have.
+        named: the published sizes.
+        model: its name, for the error.
+
+    Raises:
+        ValueError: an unknown name, or numbers that are too few, too many or below 1.
+    """
+    if isinstance(size, str):
+        if size not in named:
+            raise ValueError(unknown_name(f"{model} size", size, named))
+        return named[size]
+    (count,) = {len(numbers) for numbers in named.values()}
+    if len(size) != count or min(size) < 1:
+        raise ValueError(
+            f"size must be {count} positive numbers or one of {', '.join(named)}, got "
+            f"{tuple(size)}"
+        )
+    return tuple(size)
 
 
 def linear(features_in: int, features: int, *, rngs: nnx.Rngs) -> nnx.Linear:

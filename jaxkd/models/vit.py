@@ -3,14 +3,22 @@
 Dosovitskiy et al. 2020 (arXiv:2010.11929) and Touvron et al. 2020 (arXiv:2012.12877).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.checks import unknown_name
-from jaxkd.models.tokens import MLP, PatchEmbed, layer_norm, linear, normal
+from jaxkd.models.tokens import (
+    MLP,
+    PatchEmbed,
+    layer_norm,
+    linear,
+    named_size,
+    normal,
+)
 from jaxkd.types import Network, Outputs
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
@@ -135,7 +143,7 @@ class ViT(nnx.Module):
 
 
 def vit(
-    size: str | tuple[int, int, int] = "tiny",
+    size: str | Sequence[int] = "tiny",
     classes: int = 1000,
     *,
     image_size: int = 224,
@@ -160,15 +168,11 @@ def vit(
         ValueError: an unknown size, a width that the heads do not divide, patches that
             do not tile the image, or a rate outside [0, 1).
     """
-    if isinstance(size, str):
-        if size not in SIZES:
-            raise ValueError(unknown_name("ViT size", size, SIZES))
-        size = SIZES[size]
-    width, depth, heads = size
-    if min(size) < 1 or width % heads:
+    width, depth, heads = named_size(size, SIZES, "ViT")
+    if width % heads:
         raise ValueError(
-            f"size must be positive (width, blocks, heads), the width a multiple of "
-            f"the heads, got {tuple(size)}"
+            f"size is (width, blocks, heads), the width a multiple of the heads, got "
+            f"{(width, depth, heads)}"
         )
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")

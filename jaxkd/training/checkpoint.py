@@ -66,7 +66,13 @@ class Checkpoints:
             # Without it orbax writes no metrics.
             best_fn=None if best is None else self._score,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "loop": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=handlers
+        )
         self._being_written: int | None = None
 
     def __enter__(self) -> "Checkpoints":

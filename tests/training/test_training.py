@@ -106,7 +106,10 @@ def whole(program, source):
 
 
 def test_fit_is_init_and_step_over_the_batches(program, data, whole):
-    state = jax.jit(program.init)(KEY, next(iter(data)))
+    # As fit compiles it: an optimised init rounds its random numbers differently.
+    unoptimised = {"xla_backend_optimization_level": 0}
+    init = jax.jit(program.init, compiler_options=unoptimised)
+    state = init(KEY, next(iter(data)))
     step = jax.jit(program.step)
     for batch in data:
         state, metrics = step(state, batch)
