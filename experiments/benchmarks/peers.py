@@ -69,7 +69,9 @@ def main(
     table = Table("case", "step", "process", "ms", "jaxkd's time / its", "peak MiB")
     for case in cases:
         for kind in kinds:
-            commands = {"jaxkd": (sys.executable, "jax_side.py", case, kind)}
+            commands: dict[str, tuple[str, ...]] = {
+                "jaxkd": (sys.executable, "jax_side.py", case, kind)
+            }
             if torch_python is not None:
                 # The path as it is: an environment's python is a link.
                 python = str(torch_python.absolute())
