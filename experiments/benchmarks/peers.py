@@ -3,7 +3,8 @@
 ResNet-56 teaches ResNet-20 (batch 128, 32x32), and DeiT-S teaches DeiT-Ti (batch 8,
 224x224), in float32. Each step lives in a process of its own; they take turns, a few
 steps at a time, and the others wait. A ratio is the median over the rounds of jaxkd's
-time by the peer's, with the quartiles. Memory is the process's peak beyond its imports.
+time by the peer's, with the quartiles. Memory is the process's peak over the timed
+steps, beyond what its imports took; what compiling left behind is given back before.
 
     python experiments/benchmarks/peers.py --torch-python torch-env/bin/python
 
