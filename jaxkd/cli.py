@@ -128,15 +128,15 @@ def resume(folder: RunFolder) -> None:
         slug, preset, seeds = saved["experiment"], saved["preset"], saved["seeds"]
         values, results = saved["config"], saved["results"]
         commit, dirty = saved["code"]
-    except (json.JSONDecodeError, KeyError) as error:
+        experiment = load_experiment(slug)
+        config = type(experiment.preset(preset))(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file} cannot be read ({error!r}): start again with `jaxkd run`"
+            f"{file} is damaged or of another version ({error!r}): start again with "
+            "`jaxkd run`"
         ) from None
-    experiment = load_experiment(slug)
-    default = experiment.preset(preset)
-    config = type(default)(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
     _execute(experiment, preset, config, seeds, folder, Path(results), (commit, dirty))
 
 

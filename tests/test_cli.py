@@ -122,6 +122,21 @@ def test_damaged_run_file_is_named(tmp_path, capsys):
     assert "run.json cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "{}", '{"experiment": "baselines"}', "with a field"]
+)
+def test_a_damaged_run_file_is_named(content, finished, tmp_path, capsys):
+    if content == "with a field":
+        saved = json.loads((finished / "run" / "run.json").read_text())
+        saved["config"]["gone"] = 1
+        content = json.dumps(saved)
+    (tmp_path / "run.json").write_text(content)
+    assert main(["resume", str(tmp_path)]) == 1
+    found = capsys.readouterr().err.replace("\n", " ")
+    assert f"{tmp_path}/run.json is damaged or of another version" in found
+    assert "start again with `jaxkd run`" in found
+
+
 def test_list_and_show(capsys):
     assert main(["list"]) == 0
     listed = capsys.readouterr().out

@@ -17,8 +17,15 @@ Example = Mapping[str, Any]
 class Examples(Protocol):
     """What batches are made from: `Source`, `RecordSource`, or your own."""
 
-    name: str
-    classes: int
+    @property
+    def name(self) -> str:
+        """For messages and results."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Labels are below it."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of examples."""
