@@ -116,12 +116,6 @@ def test_mistakes_get_one_line_with_the_remedy(
     assert "Traceback" not in captured.err
 
 
-def test_damaged_run_file_is_named(tmp_path, capsys):
-    (tmp_path / "run.json").write_text('{"experiment": "base')
-    assert main(["resume", str(tmp_path)]) == 1
-    assert "run.json cannot be read" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "content", ["[]", "{", "{}", '{"experiment": "baselines"}', "with a field"]
 )

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.blocks import BatchNorm
 from jaxkd.types import Network, Outputs
 
 
@@ -33,10 +34,7 @@ class Stage(nnx.Module):
             )
             for i in range(depth)
         )
-        self.norms = nnx.List(
-            nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
-            for _ in range(depth)
-        )
+        self.norms = nnx.List(BatchNorm(channels, rngs=rngs) for _ in range(depth))
 
     def __call__(self, x: Array) -> Array:
         """Return the last normalised map, before its ReLU."""

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.losses.online import one_gate_logits
+from jaxkd.models.blocks import BatchNorm
 from jaxkd.models.cnn import Stage
 from jaxkd.types import Network, Outputs
 
@@ -42,7 +43,7 @@ class ONECNN(nnx.Module):
             nnx.Linear(channels[-1], classes, rngs=rngs) for _ in range(branches)
         )
         self.gate = nnx.Linear(sizes[-2], branches, rngs=rngs)
-        self.gate_norm = nnx.BatchNorm(branches, momentum=0.9, rngs=rngs)
+        self.gate_norm = BatchNorm(branches, rngs=rngs)
         self.taps = (*(f"{i}.logits" for i in range(branches)), "gate")
 
     def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
