@@ -43,7 +43,7 @@ def compiled_cost(
 
     Args:
         function: pure.
-        *arguments: arrays, or ``jax.ShapeDtypeStruct``s.
+        *arguments: arrays, or shapes (``jax.ShapeDtypeStruct``).
         donate: positions of the arguments whose memory the results may take.
     """
     lowered = jax.jit(function, donate_argnums=tuple(donate)).lower(*arguments)
@@ -76,7 +76,7 @@ def step_cost(program: Program, batch: Batch) -> Cost:
 
     Args:
         program: any.
-        batch: arrays, or ``jax.ShapeDtypeStruct``s.
+        batch: arrays, or shapes (``jax.ShapeDtypeStruct``).
     """
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
     return compiled_cost(program.step, state, batch, donate=(0,))

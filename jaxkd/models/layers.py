@@ -69,7 +69,7 @@ class ConvNorm(nnx.Module):
 
 
 class ConvNormChain(nnx.Module):
-    """`ConvNorm`s one after another."""
+    """`ConvNorm` layers one after another."""
 
     def __init__(self, *layers: ConvNorm):
         self.layers = nnx.List(layers)

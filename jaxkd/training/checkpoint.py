@@ -147,7 +147,7 @@ class Checkpoints:
 
         Args:
             like: arrays of the right structure, shapes, dtypes and shardings, or
-                ``jax.ShapeDtypeStruct``s.
+                shapes (``jax.ShapeDtypeStruct``).
             step: which; None for the newest that can be read. One that cannot be read
                 is then reported in the log, and the one before it is used.
 
