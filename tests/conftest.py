@@ -38,3 +38,16 @@ def x64():
     """Double precision, to compare with the authors' float64 closely."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def source():
+    """Twenty random images of three classes, to train on."""
+    from jaxkd.data import Source
+
+    rng = np.random.default_rng(0)
+    arrays = {
+        "image": rng.normal(size=(20, 4, 4, 1)).astype("f4"),
+        "label": rng.integers(0, 3, 20).astype("i4"),
+    }
+    return Source("toy", arrays, 3)

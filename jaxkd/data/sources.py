@@ -48,6 +48,15 @@ class Examples(Protocol):
         ...
 
 
+def _checksum(arrays: Mapping[str, Any], total: int) -> int:
+    """Return a checksum of names and arrays, going on from another."""
+    for name, array in sorted(arrays.items()):
+        total = zlib.crc32(
+            np.ascontiguousarray(array), zlib.crc32(name.encode(), total)
+        )
+    return total
+
+
 def _check_images(arrays: Mapping[str, Any]) -> None:
     dtype = getattr(arrays.get("image"), "dtype", np.uint8)
     if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
@@ -97,12 +106,7 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """A checksum of all arrays."""
-        total = 0
-        for name, array in sorted(self.arrays.items()):
-            total = zlib.crc32(
-                np.ascontiguousarray(array), zlib.crc32(name.encode(), total)
-            )
-        return f"{total:08x}"
+        return f"{_checksum(self.arrays, 0):08x}"
 
     def subset(self, examples: int, seed: int = 0) -> "Source":
         """Return a random subset with the classes as balanced as they can be.
@@ -195,10 +199,7 @@ class RecordSource:
         """A checksum of the number of records and of eight of them."""
         total = zlib.crc32(str(len(self)).encode())
         for position in np.linspace(0, len(self) - 1, 8, dtype=int):
-            for name, array in sorted(self._example(int(position), None).items()):
-                total = zlib.crc32(
-                    np.ascontiguousarray(array), zlib.crc32(name.encode(), total)
-                )
+            total = _checksum(self._example(int(position), None), total)
         return f"{total:08x}"
 
 

@@ -1,5 +1,8 @@
 """Layers that the zoo's image models share, with the field's padding and constants."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -63,6 +66,15 @@ class Features:
         self.found[f"{name}.pre"] = before_relu
         self.found[name] = jax.nn.relu(before_relu)
         return self.found[name]
+
+    def stages(self, x: Array, layers: Iterable[Sequence[Any]]) -> Array:
+        """Run stages of blocks that end before their ReLU; return the last map."""
+        for layer in layers:
+            *blocks, last = layer
+            for block in blocks:
+                x = jax.nn.relu(block(x))
+            x = self.stage(last(x))
+        return x
 
     def outputs(self, head: nnx.Linear) -> Outputs:
         """Pool the last stage's map and classify it."""

@@ -175,10 +175,7 @@ class ResNet(nnx.Module):
         if self.large_stem:
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # ReLU's zeros lose
             x = nnx.max_pool(x, (3, 3), strides=(2, 2))
-        for layer in self.layers:
-            for i, block in enumerate(layer):
-                x = block(x)
-                x = features.stage(x) if i == len(layer) - 1 else jax.nn.relu(x)
+        features.stages(x, self.layers)
         return features.outputs(self.fc)
 
 

@@ -115,10 +115,7 @@ class ShuffleNetV1(nnx.Module):
         check_channels(image, self.channels_in)
         features = Features()
         x = features.stage(self.bn1(self.conv1(image)))
-        for layer in self.layers:
-            for j, block in enumerate(layer):
-                x = block(x)
-                x = features.stage(x) if j == len(layer) - 1 else jax.nn.relu(x)
+        features.stages(x, self.layers)
         return features.outputs(self.fc)
 
 
@@ -206,10 +203,7 @@ class ShuffleNetV2(nnx.Module):
         check_channels(image, self.channels_in)
         features = Features()
         x = features.stage(self.bn1(self.conv1(image)))
-        for layer in self.layers:
-            for j, block in enumerate(layer):
-                x = block(x)
-                x = features.stage(x) if j == len(layer) - 1 else jax.nn.relu(x)
+        x = features.stages(x, self.layers)
         pooled = jax.nn.relu(self.bn2(self.conv2(x))).mean((1, 2))
         return Outputs(self.fc(pooled), {**features.found, "pooled": pooled})
 

@@ -85,14 +85,15 @@ def fit(
     first = next(iter(batches), None)
     if first is None:
         raise ValueError("batches is empty: there is nothing to train on")
-    start, step_once, like = _compiled(program, mesh, _Shapes.of(place(first)))
+    first = place(first)
+    start, step_once, like = _compiled(program, mesh, _Shapes.of(first))
     iterator = Prefetch(iter(batches), place)
     found = None if checkpoints is None else checkpoints.restore(like)
     if found:
         done, state, position, history = found
         iterator.set_state(position)
     else:
-        done, state, history = 0, start(key, place(first)), []
+        done, state, history = 0, start(key, first), []
     if jax.process_index():
         progress, writers = None, ()
     if progress is not None:

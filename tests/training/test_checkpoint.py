@@ -10,20 +10,10 @@ import optax
 import pytest
 
 from jaxkd import distill, methods, models
-from jaxkd.data import Source, batches
+from jaxkd.data import batches
 from jaxkd.training import Checkpoints, fit
 
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def source():
-    rng = np.random.default_rng(0)
-    arrays = {
-        "image": rng.normal(size=(20, 4, 4, 1)).astype("f4"),
-        "label": rng.integers(0, 3, 20).astype("i4"),
-    }
-    return Source("toy", arrays, 3)
 
 
 @pytest.fixture(scope="module")

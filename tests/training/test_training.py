@@ -15,7 +15,7 @@ from flax import nnx
 from rich.console import Console
 
 from jaxkd import Method, Network, combine, distill, methods, models
-from jaxkd.data import Source, batches
+from jaxkd.data import batches
 from jaxkd.training import Checkpoints, ProgressBar, fit
 
 KEY = jax.random.key(0)
@@ -35,16 +35,6 @@ class Student(nnx.Module):
     def __call__(self, x):
         x = self.norm(self.first(x.reshape(len(x), -1)))
         return self.head(self.dropout(nnx.relu(x)))
-
-
-@pytest.fixture(scope="module")
-def source():
-    rng = np.random.default_rng(0)
-    arrays = {
-        "image": rng.normal(size=(20, 4, 4, 1)).astype("f4"),
-        "label": rng.integers(0, 3, 20).astype("i4"),
-    }
-    return Source("toy", arrays, 3)
 
 
 @pytest.fixture
