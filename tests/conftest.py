@@ -27,10 +27,20 @@ def unchecked_shapes():
 
 
 @pytest.fixture(scope="session")
-def golden():
-    """Numbers computed by the authors' own code, by key."""
-    with np.load(GOLDEN / "00-baselines.npz", allow_pickle=False) as file:
-        return dict(file)
+def load_golden():
+    """Return ``name -> arrays``: numbers computed by the authors' own code, by key."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+            return dict(file)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def golden(load_golden):
+    """The classic methods' numbers."""
+    return load_golden("00-baselines")
 
 
 @pytest.fixture

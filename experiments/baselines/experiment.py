@@ -9,16 +9,12 @@ half their resolution: ResNets, and a ResNet that teaches a vision transformer.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-import jaxkd
 from experiments.baselines.config import PRESETS, Config
 from experiments.baselines.networks import (
     PAIRS,
@@ -28,19 +24,22 @@ from experiments.baselines.networks import (
 )
 from experiments.baselines.paper import PAPER as PAPER  # the report's column
 from experiments.baselines.recipes import Pair, Recipe, logit_recipes, stage_recipes
-from jaxkd import data, models, training
+from experiments.training import (
+    NetworkSpec,
+    Task,
+    adam_cosine,
+    build,
+    teacher_records,
+    train_on_labels,
+    train_students,
+)
+from jaxkd import data, models
 from jaxkd.checks import unknown_name
 from jaxkd.evaluation.claims import exceeds, falls_by, not_below
-from jaxkd.evaluation.classification import (
-    classification_metrics,
-    evaluator,
-    example_labels,
-    predictor,
-)
+from jaxkd.evaluation.classification import example_labels, predictor
 from jaxkd.evaluation.records import Record
 from jaxkd.experiment import Run
-from jaxkd.interop import save_pretrained
-from jaxkd.types import Network, Variables
+from jaxkd.types import Network
 
 WATCHED = {
     "mlp": ("rkd", "pkt", "cc", "crd"),
@@ -84,11 +83,6 @@ class Job:
     seeds: Sequence[int]
     run: Run
 
-    def network(self, who: str) -> Network:
-        """Return the teacher's or the student's network."""
-        spec = PAIRS[self.setting]
-        return spec.build(getattr(spec, who), self.dataset.test.classes)
-
     def transform(self, train: bool) -> data.Transform | None:
         """Return what happens to a batch: nothing, scaling, or augmentation too."""
         if not self.dataset.mean:
@@ -99,34 +93,42 @@ class Job:
         shift = data.PadCrop(4 // self.config.shrink)
         return data.Compose((shift, data.Flip(), scale))
 
-    def batches(self, source: data.Examples, epochs: int, seed: int):
-        """Return training batches."""
-        size = self.config.batch_size
-        return data.batches(
-            source, size, epochs=epochs, seed=seed, transform=self.transform(train=True)
+    def task(self, source: data.Examples, epochs: int, learning_rate: float) -> Task:
+        """Return the training of the teacher or of students."""
+        return Task(
+            setting=self.setting,
+            train=source,
+            test=self.dataset.test,
+            epochs=epochs,
+            batch_size=self.config.batch_size,
+            optimizer=self.optimizer(learning_rate, epochs),
+            transform=self.transform(train=True),
+            test_transform=self.transform(train=False),
+            evaluate_every=self.config.evaluate_every,
         )
 
-    def optimizer(
-        self, learning_rate: float, epochs: int, steps_per_epoch: int
-    ) -> optax.GradientTransformation:
-        """Return the configuration's optimizer with its decay of the rate."""
+    def optimizer(self, learning_rate: float, epochs: int):
+        """Return ``steps -> `` the configuration's optimizer and decay of the rate."""
         config = self.config
-        rate = optax.cosine_decay_schedule(learning_rate, epochs * steps_per_epoch)
-        if config.milestones:
-            rate = optax.piecewise_constant_schedule(
-                learning_rate, {m * steps_per_epoch: 0.1 for m in config.milestones}
-            )
         if config.optimizer == "adam":
-            return optax.adam(rate)
+            return adam_cosine(learning_rate)
         if config.optimizer != "sgd":
             raise ValueError(
                 unknown_name("optimizer", config.optimizer, ["adam", "sgd"])
             )
         share = PAIRS[self.setting].learning_rate
-        return optax.chain(
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(lambda step: share * rate(step), momentum=0.9),
-        )
+
+        def sgd(steps: int) -> optax.GradientTransformation:
+            rate = optax.cosine_decay_schedule(share * learning_rate, steps)
+            if config.milestones:
+                drops = {m * (steps // epochs): 0.1 for m in config.milestones}
+                rate = optax.piecewise_constant_schedule(share * learning_rate, drops)
+            return optax.chain(
+                optax.add_decayed_weights(config.weight_decay),
+                optax.sgd(rate, momentum=0.9),
+            )
+
+        return sgd
 
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
@@ -166,26 +168,24 @@ def run_pair(job: Job) -> list[Record]:
     source = dataset.train
     if config.train_examples:
         source = source.subset(config.train_examples)
-    student, teacher = job.network("student"), job.network("teacher")
+    task = job.task(source, config.epochs, config.learning_rate)
+    student, teacher = (build(s, source.classes) for s in (spec.student, spec.teacher))
     started = time.perf_counter()
     # Pairs of the same teacher share it.
     variables = train_on_labels(
-        job,
-        "teacher",
-        job.run.folder / f"teacher-{'-'.join(map(str, _flat(spec.teacher)))}",
-        dataset.train,
-        config.teacher_epochs,
-        config.teacher_learning_rate,
+        job.run,
+        job.task(dataset.train, config.teacher_epochs, config.teacher_learning_rate),
+        teacher,
+        f"teacher-{'-'.join(map(str, _flat(spec.teacher)))}",
     )
     seconds = time.perf_counter() - started
-    predict = predictor(teacher, dataset.test, transform=job.transform(train=False))
+    predict = predictor(teacher, dataset.test, transform=task.test_transform)
     teacher_logits = predict(variables)
-    records = teacher_records(job, teacher_logits, seconds)
+    records = teacher_records(task, teacher_logits, seconds)
 
     def peer() -> Network:
-        folder = job.run.folder / job.setting / "student-on-labels"
         found = train_on_labels(
-            job, "student", folder, source, config.epochs, config.learning_rate
+            job.run, task, student, f"{job.setting}/student-on-labels"
         )
         return student.with_variables(found)
 
@@ -197,8 +197,8 @@ def run_pair(job: Job) -> list[Record]:
         norms=stage_norms(spec.teacher, variables, spec.stages),
         peer=peer,
         labels=example_labels(source),
-        batches=lambda epochs: job.batches(source, epochs, seed=0),
-        steps_per_epoch=data.steps_per_epoch(source, config.batch_size),
+        batches=lambda epochs: task.batches(seed=0, epochs=epochs),
+        steps_per_epoch=task.steps_per_epoch,
         warmup_epochs=config.warmup_epochs,
         stage_one_epochs=config.stage_one_epochs,
         stages=spec.stages,
@@ -212,11 +212,33 @@ def run_pair(job: Job) -> list[Record]:
         recipes |= stage_recipes(pair, seed=0)
     for method in wanted(job, recipes):
         recipe = recipes[method]()
-        records += run_method(job, method, recipe, pair, source, teacher_logits)
+        records += train_students(
+            job.run,
+            task,
+            method,
+            task.distill(recipe.student, recipe.teacher, recipe.method),
+            recipe.deployed,
+            job.seeds,
+            teacher_logits=teacher_logits,
+            measure=watch(recipe),
+            spec=spec.student if recipe.student is pair.student else None,
+        )
     return records
 
 
-def _flat(spec) -> list:
+def watch(recipe: Recipe) -> Callable[[Any, list[dict]], dict[str, float]]:
+    """Return what is measured of a method whose own loss should fall."""
+
+    def measure(state: Any, history: list[dict]) -> dict[str, float]:
+        if not recipe.watched:
+            return {}
+        name = f"train_{recipe.watched}"
+        return {"first_loss": history[0][name], "last_loss": history[-1][name]}
+
+    return measure
+
+
+def _flat(spec: NetworkSpec) -> list:
     name, arguments = spec
     return [name, *(str(v).replace(" ", "") for v in arguments.values())]
 
@@ -239,133 +261,3 @@ def wanted(job: Job, recipes: Iterable[str]) -> list[str]:
                 raise ValueError(unknown_name(f"{job.setting} method", method, recipes))
             found.append(method)
     return found
-
-
-def train_on_labels(
-    job: Job,
-    who: str,
-    folder: Path,
-    source: data.Examples,
-    epochs: int,
-    learning_rate: float,
-) -> Variables:
-    """Return the teacher's or student's variables after supervised training."""
-    per_epoch = data.steps_per_epoch(source, job.config.batch_size)
-    program = jaxkd.distill(
-        job.network(who),
-        None,
-        jaxkd.methods.cross_entropy(),
-        job.optimizer(learning_rate, epochs, per_epoch),
-    )
-    with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-        state, _ = training.fit(
-            program,
-            job.batches(source, epochs, seed=0),
-            key=jax.random.key(0),
-            checkpoints=checkpoints,
-            checkpoint_every=max(epochs // 4, 1) * per_epoch,
-            progress=job.run.progress,
-            steps=epochs * per_epoch,
-            name=f"{job.setting} {who} on labels",
-        )
-    return state.student
-
-
-def teacher_records(job: Job, logits: np.ndarray, seconds: float) -> list[Record]:
-    """Return the teacher's row: its last epoch is its best, it is not chosen."""
-    labels = example_labels(job.dataset.test)
-    scores = classification_metrics(jnp.asarray(logits), jnp.asarray(labels))
-    values = {
-        "last_accuracy": scores["accuracy"],
-        "best_accuracy": scores["accuracy"],
-        "nll": scores["nll"],
-        "ece": scores["ece"],
-    }
-    return [
-        Record("teacher", 0, metric, float(value), seconds, job.setting)
-        for metric, value in values.items()
-    ]
-
-
-def run_method(
-    job: Job,
-    method: str,
-    recipe: Recipe,
-    pair: Pair,
-    source: data.Examples,
-    teacher_logits: np.ndarray,
-) -> list[Record]:
-    """Return one method's records: a student a seed, compiled once for all."""
-    config, per_epoch = job.config, pair.steps_per_epoch
-    optimizer = job.optimizer(config.learning_rate, config.epochs, per_epoch)
-    program = jaxkd.distill(recipe.student, recipe.teacher, recipe.method, optimizer)
-    test = job.dataset.test
-    evaluate = evaluator(
-        recipe.deployed, test, teacher_logits, transform=job.transform(train=False)
-    )
-
-    def train(seed: int, folder: Path) -> list[Record]:
-        started = time.perf_counter()
-        with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-            state, history = training.fit(
-                program,
-                job.batches(source, config.epochs, seed),
-                key=jax.random.key(seed),
-                steps=config.epochs * per_epoch,
-                evaluate=lambda state: evaluate(state.student),
-                evaluate_every=config.evaluate_every * per_epoch,
-                checkpoints=checkpoints,
-                checkpoint_every=max(config.epochs // 4, 1) * per_epoch,
-                progress=job.run.progress,
-                name=f"{job.setting} {method} seed {seed}",
-            )
-        if recipe.student is pair.student:
-            name, arguments = PAIRS[job.setting].student
-            shape = test.take(np.arange(1))["image"].shape[1:]
-            arguments = {**arguments, "classes": test.classes}
-            save_pretrained(folder / "student", name, arguments, state.student, shape)
-        seconds = time.perf_counter() - started
-        return student_records(job, method, recipe, seed, history, seconds)
-
-    return [
-        record
-        for seed in job.seeds
-        for record in job.run.part(
-            f"{job.setting}/{method}/seed{seed}",
-            lambda folder, seed=seed: train(seed, folder),
-        )
-    ]
-
-
-def student_records(
-    job: Job,
-    method: str,
-    recipe: Recipe,
-    seed: int,
-    history: list[dict],
-    seconds: float,
-) -> list[Record]:
-    """Return the numbers of one student: last and best epoch, calibration, fidelity."""
-    curve = tuple(entry["accuracy"] for entry in history)
-    last = history[-1]
-    measured = ("nll", "ece", "agreement", "teacher_kl")
-    values = {
-        "last_accuracy": curve[-1],
-        "best_accuracy": max(curve),
-        **{metric: last[metric] for metric in measured},
-    }
-    if recipe.watched:
-        values["first_loss"] = history[0][f"train_{recipe.watched}"]
-        values["last_loss"] = last[f"train_{recipe.watched}"]
-    return [
-        Record(
-            method,
-            seed,
-            metric,
-            value,
-            seconds,
-            job.setting,
-            curve if metric == "last_accuracy" else (),
-        )
-        for metric, value in values.items()
-    ]

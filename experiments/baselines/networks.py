@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxkd import models
-from jaxkd.types import Network, Variables
-
-NetworkSpec = tuple[str, dict[str, Any]]
-"""A model's name in ``jaxkd.models.MODELS`` and its arguments but the classes."""
+from experiments.training import NetworkSpec
+from jaxkd.types import Variables
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,6 @@ class PairSpec:
     branched: dict[str, Any] | None = None
     dkd_beta: float = 8.0
     learning_rate: float = 1.0
-
-    def build(self, spec: NetworkSpec, classes: int) -> Network:
-        """Return a network of the pair for that many classes."""
-        name, arguments = spec
-        return models.create(name, classes=classes, **arguments)
 
 
 THREE = ("stage1", "stage2", "stage3")

@@ -21,6 +21,7 @@ from experiments.baselines.experiment import (
 from experiments.baselines.networks import PAIRS, PAPER_PAIRS, stage_norms
 from experiments.baselines.paper import COLUMNS, PAPER
 from experiments.baselines.recipes import Pair, logit_recipes, stage_recipes
+from experiments.training import build
 from jaxkd import data, models
 
 SIZES = {"mlp": (8, 1), "cnn": (8, 1)}
@@ -29,7 +30,7 @@ SIZES = {"mlp": (8, 1), "cnn": (8, 1)}
 def shapes(spec, who, taps=()):
     """Return the shapes of a network's variables and outputs on its data set."""
     classes = 10 if spec in ("mlp", "cnn") else 100
-    network = PAIRS[spec].build(getattr(PAIRS[spec], who), classes)
+    network = build(getattr(PAIRS[spec], who), classes)
     side, channels = SIZES.get(spec, (16 if spec in PRESETS["cifar"].pairs else 32, 3))
 
     def forward(key):
@@ -64,7 +65,7 @@ def test_the_paper_preset_is_the_benchmarks_protocol():
     assert paper.pairs == PAPER_PAIRS == COLUMNS
     job = Job("resnet56-resnet20", paper, None, (), None)
     # The rate over the epochs, from what the optimizer does to a gradient of 1.
-    optimizer = job.optimizer(0.05, 240, steps_per_epoch=1)
+    optimizer = job.optimizer(0.05, 240)(240)
     state = optimizer.init(np.zeros(()))
     for epoch in (0, 149, 150, 180, 210):
         at = jax.tree.map(

@@ -1,0 +1,239 @@
+"""What experiments on classification share: a teacher, students over seeds, records."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxkd
+from jaxkd import data, training
+from jaxkd.evaluation.classification import (
+    classification_metrics,
+    evaluator,
+    example_labels,
+)
+from jaxkd.evaluation.records import Record
+from jaxkd.experiment import Run
+from jaxkd.interop import save_pretrained
+from jaxkd.models import create
+from jaxkd.types import Method, Network, Program, Variables
+
+NetworkSpec = tuple[str, dict[str, Any]]
+"""A model's name in ``jaxkd.models.MODELS`` and its arguments but the classes."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the students of one table are trained and tested on.
+
+    Attributes:
+        setting: the table's name; empty if the experiment has one.
+        train: the examples to train on.
+        test: the examples to test on.
+        epochs: to train for.
+        batch_size: of training.
+        optimizer: ``steps -> optimizer``, for a rate that decays over the run.
+        transform: of training batches.
+        test_transform: of test batches.
+        evaluate_every: epochs between evaluations.
+    """
+
+    setting: str
+    train: data.Examples
+    test: data.Examples
+    epochs: int
+    batch_size: int
+    optimizer: Callable[[int], optax.GradientTransformation]
+    transform: data.Transform | None = None
+    test_transform: data.Transform | None = None
+    evaluate_every: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the steps of one epoch."""
+        return data.steps_per_epoch(self.train, self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Return the steps of a whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def batches(self, seed: int, epochs: int | None = None):
+        """Return training batches of a run, or of some epochs."""
+        return data.batches(
+            self.train,
+            self.batch_size,
+            epochs=self.epochs if epochs is None else epochs,
+            seed=seed,
+            transform=self.transform,
+        )
+
+    def distill(
+        self, student: Network, teacher: Network | None, method: Method
+    ) -> Program:
+        """Return the program that trains a student with the task's optimizer."""
+        return jaxkd.distill(student, teacher, method, self.optimizer(self.steps))
+
+
+def adam_cosine(learning_rate: float) -> Callable[[int], optax.GradientTransformation]:
+    """Return ``steps -> `` Adam with a rate that decays to 0 by a cosine."""
+    return lambda steps: optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+
+def train_on_labels(run: Run, task: Task, network: Network, name: str) -> Variables:
+    """Return a network's variables after supervised training with seed 0.
+
+    Args:
+        run: keeps the checkpoints.
+        task: a teacher's; ``dataclasses.replace`` makes it of the students'.
+        network: to train.
+        name: of the folder in the run, and on the bar.
+    """
+    program = task.distill(network, None, jaxkd.methods.cross_entropy())
+    with training.Checkpoints(run.folder / name / "checkpoints", keep=1) as checkpoints:
+        state, _ = training.fit(
+            program,
+            task.batches(seed=0),
+            key=jax.random.key(0),
+            steps=task.steps,
+            checkpoints=checkpoints,
+            checkpoint_every=max(task.epochs // 4, 1) * task.steps_per_epoch,
+            progress=run.progress,
+            name=f"{name} on labels",
+        )
+    return state.student
+
+
+def teacher_records(task: Task, logits: np.ndarray, seconds: float) -> list[Record]:
+    """Return a teacher's row: its last epoch is its best, it is not chosen.
+
+    Args:
+        task: whose test examples the logits are of.
+        logits: the teacher's.
+        seconds: its training took.
+    """
+    labels = jnp.asarray(example_labels(task.test))
+    scores = classification_metrics(jnp.asarray(logits), labels)
+    values = {
+        "last_accuracy": scores["accuracy"],
+        "best_accuracy": scores["accuracy"],
+        "nll": scores["nll"],
+        "ece": scores["ece"],
+    }
+    return [
+        Record("teacher", 0, metric, float(value), seconds, task.setting)
+        for metric, value in values.items()
+    ]
+
+
+def train_students(
+    run: Run,
+    task: Task,
+    method: str,
+    program: Program,
+    deployed: Network,
+    seeds: Sequence[int],
+    *,
+    teacher_logits: np.ndarray | None = None,
+    variables: Callable[[Any], Variables] = lambda state: state.student,
+    measure: Callable[[Any, list[dict]], Mapping[str, float]] | None = None,
+    spec: NetworkSpec | None = None,
+) -> list[Record]:
+    """Return one method's records: a student a seed, compiled once for all.
+
+    Args:
+        run: keeps checkpoints and records of each seed.
+        task: what to train and test on.
+        method: its name in the table.
+        program: trains a student.
+        deployed: the network that is tested.
+        seeds: of the students and the order of their batches.
+        teacher_logits: on the test examples, for agreement and KL.
+        variables: ``state -> `` the deployed network's.
+        measure: ``(last state, history) -> `` further metrics.
+        spec: of the deployed network, to keep the student for ``jaxkd export``.
+    """
+    evaluate = evaluator(
+        deployed, task.test, teacher_logits, transform=task.test_transform
+    )
+    name = f"{task.setting}/{method}".strip("/")
+
+    def train(seed: int, folder) -> list[Record]:
+        started = time.perf_counter()
+        with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+            state, history = training.fit(
+                program,
+                task.batches(seed),
+                key=jax.random.key(seed),
+                steps=task.steps,
+                evaluate=lambda state: evaluate(variables(state)),
+                evaluate_every=task.evaluate_every * task.steps_per_epoch,
+                checkpoints=checkpoints,
+                checkpoint_every=max(task.epochs // 4, 1) * task.steps_per_epoch,
+                progress=run.progress,
+                name=f"{name} seed {seed}",
+            )
+        if spec is not None:
+            keep_student(folder, spec, task.test, variables(state))
+        further = {} if measure is None else measure(state, history)
+        seconds = time.perf_counter() - started
+        return student_records(task.setting, method, seed, history, further, seconds)
+
+    return [
+        record
+        for seed in seeds
+        for record in run.part(
+            f"{name}/seed{seed}", lambda folder, seed=seed: train(seed, folder)
+        )
+    ]
+
+
+def keep_student(folder, spec: NetworkSpec, test: data.Examples, variables: Variables):
+    """Save a student in a part's folder, where ``jaxkd export`` finds it."""
+    model, arguments = spec
+    shape = test.take(np.arange(1))["image"].shape[1:]
+    arguments = {**arguments, "classes": test.classes}
+    save_pretrained(folder / "student", model, arguments, variables, shape)
+
+
+def student_records(
+    setting: str,
+    method: str,
+    seed: int,
+    history: list[dict],
+    further: Mapping[str, float],
+    seconds: float,
+) -> list[Record]:
+    """Return one student's numbers: last and best epoch, calibration, fidelity."""
+    curve = tuple(entry["accuracy"] for entry in history)
+    last = history[-1]
+    measured = ("nll", "ece", "agreement", "teacher_kl")
+    values = {
+        "last_accuracy": curve[-1],
+        "best_accuracy": max(curve),
+        **{metric: last[metric] for metric in measured if metric in last},
+        **further,
+    }
+    return [
+        Record(
+            method,
+            seed,
+            metric,
+            float(value),
+            seconds,
+            setting,
+            curve if metric == "last_accuracy" else (),
+        )
+        for metric, value in values.items()
+    ]
+
+
+def build(spec: NetworkSpec, classes: int) -> Network:
+    """Return the network of a specification for that many classes."""
+    name, arguments = spec
+    return create(name, classes=classes, **arguments)
