@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxkd.graphs import Graph, check_graph
 from jaxkd.types import Batch
 
 
@@ -34,7 +35,8 @@ def check_batch(batch: Batch, classes: int | None = None) -> None:
     Arrays that are being traced are passed over: their values are not known.
 
     Args:
-        batch: arrays with the examples on the first axis.
+        batch: arrays with the examples on the first axis; a graph's examples are its
+            nodes.
         classes: labels must be below it; None checks no label.
 
     Raises:
@@ -48,12 +50,17 @@ def check_batch(batch: Batch, classes: int | None = None) -> None:
             f"{type(batch).__name__}: {batch!r:.80}"
         )
     lengths = {}
-    for name, array in _arrays(batch):
-        if not np.shape(array):
+    for name, value in batch.items():
+        if isinstance(value, Graph):
+            check_graph(value)
+            lengths[f"batch[{name!r}].nodes"] = value.nodes
             continue
-        lengths[name] = np.shape(array)[0]
+        for path, array in _arrays({name: value}):
+            if np.shape(array):
+                lengths[path] = np.shape(array)[0]
+    for path, array in _arrays(batch):
         if not isinstance(array, Tracer):
-            _check_finite(name, np.asarray(array))
+            _check_finite(path, np.asarray(array))
     if min(lengths.values(), default=0) == 0 or len(set(lengths.values())) > 1:
         unequal = len(set(lengths.values())) > 1
         problem = "has arrays of unequal length" if unequal else "is empty"

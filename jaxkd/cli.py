@@ -1,4 +1,4 @@
-"""The command ``jaxkd``: list, show, run, resume, report and export experiments."""
+"""The command ``jaxkd``: list, show, run, resume, report, export, compile."""
 
 import dataclasses
 import inspect
@@ -109,6 +109,63 @@ def report(
         found, experiment.claims, path.parent / found.preset, experiment.paper
     )
     console.print("\nwritten: " + ", ".join(str(p) for p in written), soft_wrap=True)
+
+
+def compile_(
+    slug: Slug,
+    preset: str = "paper",
+    topology: str | None = None,
+    mesh: str | None = None,
+    only: str | None = None,
+) -> int:
+    """Compile what a preset trains for a TPU slice that need not be here.
+
+    Prints what a step of each program needs of a chip, and writes it to the
+    experiment's results/compiled.json. The exit status is 1 if one does not fit.
+
+    Args:
+        slug: name of an experiment, as `jaxkd list` prints it.
+        preset: whose programs to compile.
+        topology: chip and shape, such as v5e:2x4, v5p:4x4x8 or v6e:16x16; None for the
+            experiment's own.
+        mesh: how the slice is used, such as data or fsdp; None for the experiment's.
+        only: the name of one program.
+    """
+    from jaxkd.evaluation.plans import (
+        HEADER,
+        plan_rows,
+        read_plans,
+        write_plans,
+    )
+    from jaxkd.training.ahead import DoesNotFit, plan_step
+
+    experiment = load_experiment(slug)
+    config = experiment.preset(preset)
+    if experiment.full_scale is None:
+        raise ValueError(
+            f"{slug} has no full_scale(config): there is nothing to compile"
+        )
+    programs = experiment.full_scale(config)
+    if only is not None and only not in programs:
+        raise ValueError(unknown_name(f"program of {slug}", only, programs))
+    topology, mesh = topology or experiment.topology, mesh or experiment.mesh
+    plans, failures = {}, 0
+    for name in programs if only is None else [only]:
+        console.print(f"{name} for {topology}, mesh {mesh} …", soft_wrap=True)
+        try:
+            plans[name] = plan_step(*programs[name], topology, mesh)
+        except DoesNotFit as error:
+            failures += 1
+            console.print(f"[red]does not fit:[/red] {escape(str(error))}")
+    table = Table(*HEADER, box=None)
+    for row in plan_rows(plans):
+        table.add_row(*row)
+    console.print(table)
+    console.print("[dim]a chip's share of one step, communication left out[/dim]")
+    path = experiment.folder / "results" / "compiled.json"
+    write_plans(path, {**(read_plans(path) if path.is_file() else {}), **plans})
+    console.print(f"written: {path}", soft_wrap=True)
+    return 1 if failures else 0
 
 
 def resume(folder: RunFolder) -> None:
@@ -292,7 +349,7 @@ def _execute(
     report(experiment.slug, preset, results)
 
 
-COMMANDS = ("list", "show", "run", "report", "resume", "export")
+COMMANDS = ("list", "show", "run", "report", "resume", "export", "compile")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -306,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS and not command.startswith("-"):
             raise ValueError(unknown_name("command", command, COMMANDS))
         run = _run_command(arguments[1:] if command == "run" else [])
-        tyro.extras.subcommand_cli_from_dict(
+        status = tyro.extras.subcommand_cli_from_dict(
             {
                 "list": list_experiments,
                 "show": show,
@@ -314,12 +371,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "report": report,
                 "resume": resume,
                 "export": export,
+                "compile": compile_,
             },
             args=arguments or ["--help"],
             prog="jaxkd",
             description=__doc__,
         )
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         Console(stderr=True).print(
             f"[red]error:[/red] {escape(str(error))}", soft_wrap=True
         )
@@ -327,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; `jaxkd resume` goes on from here")
         return 130
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 An experiment is a file ``experiments/<slug>/experiment.py`` with a docstring, frozen
 dataclass configurations ``PRESETS``, ``run(config, seeds, run) -> records``, ``CLAIMS``
-and, where the paper has a table, ``PAPER`` (method -> metric -> value).
+and, where the paper has a table, ``PAPER`` (method -> metric -> value). What a preset
+trains at full scale, ``full_scale(config) -> {name: (program, batch's shapes)}``, is
+compiled ahead of time for the TPU slice ``SLICE``, on a mesh ``MESH`` (``"data"``).
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from jaxkd.evaluation.claims import Claim
 from jaxkd.evaluation.records import Record
 from jaxkd.evaluation.results import write_atomically
 from jaxkd.training.progress import ProgressBar
+from jaxkd.types import Batch, Program
 
 RUN_FILE = "run.json"
 
@@ -92,6 +95,9 @@ class Experiment:
         run: ``(config, seeds, run) -> records``.
         claims: what the records are to show.
         paper: the paper's numbers, by method and metric.
+        full_scale: ``config -> {name: (program, shapes of its batch)}``, or None.
+        topology: the TPU slice that full scale is meant for.
+        mesh: how the slice is used, a name of ``jaxkd.training.MESHES``.
     """
 
     slug: str
@@ -102,6 +108,9 @@ class Experiment:
     run: Callable[[Any, Sequence[int], Run], list[Record]]
     claims: Sequence[Claim]
     paper: Mapping[str, Mapping[str, float]]
+    full_scale: Callable[[Any], Mapping[str, tuple[Program, Batch]]] | None = None
+    topology: str = "v5e:2x4"
+    mesh: str = "data"
 
     def preset(self, name: str) -> Any:
         """Return the configuration of that name.
@@ -157,4 +166,7 @@ def load_experiment(slug: str) -> Experiment:
         run=module.run,
         claims=module.CLAIMS,
         paper=getattr(module, "PAPER", {}),
+        full_scale=getattr(module, "full_scale", None),
+        topology=getattr(module, "SLICE", "v5e:2x4"),
+        mesh=getattr(module, "MESH", "data"),
     )

@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 Inputs = Any
-"""An image array (NHWC float), or a dict with Hugging Face's names, or a graph."""
+"""An image array (NHWC float), or a dict with Hugging Face's names, or a graph, or a
+diffusion model's dict of ``image``, ``time`` and ``condition``."""
 
 Batch = Mapping[str, Any]
 """A dict of ``image`` or the text names, ``label``, ``mask``, ``weight``, ``index``."""
@@ -163,7 +164,7 @@ class Network:
             return {**variables, "params": _cast(variables["params"], dtype)}
 
         def apply(variables, inputs, *, train=False, **kwargs):
-            inputs = _cast(inputs, dtype)
+            inputs = _cast_inputs(inputs, dtype)
             if train:
                 return self.apply(variables, inputs, train=True, **kwargs)
             outputs, _ = self.apply(_cast(variables, dtype), inputs, **kwargs)
@@ -180,7 +181,7 @@ class Network:
         """
 
         def apply(variables, inputs, *, train=False, **kwargs):
-            inputs = _cast(inputs, dtype)
+            inputs = _cast_inputs(inputs, dtype)
             if not train:
                 outputs, _ = self.apply(_cast(variables, dtype), inputs, **kwargs)
                 return outputs, variables
@@ -196,6 +197,14 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
         lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
         tree,
     )
+
+
+def _cast_inputs(inputs: Inputs, dtype: Any) -> Inputs:
+    """Cast inputs, but for the time of diffusion models: bf16 has 3 digits of it."""
+    cast: Any = _cast(inputs, dtype)
+    if isinstance(inputs, Mapping) and "time" in inputs:
+        return {**cast, "time": inputs["time"]}
+    return cast
 
 
 class Method(NamedTuple):

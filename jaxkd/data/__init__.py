@@ -12,9 +12,19 @@ from jaxkd.data.datasets import (
     mnist,
     tfds_dataset,
 )
-from jaxkd.data.pipeline import batches, steps_per_epoch
+from jaxkd.data.graphs import GRAPHS, GraphDataset, load_graph, repeated
+from jaxkd.data.partitions import Kind, build_proxy, partition
+from jaxkd.data.pipeline import batches, steps_per_epoch, with_validation
 from jaxkd.data.prefetch import Prefetch
-from jaxkd.data.sources import Dataset, Examples, RecordSource, Source
+from jaxkd.data.semi_supervised import Joined, semi_supervised_batches
+from jaxkd.data.sources import (
+    Conditions,
+    Dataset,
+    Examples,
+    RecordSource,
+    Source,
+    split,
+)
 from jaxkd.data.transforms import (
     Compose,
     CropResize,
@@ -29,12 +39,17 @@ from jaxkd.data.transforms import (
 __all__ = [
     "DATASETS",
     "DATA_VARIABLE",
+    "GRAPHS",
     "Compose",
+    "Conditions",
     "CropResize",
     "CutMix",
     "Dataset",
     "Examples",
     "Flip",
+    "GraphDataset",
+    "Joined",
+    "Kind",
     "Mixup",
     "Normalize",
     "PadCrop",
@@ -43,13 +58,20 @@ __all__ = [
     "Source",
     "Transform",
     "batches",
+    "build_proxy",
     "cifar10",
     "cifar100",
     "data_file",
     "digits",
     "fashion_mnist",
     "load",
+    "load_graph",
     "mnist",
+    "partition",
+    "repeated",
+    "semi_supervised_batches",
+    "split",
     "steps_per_epoch",
     "tfds_dataset",
+    "with_validation",
 ]

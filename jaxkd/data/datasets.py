@@ -78,7 +78,7 @@ def data_file(relative: str) -> Path:
     return path
 
 
-def _read(relative: str, names: list[str]) -> list[np.ndarray]:
+def read_arrays(relative: str, names: list[str]) -> list[np.ndarray]:
     """Return arrays of an ``.npz`` file below JAXKD_DATA."""
     path = data_file(relative)
     try:
@@ -100,7 +100,7 @@ def _read(relative: str, names: list[str]) -> list[np.ndarray]:
 
 def _mnist_file(name: str) -> Dataset:
     names = ["train_x", "train_y", "test_x", "test_y"]
-    train_x, train_y, test_x, test_y = _read(f"vision/{name}.npz", names)
+    train_x, train_y, test_x, test_y = read_arrays(f"vision/{name}.npz", names)
     return Dataset(
         _images(f"{name}/train", train_x, train_y, 255.0),
         _images(f"{name}/test", test_x, test_y, 255.0),
@@ -125,7 +125,7 @@ def _cifar(name: str, classes: int) -> tuple[Source, Source]:
     sources = []
     for split in ("train", "test"):
         names = [f"{split}_{part}" for part in ("webp", "offsets", "y")]
-        packed, borders, label = _read(f"vision/{name}.npz", names)
+        packed, borders, label = read_arrays(f"vision/{name}.npz", names)
         image = [
             _webp(packed[start:end].tobytes(), f"block {i} of {split}", name)
             for i, (start, end) in enumerate(pairwise(borders.tolist()))

@@ -8,7 +8,7 @@ import grain
 import jax
 import numpy as np
 
-from jaxkd.data.sources import Examples, Source
+from jaxkd.data.sources import Conditions, Examples, Source
 from jaxkd.data.transforms import Transform
 
 
@@ -57,7 +57,7 @@ class _Batches:
         rng = np.random.default_rng([self._seed, epoch])
         return rng.permutation(len(self._source))
 
-    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, i = divmod(int(position), self._per_epoch)
         rows = self._order(epoch)[i * self._size : (i + 1) * self._size][self._part]
         rng = np.random.default_rng([self._seed or 0, int(position), self._process, 1])
@@ -65,7 +65,7 @@ class _Batches:
         return batch if self._transform is None else self._transform(batch, rng)
 
 
-class _Named(grain.IterDataset):
+class Named(grain.IterDataset):
     """Batches whose iterators' state names the pipeline it belongs to."""
 
     def __init__(self, batches: grain.IterDataset, name: str):
@@ -81,7 +81,7 @@ class _NamedIterator(grain.DatasetIterator):
         super().__init__(batches)
         self._name = name
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> dict[str, Any]:
         return next(self._parent)
 
     def get_state(self) -> dict[str, Any]:
@@ -149,7 +149,39 @@ def batches(
         )
     whole: Any = _Batches(source, batch_size, epochs, seed, transform)
     # Slicing arrays is quick; decoding images is not, and leaves Python's lock.
-    threads, ahead = (1, 4) if isinstance(source, Source) else (16, 16)
+    quick = isinstance(source, Source | Conditions)
+    threads, ahead = (1, 4) if quick else (16, 16)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     data = grain.MapDataset.source(whole).to_iter_dataset(options)
-    return _Named(data, repr(whole))
+    return Named(data, repr(whole))
+
+
+def with_validation(
+    training: grain.IterDataset,
+    validation: Examples,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    transform: Transform | None = None,
+) -> grain.IterDataset:
+    """Return training batches, each with one of other examples in it as ``validation``.
+
+    Programs that train on two splits at once take them (`programs.bilevel`); others
+    pass ``validation`` over. The validation examples are gone through again and again.
+
+    Args:
+        training: batches of the training examples.
+        validation: the other examples.
+        batch_size: of both, for the devices share each batch evenly.
+        seed: of the validation examples' order.
+        transform: of every validation batch.
+
+    Raises:
+        ValueError: a batch size that does not fit the validation examples or the
+            processes.
+    """
+    found = batches(
+        validation, batch_size, epochs=2**31, seed=seed, transform=transform
+    )
+    pairs = grain.experimental.ZipIterDataset([training, found], strict=False)
+    return pairs.map(lambda pair: {**pair[0], "validation": pair[1]})

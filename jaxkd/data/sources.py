@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -201,6 +201,102 @@ class RecordSource:
         for position in np.linspace(0, len(self) - 1, 8, dtype=int):
             total = _checksum(self._example(int(position), None), total)
         return f"{total:08x}"
+
+
+class _Chosen(Sequence):
+    """Some records of a sequence, still read only when they are asked for."""
+
+    def __init__(self, records: Sequence[Any], positions: np.ndarray):
+        self._records, self._positions = records, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._records[int(self._positions[position])]
+
+
+def split[S: (Source, RecordSource)](
+    source: S, held_out: int, seed: int = 0
+) -> tuple[S, S]:
+    """Return a source without some random examples, and one of those examples.
+
+    Args:
+        source: in memory or of records, which are not read.
+        held_out: how many examples the second part gets.
+        seed: of the choice.
+
+    Raises:
+        ValueError: a part would be empty.
+    """
+    if not 0 < held_out < len(source):
+        raise ValueError(
+            f"held_out must be 1 to {len(source) - 1} (of {len(source)} examples of "
+            f"{source.name}), got {held_out}"
+        )
+    order = np.random.default_rng(seed).permutation(len(source))
+
+    def part(positions: np.ndarray) -> Any:
+        positions = np.sort(positions)
+        name = f"{source.name}[{len(positions)}]"
+        if isinstance(source, Source):
+            arrays = {key: array[positions] for key, array in source.arrays.items()}
+            return Source(name, arrays, source.classes)
+        return replace(source, name=name, records=_Chosen(source.records, positions))
+
+    return part(order[held_out:]), part(order[:held_out])
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Examples without data, for programs that draw their own (`programs.boot`).
+
+    Attributes:
+        examples: in one epoch; they only count the steps.
+        classes: of which each example gets one at random, as ``condition``; 0 for
+            examples of an ``index`` alone.
+
+    Raises:
+        ValueError: no examples, or a negative number of classes.
+    """
+
+    examples: int
+    classes: int = 0
+
+    def __post_init__(self):
+        if self.examples < 1 or self.classes < 0:
+            raise ValueError(
+                f"examples must be at least 1 and classes at least 0, got "
+                f"{self.examples} and {self.classes}"
+            )
+
+    @property
+    def name(self) -> str:
+        """For messages and results."""
+        return f"conditions of {self.classes} classes"
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return self.examples
+
+    def take(
+        self, positions: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return ``index``, and random classes; without ``rng`` all classes in turn."""
+        batch = {"index": np.asarray(positions, np.int32)}
+        if self.classes:
+            drawn = (
+                batch["index"] % self.classes
+                if rng is None
+                else rng.integers(self.classes, size=len(positions))
+            )
+            batch["condition"] = drawn.astype(np.int32)
+        return batch
+
+    @property
+    def fingerprint(self) -> str:
+        """A checksum of the two numbers."""
+        return f"{zlib.crc32(repr(self).encode()):08x}"
 
 
 @dataclass(frozen=True)

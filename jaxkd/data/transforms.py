@@ -200,9 +200,11 @@ class CropResize:
 
     Attributes:
         size: pixels of the result's side.
+        smallest: share of the area that a random crop has at least.
     """
 
     size: int
+    smallest: float = 0.08
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator | None
@@ -216,7 +218,7 @@ class CropResize:
             box = (width - side) / 2, (height - side) / 2
             corners = (*box, box[0] + side, box[1] + side)
         else:
-            corners = _random_box(height, width, rng)
+            corners = _random_box(height, width, self.smallest, rng)
         picture = Image.fromarray(image).resize(
             (self.size, self.size), Image.Resampling.BILINEAR, box=corners
         )
@@ -225,11 +227,11 @@ class CropResize:
 
 
 def _random_box(
-    height: int, width: int, rng: np.random.Generator
+    height: int, width: int, smallest: float, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
     """Return left, top, right and bottom of a box that fits, or of the whole."""
     for _ in range(10):
-        area = height * width * rng.uniform(0.08, 1.0)
+        area = height * width * rng.uniform(smallest, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
         if w <= width and h <= height:

@@ -60,13 +60,18 @@ class Claim:
 
 
 def exceeds(
-    better: str, worse: str, metric: str, setting: str = "", errors: float = 2.0
+    better: str,
+    worse: str,
+    metric: str,
+    setting: str = "",
+    errors: float = 2.0,
+    margin: float = 0.0,
 ) -> Claim:
     """Claim that one method's metric is above another's by more than the noise.
 
-    It holds if the difference of the means is above ``errors`` combined standard
-    errors, √(se₁² + se₂²), fails if it is below minus that, and otherwise, or without
-    two seeds of each, is not established.
+    It holds if the difference of the means, less the margin, is above ``errors``
+    combined standard errors, √(se₁² + se₂²), fails if it is below minus that, and
+    otherwise, or without two seeds of each, is not established.
 
     Args:
         better: the method said to be above.
@@ -74,6 +79,7 @@ def exceeds(
         metric: a record's metric.
         setting: a record's setting.
         errors: how many combined standard errors.
+        margin: by how much it is said to be above, in the metric's unit.
     """
 
     def judge(records: Sequence[Record]) -> Verdict:
@@ -81,18 +87,19 @@ def exceeds(
         if isinstance(found, str):
             return Verdict(Status.NOT_ESTABLISHED, found)
         difference, noise = _difference(*found, errors)
-        if difference > noise:
+        if difference - margin > noise:
             status = Status.HOLDS
-        elif difference < -noise:
+        elif difference - margin < -noise:
             status = Status.FAILS
         else:
             status = Status.NOT_ESTABLISHED
         return Verdict(status, _compared(better, worse, metric, *found, errors))
 
     return Claim(
-        f"{better} above {worse} in {metric_name(metric)}{_within(setting)}",
-        f"{better} is above {worse} in {metric_name(metric)} by more than {errors:g} "
-        "combined standard errors",
+        f"{better} above {worse}{_by(metric, margin)} in {metric_name(metric)}"
+        f"{_within(setting)}",
+        f"{better} is above {worse} in {metric_name(metric)} by more than "
+        f"{_and(metric, margin)}{errors:g} combined standard errors",
         judge,
         better,
         setting,
@@ -100,13 +107,18 @@ def exceeds(
 
 
 def not_below(
-    method: str, reference: str, metric: str, setting: str = "", errors: float = 1.0
+    method: str,
+    reference: str,
+    metric: str,
+    setting: str = "",
+    errors: float = 1.0,
+    margin: float = 0.0,
 ) -> Claim:
     """Claim that a method's metric is not below a reference's by more than the noise.
 
-    It holds if the method's mean is at least the reference's minus ``errors`` combined
-    standard errors, √(se₁² + se₂²), and fails otherwise; without two seeds of each it
-    is not established.
+    It holds if the method's mean is at least the reference's minus the margin and
+    ``errors`` combined standard errors, √(se₁² + se₂²), and fails otherwise; without
+    two seeds of each it is not established.
 
     Args:
         method: the method said not to be below.
@@ -114,6 +126,7 @@ def not_below(
         metric: a record's metric.
         setting: a record's setting.
         errors: how many combined standard errors.
+        margin: by how much it may be below besides, in the metric's unit.
     """
 
     def judge(records: Sequence[Record]) -> Verdict:
@@ -121,13 +134,97 @@ def not_below(
         if isinstance(found, str):
             return Verdict(Status.NOT_ESTABLISHED, found)
         difference, noise = _difference(*found, errors)
-        status = Status.HOLDS if difference >= -noise else Status.FAILS
+        status = Status.HOLDS if difference >= -margin - noise else Status.FAILS
         return Verdict(status, _compared(method, reference, metric, *found, errors))
 
     return Claim(
-        f"{method} not below {reference} in {metric_name(metric)}{_within(setting)}",
+        f"{method} not below {reference}{_by(metric, margin)} in "
+        f"{metric_name(metric)}{_within(setting)}",
         f"{method} is not below {reference} in {metric_name(metric)} by more than "
-        f"{errors:g} combined standard errors",
+        f"{_and(metric, margin)}{errors:g} combined standard errors",
+        judge,
+        method,
+        setting,
+    )
+
+
+def at_most(
+    method: str, reference: str, metric: str, share: float, setting: str = ""
+) -> Claim:
+    """Claim that a method's metric is at most a share of a reference's.
+
+    It holds if the method's mean is at most ``share`` times the reference's, and fails
+    otherwise; it is not established where records are missing.
+
+    Args:
+        method: the method said to be low.
+        reference: what it is compared with.
+        metric: a record's metric, above 0.
+        share: such as 0.5 for "at most half".
+        setting: a record's setting.
+
+    Raises:
+        ValueError: a share that is not above 0.
+    """
+    if share <= 0:
+        raise ValueError(f"share must be above 0, got {share}: 0.5 is a half")
+
+    def judge(records: Sequence[Record]) -> Verdict:
+        low, high = (_summary(records, m, metric, setting) for m in (method, reference))
+        if isinstance(low, str) or isinstance(high, str):
+            problems = [x for x in (low, high) if isinstance(x, str)]
+            return Verdict(Status.NOT_ESTABLISHED, "; ".join(problems))
+        holds = low.mean <= share * high.mean
+        return Verdict(
+            Status.HOLDS if holds else Status.FAILS,
+            f"{method} {format_summary(metric, low)} ({_count(low.seeds, 'seed')}), "
+            f"{reference} {format_summary(metric, high)} "
+            f"({_count(high.seeds, 'seed')}); {low.mean / high.mean:.3g} of it, in "
+            f"{metric_name(metric)}",
+        )
+
+    return Claim(
+        f"{method} at most {share:g} of {reference} in {metric_name(metric)}"
+        f"{_within(setting)}",
+        f"{method}'s {metric_name(metric)} is at most {share:g} times {reference}'s",
+        judge,
+        method,
+        setting,
+    )
+
+
+def every_seed_above(
+    method: str, metric: str, bound: float, setting: str = ""
+) -> Claim:
+    """Claim that a method's metric is above a number, whatever the seed.
+
+    It holds if the lowest of the seeds' values is above ``bound``, and fails otherwise;
+    it is not established where records are missing. One seed is enough.
+
+    Args:
+        method: the method said to be above.
+        metric: a record's metric.
+        bound: in the metric's unit.
+        setting: a record's setting.
+    """
+
+    def judge(records: Sequence[Record]) -> Verdict:
+        found = _summary(records, method, metric, setting)
+        if isinstance(found, str):
+            return Verdict(Status.NOT_ESTABLISHED, found)
+        lowest = min(r.value for r in select(records, method, metric, setting))
+        return Verdict(
+            Status.HOLDS if lowest > bound else Status.FAILS,
+            f"{method} {format_summary(metric, found)}, at the least "
+            f"{format_value(metric, lowest)} ({_count(found.seeds, 'seed')}), in "
+            f"{metric_name(metric)}",
+        )
+
+    return Claim(
+        f"{method} above {format_value(metric, bound)} in {metric_name(metric)}"
+        f"{_within(setting)}",
+        f"{method}'s {metric_name(metric)} is above {format_value(metric, bound)} in "
+        "every seed",
         judge,
         method,
         setting,
@@ -214,6 +311,14 @@ def falls_by(
 
 def _within(setting: str) -> str:
     return f" ({setting})" if setting else ""
+
+
+def _by(metric: str, margin: float) -> str:
+    return f" by {format_value(metric, margin)}" if margin else ""
+
+
+def _and(metric: str, margin: float) -> str:
+    return f"{format_value(metric, margin)} and " if margin else ""
 
 
 def _count(n: int, what: str) -> str:

@@ -70,6 +70,30 @@ def expected_calibration_error(
     return jnp.abs(jnp.zeros(bins).at[which].add(gap)).sum() / len(labels)
 
 
+def adaptive_calibration_error(
+    logits: Float[Array, "examples classes"],
+    labels: Int[Array, "examples"],
+    bins: int = 15,
+) -> Float[Array, ""]:
+    """Return the calibration error over bins of as many examples each.
+
+    Nguyen and O'Connor 2015, arXiv:1508.05154, Section 3: bins of equal mass tell more
+    than `expected_calibration_error`'s of equal width where most predictions are sure.
+    Of fewer examples than bins, each has a bin.
+
+    Args:
+        logits: class scores.
+        labels: class indices.
+        bins: of the examples sorted by confidence; their sizes differ by 1 at most.
+    """
+    confidence = jax.nn.softmax(as_float(logits)).max(-1)
+    gap = confidence - (logits.argmax(-1) == labels)
+    examples = len(labels)
+    which = jnp.arange(examples) * bins // examples
+    gaps = jnp.zeros(bins, gap.dtype).at[which].add(gap[jnp.argsort(confidence)])
+    return jnp.abs(gaps).sum() / examples
+
+
 def classwise_calibration_error(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
@@ -122,13 +146,15 @@ def classification_metrics(
 ) -> dict[str, Array]:
     """Return all metrics of this module.
 
-    They are ``accuracy``, ``top5`` (of more than 5 classes), ``nll``, ``ece`` and
-    ``classwise_ece``, and with a teacher ``agreement`` and ``teacher_kl``.
+    They are ``accuracy``, ``top5`` (of more than 5 classes), ``nll``, ``ece``,
+    ``adaptive_ece`` and ``classwise_ece``, and with a teacher ``agreement`` and
+    ``teacher_kl``.
     """
     metrics = {
         "accuracy": accuracy(logits, labels),
         "nll": negative_log_likelihood(logits, labels),
         "ece": expected_calibration_error(logits, labels),
+        "adaptive_ece": adaptive_calibration_error(logits, labels),
         "classwise_ece": classwise_calibration_error(logits, labels),
     }
     if logits.shape[-1] > 5:

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxkd.evaluation.metrics import higher_is_better
 from jaxkd.evaluation.records import Record, Summary, methods, settings
 from jaxkd.evaluation.tables import (
-    HIGHER_IS_BETTER,
     TEACHER,
     comparison,
     format_summary,
@@ -186,7 +186,7 @@ def _scale(metric: str) -> float:
 
 
 def _dots(ax: Axes, name: str, panel: dict[str, Summary], metric: str) -> None:
-    scale, up = _scale(metric), HIGHER_IS_BETTER.get(metric, True)
+    scale, up = _scale(metric), higher_is_better(metric) is not False
     order = sorted(panel, key=lambda m: panel[m].mean, reverse=not up)
     baseline = panel.get(BASELINE)
     if baseline is not None:
@@ -260,7 +260,7 @@ def _lines(
     panel: dict[str, Float[np.ndarray, "seeds evaluations"]],
     metric: str,
 ) -> None:
-    scale, up = _scale(metric), HIGHER_IS_BETTER.get(f"last_{metric}", True)
+    scale, up = _scale(metric), higher_is_better(f"last_{metric}") is not False
     means = {method: scale * values.mean(0) for method, values in panel.items()}
     ranked = sorted(
         panel, key=lambda m: (m != BASELINE, -means[m][-1] if up else means[m][-1])

@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from jaxkd.evaluation.metrics import METRICS, higher_is_better
 from jaxkd.evaluation.records import (
     Record,
     Summary,
@@ -18,26 +19,6 @@ from jaxkd.evaluation.records import (
     settings,
     summarize,
 )
-
-METRIC_NAMES = {
-    "last_accuracy": "last %",
-    "best_accuracy": "best %",
-    "nll": "NLL",
-    "ece": "ECE %",
-    "agreement": "agreement %",
-    "teacher_kl": "KL to teacher",
-}
-"""Column names; a name with % shows the fraction in percent."""
-
-HIGHER_IS_BETTER = {
-    "last_accuracy": True,
-    "best_accuracy": True,
-    "nll": False,
-    "ece": False,
-    "agreement": True,
-    "teacher_kl": False,
-}
-"""Metrics of which a table marks the best; of others, which end is good is unknown."""
 
 TEACHER = "teacher"
 """The method's name under which a teacher is recorded; it does not compete."""
@@ -91,7 +72,7 @@ class Grid:
 
 def metric_name(metric: str) -> str:
     """Return a metric's column name; an unknown metric is its own."""
-    return METRIC_NAMES.get(metric, metric)
+    return METRICS[metric].name if metric in METRICS else metric
 
 
 def format_value(metric: str, value: float, extra: int = 0) -> str:
@@ -106,7 +87,7 @@ def format_value(metric: str, value: float, extra: int = 0) -> str:
         return str(value)
     if metric_name(metric).endswith("%"):
         return f"{100 * value:.{1 + extra}f}"
-    if metric in METRIC_NAMES:
+    if metric in METRICS:
         return f"{value:.{3 + extra}f}"
     return f"{value:.{4 + extra}g}"
 
@@ -116,7 +97,7 @@ def format_summary(metric: str, summary: Summary) -> str:
     mean = format_value(metric, summary.mean)
     if math.isnan(summary.error):
         return mean
-    if metric in METRIC_NAMES:
+    if metric in METRICS:
         return f"{mean} ± {format_value(metric, summary.error)}"
     return f"{mean} ± {summary.error:.2g}"
 
@@ -124,10 +105,10 @@ def format_summary(metric: str, summary: Summary) -> str:
 def measured(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     """Return the metrics to compare methods by, and the others that were recorded.
 
-    The first are those of `METRIC_NAMES`, in its order, or all if there is none.
+    The first are those of `METRICS`, in its order, or all if there is none.
     """
     found = list(dict.fromkeys(r.metric for r in records))
-    known = [metric for metric in METRIC_NAMES if metric in found]
+    known = [metric for metric in METRICS if metric in found]
     others = [metric for metric in found if metric not in known]
     return (known, others) if known else (others, [])
 
@@ -176,7 +157,8 @@ def layout(
 ) -> list[Grid]:
     """Return one table of text a setting.
 
-    A metric has a column for the paper's values if one of the setting's rows has one.
+    A metric has a column if one of the setting's rows has a value, and another for the
+    paper's if one has the paper's.
 
     Args:
         rows: from `comparison`.
@@ -188,6 +170,8 @@ def layout(
         mine = [row for row in rows if row.setting == setting]
         grid = Grid(setting, ["method"], [[row.method] for row in mine])
         for metric in metrics:
+            if not any(metric in row.summaries for row in mine):
+                continue
             if (best := _best(mine, metric)) is not None:
                 grid.best.add((best, len(grid.header)))
             cells = [row.summaries.get(metric) for row in mine]
@@ -280,9 +264,10 @@ def _interval(metric: str, summary: Summary | None) -> str:
 
 
 def _best(rows: Sequence[Row], metric: str) -> int | None:
-    if metric not in HIGHER_IS_BETTER:
+    higher = higher_is_better(metric)
+    if higher is None:
         return None
-    sign = 1 if HIGHER_IS_BETTER[metric] else -1
+    sign = 1 if higher else -1
     scores = {
         i: sign * row.summaries[metric].mean
         for i, row in enumerate(rows)

@@ -6,7 +6,7 @@ example, so that the caller decides what is averaged. The teacher gets no gradie
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd.losses.basics import (
     as_float,
@@ -102,6 +102,51 @@ def kd_loss(
     return temperature**2 * kl_divergence(log_t, log_s)
 
 
+def reverse_kd_loss(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    temperature: float = 4.0,
+) -> Float[Array, "*batch"]:
+    """Reverse distillation loss: T²·KL(softmax(z_s/T) ‖ softmax(z_t/T)).
+
+    Where `kd_loss` makes the student cover all that the teacher thinks possible, this
+    keeps it from what the teacher thinks impossible, and makes it more confident.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        temperature: T > 0.
+
+    Returns:
+        The loss of each example.
+
+    Raises:
+        ValueError: shapes differ, or T is not above 0.
+    """
+    check_same_shape(student_logits, teacher_logits, "logits")
+    check_positive("temperature", temperature)
+    log_s = jax.nn.log_softmax(as_float(student_logits) / temperature)
+    log_t = jax.nn.log_softmax(frozen(teacher_logits) / temperature)
+    return temperature**2 * kl_divergence(log_s, log_t)
+
+
+def prediction_entropy(
+    logits: Float[Array, "*batch classes"], temperature: float = 1.0
+) -> Float[Array, "*batch"]:
+    """Entropy of softmax(z/T), in nats: 0 for a sure prediction, log(classes) at most.
+
+    Args:
+        logits: z.
+        temperature: T > 0.
+
+    Raises:
+        ValueError: T is not above 0.
+    """
+    check_positive("temperature", temperature)
+    log_p = jax.nn.log_softmax(as_float(logits) / temperature)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
 def dkd_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -156,6 +201,70 @@ def dkd_loss(
         jnp.where(is_target, 0, jnp.exp(rest_t)) * (rest_t - rest_s), axis=-1
     )
     return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def target_mask(
+    labels: Int[Array, "*batch"] | Float[Array, "*batch classes"], classes: int
+) -> Bool[Array, "*batch classes"]:
+    """Return where each example's target class is.
+
+    Args:
+        labels: class indices, or the classes' probabilities (of mixed examples), of
+            which the most probable class is the target, the first among equals.
+        classes: how many there are; an index that is none of them has no target.
+    """
+    labels = jnp.asarray(labels)
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        labels = labels.argmax(-1)
+    return jax.nn.one_hot(labels, classes, dtype=bool)
+
+
+def ofa_loss(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"] | Float[Array, "*batch classes"],
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+) -> Float[Array, "*batch"]:
+    """Cross-entropy with the teacher, its target class enhanced: −Σ_c w_c·log p_s,c.
+
+    Hao et al. 2023 (One-for-All), arXiv:2310.19444, Section 3.2, as the authors' code
+    has it: w is (1 + p_t)^γ − 1 for the target class and p_t^γ for the others, with
+    p = softmax(z/T) and no factor T². At γ = 1 it is KL(p_t ‖ p_s) and the teacher's
+    entropy; a larger γ raises the target's weight, the more the surer the teacher is,
+    and lowers the others'. The paper's Eq. 5 has no power on the others' p_t.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        labels: class indices, or probabilities, as `target_mask` reads them.
+        gamma: γ of at least 1.
+        temperature: T > 0.
+
+    Returns:
+        The loss of each example; NaN where the label is no class.
+
+    Raises:
+        ValueError: shapes do not fit, γ is below 1, or T is not above 0.
+    """
+    check_same_shape(student_logits, teacher_logits, "logits")
+    check_positive("temperature", temperature)
+    if gamma < 1:
+        raise ValueError(f"gamma must be at least 1, got {gamma}")
+    shape = jnp.shape(student_logits)
+    is_target = target_mask(labels, shape[-1])
+    if is_target.shape != shape:
+        raise ValueError(
+            f"labels has shape {jnp.shape(labels)} but student_logits has {shape}: "
+            "labels must be class indices, one an example, or as many probabilities "
+            "as logits"
+        )
+    log_s = jax.nn.log_softmax(as_float(student_logits) / temperature)
+    log_t = jax.nn.log_softmax(frozen(teacher_logits) / temperature)
+    # (1 + p)^γ − 1 as it is written would lose the digits of a small p.
+    enhanced = jnp.expm1(gamma * jnp.log1p(jnp.exp(log_t)))
+    weights = jnp.where(is_target, enhanced, jnp.exp(gamma * log_t))
+    return jnp.where(is_target.any(-1), -jnp.sum(weights * log_s, axis=-1), jnp.nan)
 
 
 def standardize_logits(

@@ -17,7 +17,12 @@ from jaxkd.losses.basics import (
     weighted_mean,
     zero_masked,
 )
-from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
+from jaxkd.losses.divergences import (
+    cross_entropy_loss,
+    kd_loss,
+    prediction_entropy,
+    reverse_kd_loss,
+)
 
 Peers = Sequence[Float[Array, "batch classes"]] | Float[Array, "peers batch classes"]
 
@@ -61,6 +66,96 @@ def dml_loss(
         others = [kd_loss(own, z, 1.0) for j, z in enumerate(logits) if j != k]
         losses.append(cross_entropy_loss(own, labels) + sum(others) / len(others))
     return tuple(losses)
+
+
+def balance_weights(
+    student_entropy: Float[Array, "batch"],
+    teacher_entropy: Float[Array, "batch"],
+    delta: float = 2.0,
+    softness: float = 0.0,
+    invert: bool = False,
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """Return the weights of forward and reverse KL that balance the two confidences.
+
+    After Amara et al. 2022, arXiv:2212.12965: an example of which the student is surer
+    than the teacher gets the weight δ on the forward KL, which makes the student less
+    sure, and 1 on the reverse KL; any other 1 and δ. The direction is as recalled of
+    the paper, δ is ours; the paper was not available in full.
+
+    Args:
+        student_entropy: of the student's predictions, from `prediction_entropy`.
+        teacher_entropy: of the teacher's, at the same temperature.
+        delta: δ ≥ 1; 1 weighs both KLs alike.
+        softness: s ≥ 0, in nats: the share of δ − 1 that the forward KL gets is
+            sigmoid((H_t − H_s)/s), and the reverse KL the rest; 0 is the hard rule.
+        invert: swaps the two weights.
+
+    Returns:
+        The forward and the reverse KL's weight of each example, without gradient.
+
+    Raises:
+        ValueError: δ is below 1, or s is negative.
+    """
+    if delta < 1 or softness < 0:
+        raise ValueError(
+            f"delta must be at least 1 and softness at least 0, got {delta} and "
+            f"{softness}"
+        )
+    gap = frozen(teacher_entropy) - frozen(student_entropy)
+    share = jax.nn.sigmoid(gap / softness) if softness else (gap > 0).astype(gap.dtype)
+    forward, reverse = 1 + (delta - 1) * share, 1 + (delta - 1) * (1 - share)
+    return (reverse, forward) if invert else (forward, reverse)
+
+
+def bdkd_loss(
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
+    labels: Int[Array, "batch"],
+    temperature: float = 2.0,
+    delta: float = 2.0,
+    weight: float = 1.0,
+    softness: float = 0.0,
+    invert: bool = False,
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """Balanced divergences between a student and a teacher that learn together.
+
+    Amara et al. 2022, arXiv:2212.12965. The student's loss is CE(z_s) + λT²·(w_f·KL(p_t
+    ‖ p_s) + w_r·KL(p_s ‖ p_t)) with `balance_weights` at the same T, the teacher's
+    CE(z_t) + λT²·KL(p_s ‖ p_t), in which each holds the other frozen. With a frozen
+    teacher the student's loss is the offline form.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        labels: the target classes.
+        temperature: T > 0.
+        delta: δ ≥ 1, the larger weight.
+        weight: λ of the divergences.
+        softness: of the weights.
+        invert: swaps the weights.
+
+    Returns:
+        The student's and the teacher's loss of each example.
+
+    Raises:
+        ValueError: shapes differ, T is not above 0, δ is below 1, or ``softness`` is
+            negative.
+    """
+    forward, reverse = balance_weights(
+        prediction_entropy(student_logits, temperature),
+        prediction_entropy(teacher_logits, temperature),
+        delta,
+        softness,
+        invert,
+    )
+    balanced = forward * kd_loss(
+        student_logits, teacher_logits, temperature
+    ) + reverse * reverse_kd_loss(student_logits, teacher_logits, temperature)
+    student = cross_entropy_loss(student_logits, labels) + weight * balanced
+    teacher = cross_entropy_loss(teacher_logits, labels) + weight * kd_loss(
+        teacher_logits, student_logits, temperature
+    )
+    return student, teacher
 
 
 def kdcl_targets(

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.losses.basics import as_float, expand_weights, weighted_mean
 from jaxkd.models.adapters import merge_module, split_module
 from jaxkd.models.projectors import Connector
-from jaxkd.types import Batch, Method, MethodVariables, Outputs
+from jaxkd.types import Batch, Method, MethodVariables, Metrics, Outputs
 
 Schedule = Callable[[Any], Any]
 
@@ -184,19 +184,10 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
         }
 
     def loss(variables, student, teacher, batch, key, step):
-        total, state, metrics = jnp.zeros(()), {}, {}
-        for i, (weight, method) in enumerate(terms):
-            own = {kind: tree[str(i)] for kind, tree in variables.items()}
-            value, (state[str(i)], found) = method.loss(
-                own, student, teacher, batch, jax.random.fold_in(key, i), step
-            )
-            factor = weight(step) if callable(weight) else weight
-            total = total + factor * value
-            metrics |= {
-                name if name not in metrics else f"{name}_{i}": metric
-                for name, metric in found.items()
-            }
-        return total, (state, metrics)
+        values, found = weighted_losses(
+            terms, variables, student, teacher, batch, key, step
+        )
+        return sum(values, jnp.zeros(())), found
 
     def prepare(key, batch):
         for i, method in enumerate(methods):
@@ -211,6 +202,40 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
         _union(method.teacher_taps for method in methods),
         prepare if any(method.prepare for method in methods) else None,
     )
+
+
+def weighted_losses(
+    terms: Sequence[tuple[float | Schedule, Method]],
+    variables: MethodVariables,
+    student: Outputs,
+    teacher: Outputs,
+    batch: Batch,
+    key: PRNGKeyArray,
+    step: Any,
+) -> tuple[list[Array], tuple[PyTree, Metrics]]:
+    """Return each term's weighted loss, and the new state and metrics of them all.
+
+    Args:
+        terms: of `combine`, whose variables these are.
+        variables: of the combined method.
+        student: outputs.
+        teacher: outputs.
+        batch: as every method gets it.
+        key: likewise.
+        step: likewise.
+    """
+    values, state, metrics = [], {}, {}
+    for i, (weight, method) in enumerate(terms):
+        own = {kind: tree[str(i)] for kind, tree in variables.items()}
+        value, (state[str(i)], found) = method.loss(
+            own, student, teacher, batch, jax.random.fold_in(key, i), step
+        )
+        values.append((weight(step) if callable(weight) else weight) * value)
+        metrics |= {
+            name if name not in metrics else f"{name}_{i}": metric
+            for name, metric in found.items()
+        }
+    return values, (state, metrics)
 
 
 def _union(taps) -> tuple[str, ...]:

@@ -4,14 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxkd.checks import unknown_name
+from jaxkd.models.class_maps import with_class_maps
 from jaxkd.models.cnn import cnn
+from jaxkd.models.convnext import convnext
+from jaxkd.models.dit import dit
+from jaxkd.models.dual_head import dual_head
 from jaxkd.models.ensemble import ensemble, member, with_logits
+from jaxkd.models.gnn import gat, gcn, graphsage, node_mlp
+from jaxkd.models.lenet import lenet
 from jaxkd.models.mixer import mlp_mixer, resmlp
 from jaxkd.models.mlp import mlp
 from jaxkd.models.mobilenet import mobilenet_v2
+from jaxkd.models.nasbench201 import nasbench201
 from jaxkd.models.one import one_cnn
 from jaxkd.models.resnet import cifar_resnet, imagenet_resnet
 from jaxkd.models.shufflenet import shufflenet_v1, shufflenet_v2
+from jaxkd.models.swin import swin
+from jaxkd.models.unet import unet
 from jaxkd.models.vgg import vgg
 from jaxkd.models.vit import vit
 from jaxkd.models.wide_resnet import wide_resnet
@@ -20,14 +29,24 @@ from jaxkd.types import Network
 MODELS: dict[str, Callable[..., Network]] = {
     "cifar_resnet": cifar_resnet,
     "cnn": cnn,
+    "convnext": convnext,
+    "dit": dit,
+    "gat": gat,
+    "gcn": gcn,
+    "graphsage": graphsage,
     "imagenet_resnet": imagenet_resnet,
+    "lenet": lenet,
     "mlp": mlp,
     "mlp_mixer": mlp_mixer,
     "mobilenet_v2": mobilenet_v2,
+    "nasbench201": nasbench201,
+    "node_mlp": node_mlp,
     "one_cnn": one_cnn,
     "resmlp": resmlp,
     "shufflenet_v1": shufflenet_v1,
     "shufflenet_v2": shufflenet_v2,
+    "swin": swin,
+    "unet": unet,
     "vgg": vgg,
     "vit": vit,
     "wide_resnet": wide_resnet,
@@ -54,19 +73,31 @@ __all__ = [
     "MODELS",
     "cifar_resnet",
     "cnn",
+    "convnext",
     "create",
+    "dit",
+    "dual_head",
     "ensemble",
+    "gat",
+    "gcn",
+    "graphsage",
     "imagenet_resnet",
+    "lenet",
     "member",
     "mlp",
     "mlp_mixer",
     "mobilenet_v2",
+    "nasbench201",
+    "node_mlp",
     "one_cnn",
     "resmlp",
     "shufflenet_v1",
     "shufflenet_v2",
+    "swin",
+    "unet",
     "vgg",
     "vit",
     "wide_resnet",
+    "with_class_maps",
     "with_logits",
 ]

@@ -32,15 +32,16 @@ class MaskedBatchNorm(nnx.BatchNorm):
         )
 
     def __call__(
-        self, x: Float[Array, "batch height width channels"], mask: Mask = None
-    ) -> Float[Array, "batch height width channels"]:
+        self, x: Float[Array, "batch *space channels"], mask: Mask = None
+    ) -> Float[Array, "batch *space channels"]:
         """Normalise by the counted examples' statistics, or by the running ones."""
         if mask is None:
             return super().__call__(x)
         counted = mask > 0
         # The statistics of no example at all would be NaN and stay in the averages.
         counted = counted | ~counted.any()
-        return super().__call__(x, mask=counted[:, None, None, None])
+        counted = counted.reshape(-1, *(1,) * (x.ndim - 1))
+        return super().__call__(x, mask=counted)
 
 
 class ConvNorm(nnx.Module):

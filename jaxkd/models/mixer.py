@@ -62,8 +62,8 @@ class ResMLPBlock(nnx.Module):
         self.affine1, self.affine2 = Affine(width), Affine(width)
         self.mix_tokens = linear(tokens, tokens, rngs=rngs)
         self.mix_channels = MLP(width, 4 * width, rngs=rngs)
-        self.scale1 = nnx.Param(jnp.full(width, scale))
-        self.scale2 = nnx.Param(jnp.full(width, scale))
+        self.scale1 = nnx.Param(jnp.full(width, scale, jnp.float32))
+        self.scale2 = nnx.Param(jnp.full(width, scale, jnp.float32))
 
     def __call__(self, x: Tokens) -> tuple[Tokens, Tokens]:
         """Return the block's output, and the mixed tokens before they were added."""

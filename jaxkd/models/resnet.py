@@ -180,7 +180,7 @@ class ResNet(nnx.Module):
 
 
 def cifar_resnet(
-    depth: int = 20,
+    depth: int | Sequence[int] = 20,
     classes: int = 100,
     *,
     widths: Sequence[int] = (16, 16, 32, 64),
@@ -193,7 +193,8 @@ def cifar_resnet(
     (32, 64, 128, 256).
 
     Args:
-        depth: layers, 6n + 2: 8, 14, 20, 32, 44, 56, 110, ….
+        depth: layers, 6n + 2: 8, 14, 20, 32, 44, 56, 110, …; or the blocks of each of
+            the three stages, such as (5, 5, 7).
         classes: logits.
         widths: channels of the stem and of the three stages.
         shortcut: where the size changes: ``"projection"`` as in the distillation
@@ -201,15 +202,11 @@ def cifar_resnet(
         channels_in: the image's channels.
 
     Raises:
-        ValueError: a depth that is not 6n + 2, widths that are not four or that the
-            shortcut cannot fill up, or an unknown shortcut.
+        ValueError: a depth that is not 6n + 2 or three positive numbers, widths that
+            are not four or that the shortcut cannot fill up, or an unknown shortcut.
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(
-            f"depth must be 6n + 2, such as 8, 20, 32, 44, 56 or 110, got {depth}"
-        )
+    depths = _stage_depths(depth)
     _check(widths, 4, shortcut)
-    depths = [(depth - 2) // 6] * 3
     return Network.from_nnx(
         lambda rngs: ResNet(
             BasicBlock,
@@ -221,6 +218,21 @@ def cifar_resnet(
             rngs=rngs,
         )
     )
+
+
+def _stage_depths(depth: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(depth, int):
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(
+                f"depth must be 6n + 2, such as 8, 20, 32, 44, 56 or 110, got {depth}"
+            )
+        return ((depth - 2) // 6,) * 3
+    if len(depth) != 3 or min(depth) < 1:
+        raise ValueError(
+            "depth must be 6n + 2, or the blocks of three stages such as (5, 5, 7), "
+            f"got {tuple(depth)}"
+        )
+    return tuple(depth)
 
 
 BLOCKS = {

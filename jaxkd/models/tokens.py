@@ -44,9 +44,9 @@ def linear(features_in: int, features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(features_in, features, kernel_init=normal, rngs=rngs)
 
 
-def layer_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Return a layer norm with ε = 1e-6, as ViT and Mixer have it."""
-    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+def layer_norm(width: int, epsilon: float = 1e-6, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Return a layer norm with ε = 1e-6, as ViT and Mixer have it, or another."""
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
 class PatchEmbed(nnx.Module):
@@ -106,7 +106,7 @@ class MLP(nnx.Module):
         self.fc2 = linear(hidden, width, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch rows features"]
-    ) -> Float[Array, "batch rows features"]:
+        self, x: Float[Array, "batch *rows features"]
+    ) -> Float[Array, "batch *rows features"]:
         """Return as many features."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))

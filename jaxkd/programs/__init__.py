@@ -1,6 +1,41 @@
 """Program constructors: everything that can be trained."""
 
+from jaxkd.programs.aligned import (
+    align_gradients,
+    distill_aligned,
+    distill_merged,
+    gradient_cosine,
+)
 from jaxkd.programs.average import AveragedState, with_average
+from jaxkd.programs.best import BestState, with_best
+from jaxkd.programs.bilevel import bilevel, look_ahead_gradient
+from jaxkd.programs.bootstrap import boot, denoiser
 from jaxkd.programs.distill import distill
+from jaxkd.programs.federated import (
+    Client,
+    ClientState,
+    FederatedState,
+    fd_client,
+    federated_distillation,
+)
 
-__all__ = ["AveragedState", "distill", "with_average"]
+__all__ = [
+    "AveragedState",
+    "BestState",
+    "Client",
+    "ClientState",
+    "FederatedState",
+    "align_gradients",
+    "bilevel",
+    "boot",
+    "denoiser",
+    "distill",
+    "distill_aligned",
+    "distill_merged",
+    "fd_client",
+    "federated_distillation",
+    "gradient_cosine",
+    "look_ahead_gradient",
+    "with_average",
+    "with_best",
+]

@@ -1,12 +1,13 @@
 """The common program: a student learns from labels and from a frozen teacher."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.checks import check_batch, unknown_name
 from jaxkd.types import (
@@ -21,11 +22,15 @@ from jaxkd.types import (
     Variables,
 )
 
+DIFFUSION_INPUTS = ("image", "time", "condition")
 TEXT_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "pixel_values")
 
 
 def network_inputs(batch: Batch) -> Inputs:
-    """Return what a network reads of a batch: the image, graph, or named text inputs.
+    """Return what a network reads of a batch: the image, graph, or named inputs.
+
+    With ``time`` in the batch, these are a diffusion model's: the dict of ``image``,
+    ``time`` and, if there is one, ``condition``.
 
     Raises:
         ValueError: the batch has none of them, or an image that is not of floats.
@@ -37,6 +42,8 @@ def network_inputs(batch: Batch) -> Inputs:
                 f"batch['image'] is {image.dtype}, but networks take floats: pass "
                 "data.batches a transform that ends in data.Normalize(mean, std)"
             )
+        if "time" in batch:
+            return {name: batch[name] for name in DIFFUSION_INPUTS if name in batch}
         return image
     if "graph" in batch:
         return batch["graph"]
@@ -75,6 +82,37 @@ def distill(
     Raises:
         ValueError: a tap that a network lacks; from ``init``, a batch that is empty,
             not finite, or has labels out of range.
+    """
+
+    def losses(*arguments: Any) -> tuple[list[Array], Any]:
+        loss, found = method.loss(*arguments)
+        return [loss], found
+
+    return distillation(
+        student, teacher, method, optimizer, losses, lambda trees: (trees[0], {})
+    )
+
+
+def distillation(
+    student: Network,
+    teacher: Network | None,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    losses: Callable[..., tuple[list[Array], tuple[PyTree, Metrics]]],
+    merge: Callable[[list[PyTree]], tuple[PyTree, Metrics]],
+) -> Program:
+    """Return the program of `distill`, for several losses with a gradient each.
+
+    Args:
+        student: as in `distill`.
+        teacher: likewise.
+        method: likewise; of its functions only ``loss`` is not used.
+        optimizer: likewise.
+        losses: ``loss`` of a method, but for a list of scalars in place of one.
+        merge: gradients of each of them ``-> (the gradient to apply, metrics)``.
+
+    Raises:
+        ValueError: as `distill`.
     """
     _check_taps("student", student, method.student_taps)
     if teacher is None and method.teacher_taps:
@@ -135,7 +173,7 @@ def distill(
             outputs, variables = learn(
                 {**state.student, "params": trained["student"]}, batch, keys[1]
             )
-            loss, (carried, metrics) = method.loss(
+            values, (carried, metrics) = losses(
                 {**state.method, "params": trained["method"]},
                 outputs,
                 taught,
@@ -143,22 +181,30 @@ def distill(
                 keys[2],
                 state.step,
             )
-            if jnp.ndim(loss) != 0:
-                raise ValueError(
-                    f"the method's loss has shape {jnp.shape(loss)}: it must be a "
-                    "scalar; from_loss takes the masked mean of losses of examples"
-                )
-            return loss, (variables["stats"], carried, metrics)
+            for value in values:
+                if jnp.ndim(value) != 0:
+                    raise ValueError(
+                        f"the method's loss has shape {jnp.shape(value)}: it must be a "
+                        "scalar; from_loss takes the masked mean of losses of examples"
+                    )
+            return values, (variables["stats"], carried, metrics)
 
         trained = {"student": state.student["params"], "method": state.method["params"]}
-        (loss, (stats, carried, metrics)), gradients = jax.value_and_grad(
-            objective, has_aux=True
-        )(trained)
+        values, pull, (stats, carried, metrics) = jax.vjp(
+            objective, trained, has_aux=True
+        )
+        gradients, merged = merge(
+            [
+                pull([jnp.full_like(v, j == i) for j, v in enumerate(values)])[0]
+                for i in range(len(values))
+            ]
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         trained = cast(dict[str, Any], optax.apply_updates(trained, updates))
         metrics = {
-            "loss": loss,
+            "loss": sum(values, jnp.zeros(())),
             "grad_norm": optax.tree.norm(gradients),
+            **merged,
             **{name: value for name, value in metrics.items() if name != "loss"},
         }
         state = dataclasses.replace(

@@ -1,5 +1,6 @@
 """The loop, its checkpoints, meshes, metric files and progress bar."""
 
+from jaxkd.training.ahead import DoesNotFit, StepPlan, plan_step
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.loop import fit
 from jaxkd.training.metrics import Csv, JsonLines, MetricWriter, TensorBoard
@@ -16,13 +17,16 @@ __all__ = [
     "MESHES",
     "Checkpoints",
     "Csv",
+    "DoesNotFit",
     "JsonLines",
     "MeshShape",
     "MetricWriter",
     "ProgressBar",
+    "StepPlan",
     "TensorBoard",
     "fit",
     "make_mesh",
+    "plan_step",
     "shard_batch",
     "state_sharding",
 ]

@@ -126,6 +126,11 @@ def state_sharding(state: PyTree, mesh: Mesh, min_size: int = MIN_SIZE) -> PyTre
     )
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Return into how many parts a mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Return the batch split over the mesh's ``data`` and ``fsdp`` axes.
 
@@ -137,7 +142,7 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     Raises:
         ValueError: the examples cannot be divided among the devices.
     """
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = batch_parts(mesh)
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
     def place(path: Any, array: Any) -> jax.Array:

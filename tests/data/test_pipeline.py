@@ -243,3 +243,32 @@ def test_impossible_batches_are_refused():
             data.batches(toy(12), size, epochs=1)
     with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
         data.batches(toy(12), 4, epochs=0)
+
+
+def test_validation_batches_ride_along_without_end_and_resume():
+    def batches():
+        return data.with_validation(
+            data.batches(toy(12), 4, epochs=3, seed=5), toy(8), 4, seed=6
+        )
+
+    alone = indices(data.batches(toy(12), 4, epochs=3, seed=5))
+    whole = list(batches())
+    assert indices(whole) == alone
+    seen = indices(batch["validation"] for batch in whole)
+    for epoch in (seen[0:2], seen[2:4], seen[6:8]):
+        assert sorted(epoch[0] + epoch[1]) == list(range(8))
+    assert set(whole[0]["validation"]) == {"image", "label", "index"}
+    iterator = iter(batches())
+    for _ in range(4):
+        next(iterator)
+    fresh = iter(batches())
+    fresh.set_state(json.loads(json.dumps(iterator.get_state())))
+    assert indices(b["validation"] for b in fresh) == seen[4:]
+    other = data.with_validation(data.batches(toy(12), 4, epochs=3, seed=5), toy(9), 4)
+    with pytest.raises(ValueError, match=r"is of Batches\(toy, 8 examples"):
+        iter(other).set_state(iterator.get_state())
+
+
+def test_a_validation_batch_larger_than_its_source_is_refused():
+    with pytest.raises(ValueError, match="batch_size must be 1 to 3"):
+        data.with_validation(data.batches(toy(12), 4, epochs=1), toy(3), 4)

@@ -159,3 +159,36 @@ def test_the_fingerprint_of_records_changes_with_them():
     changed = dataclasses.replace(source, records=records()[::-1])
     assert len({s.fingerprint for s in (source, fewer, changed)}) == 3
     assert dataclasses.replace(source, name="again").fingerprint == source.fingerprint
+
+
+def test_a_split_has_every_example_once_and_is_of_the_seed():
+    source = toy(10)
+    rest, held_out = data.split(source, 3, seed=1)
+    assert (len(rest), len(held_out)) == (7, 3)
+    found = [part.arrays["image"][:, 0, 0, 0] for part in (rest, held_out)]
+    assert sorted(np.concatenate(found)) == [4 * i for i in range(10)]
+    again = data.split(source, 3, seed=1)[1]
+    assert again.fingerprint == held_out.fingerprint
+    assert data.split(source, 3, seed=2)[1].fingerprint != held_out.fingerprint
+
+
+def test_a_split_of_records_reads_none_and_agrees_with_one_in_memory():
+    source, read = toy(10), []
+
+    def decode(record, rng):
+        read.append(record)
+        return {name: array[record] for name, array in source.arrays.items()}
+
+    records = data.RecordSource("toy", range(10), decode, 3)
+    parts = data.split(records, 3, seed=1)
+    assert not read
+    for part, expected in zip(parts, data.split(source, 3, seed=1), strict=True):
+        rows = np.arange(len(part))
+        for name, array in part.take(rows).items():
+            np.testing.assert_array_equal(array, expected.take(rows)[name])
+
+
+@pytest.mark.parametrize("held_out", [0, 10])
+def test_a_split_with_an_empty_part_is_refused(held_out):
+    with pytest.raises(ValueError, match=rf"held_out must be 1 to 9 .*got {held_out}"):
+        data.split(toy(10), held_out)

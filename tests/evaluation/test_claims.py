@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from jaxkd.evaluation.claims import Status, exceeds, falls_by, not_below
+from jaxkd.evaluation.claims import (
+    Status,
+    at_most,
+    every_seed_above,
+    exceeds,
+    falls_by,
+    not_below,
+)
 from jaxkd.evaluation.records import Record
 
 HOLDS, FAILS, OPEN = Status.HOLDS, Status.FAILS, Status.NOT_ESTABLISHED
@@ -54,6 +61,27 @@ def test_exceeds_by_two_combined_errors(first, second, expected):
 def test_not_below_by_combined_errors(first, second, errors, expected):
     claim = not_below("a", "b", "last_accuracy", errors=errors)
     assert claim.judge(pair(first, second)).status is expected
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.6, HOLDS), (0.5, HOLDS), (0.49, FAILS)]
+)
+def test_at_most_a_share_of_the_reference(share, expected):
+    found = [*records("a", [0.25, 0.75], "nll"), *records("b", [1.0], "nll")]
+    verdict = at_most("a", "b", "nll", share).judge(found)
+    assert verdict.status is expected
+    assert verdict.numbers == (
+        "a 0.500 ± 0.250 (2 seeds), b 1.000 (1 seed); 0.5 of it, in NLL"
+    )
+
+
+def test_at_most_without_records_is_open():
+    found = records("b", [1.0], "nll")
+    verdict = at_most("a", "b", "nll", 0.5).judge(found)
+    assert verdict.status is OPEN
+    assert verdict.numbers == "no records of a's nll"
+    with pytest.raises(ValueError, match="share must be above 0"):
+        at_most("a", "b", "nll", 0.0)
 
 
 @pytest.mark.parametrize("constructor", [exceeds, not_below])
@@ -154,3 +182,31 @@ def test_a_claim_applies_where_its_method_was_run():
     assert not claim.applies([])
     other = exceeds("kd", "cross_entropy", "last_accuracy", setting="cnn")
     assert not other.applies(records)
+
+
+def test_margins():
+    found = [
+        *records("a", [0.90, 0.92], "accuracy"),
+        *records("b", [0.86, 0.88], "accuracy"),
+    ]
+    # The difference is 0.04, the combined standard error 0.0141.
+    for margin, status in ((0.02, "HOLDS"), (0.03, "NOT ESTABLISHED"), (0.06, "FAILS")):
+        claim = exceeds("a", "b", "accuracy", errors=1.0, margin=margin)
+        assert claim.judge(found).status == status
+    for margin, status in ((0.02, "FAILS"), (0.03, "HOLDS")):
+        claim = not_below("b", "a", "accuracy", errors=1.0, margin=margin)
+        assert claim.judge(found).status == status
+    assert "by 0.03 in accuracy" in claim.name
+    assert "0.03 and 1 combined standard errors" in claim.statement
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.4, 0.31, 0.5], HOLDS), ([0.9, 0.3, 0.9], FAILS), ([0.31], HOLDS), ([], OPEN)],
+)
+def test_every_seed_must_be_above(values, expected):
+    claim = every_seed_above("a", "kendall", 0.3, setting="s")
+    verdict = claim.judge(records("a", values, metric="kendall", setting="s"))
+    assert verdict.status == expected
+    assert "no records" in verdict.numbers or f"{min(values):.3f}" in verdict.numbers
+    assert claim.name == "a above 0.300 in Kendall τ (s)"

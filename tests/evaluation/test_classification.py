@@ -12,6 +12,7 @@ from jaxkd import models
 from jaxkd.data import Normalize, RecordSource, Source
 from jaxkd.evaluation.classification import (
     accuracy,
+    adaptive_calibration_error,
     agreement,
     classification_metrics,
     classwise_calibration_error,
@@ -68,10 +69,28 @@ def test_calibration_error_is_zero_where_confidence_is_accuracy():
     assert expected_calibration_error(sure, jnp.array([1, 0])) == 1
 
 
+def test_adaptive_calibration_error_is_over_bins_of_equal_mass():
+    logits = jnp.asarray(np.random.default_rng(3).normal(0, 2, (47, 4)), jnp.float32)
+    labels = jnp.arange(47) % 4
+    p = np.exp(np.asarray(logits, float))
+    p /= p.sum(1, keepdims=True)
+    order = np.argsort(p.max(1), kind="stable")
+    gap = p.max(1) - (p.argmax(1) == np.asarray(labels))
+    for bins in (1, 5, 47):
+        which = np.arange(47) * bins // 47
+        sizes = np.bincount(which)
+        assert sizes.max() - sizes.min() <= 1
+        expected = sum(abs(gap[order][which == b].sum()) for b in range(bins)) / 47
+        found = adaptive_calibration_error(logits, labels, bins)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    alone = adaptive_calibration_error(logits[:2], labels[:2])
+    np.testing.assert_allclose(alone, np.abs(gap[:2]).mean(), rtol=1e-5)
+
+
 def test_bf16_logits_are_measured_in_f32():
     half = classification_metrics(LOGITS.astype(jnp.bfloat16), LABELS)
     full = classification_metrics(LOGITS, LABELS)
-    assert set(full) == {"accuracy", "nll", "ece", "classwise_ece"}
+    assert set(full) == {"accuracy", "nll", "ece", "adaptive_ece", "classwise_ece"}
     for name in full:
         assert half[name].dtype == jnp.float32
         np.testing.assert_allclose(half[name], full[name], rtol=2e-2)
@@ -103,7 +122,7 @@ def test_evaluator_returns_floats_and_agreement_only_with_a_teacher(case):
     network, variables, source = case
     logits = network.apply(variables, jnp.asarray(source.arrays["image"]))[0].logits
     plain = evaluator(network, source, batch_size=4)(variables)
-    assert set(plain) == {"accuracy", "nll", "ece", "classwise_ece"}
+    assert set(plain) == {"accuracy", "nll", "ece", "adaptive_ece", "classwise_ece"}
     assert all(type(value) is float for value in plain.values())
     taught = evaluator(network, source, np.asarray(logits), batch_size=4)(variables)
     assert set(taught) == {*plain, "agreement", "teacher_kl"}

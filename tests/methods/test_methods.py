@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import Outputs, combine, methods
+from jaxkd.graphs import Graph
 from jaxkd.methods import METHODS
 
 BATCH, CLASSES = 6, 5
@@ -21,35 +22,50 @@ SHAPES = {
     "1.logits": (CLASSES,),
     "2.logits": (CLASSES,),
     "gate": (3,),
+    "ce.logits": (CLASSES,),
+    "kd.logits": (CLASSES,),
+    "cam": (2, 2, CLASSES),
 }
+GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 
 BUILD = {
     "ab": lambda: methods.ab(["a.pre"]),
     "at": lambda: methods.at(["a", "b"]),
+    "bdkd": lambda: methods.bdkd(2.0, delta=2.0),
     "cc": lambda: methods.cc("pooled", dim=8),
     "crd": lambda: methods.crd("pooled", LABELS, dim=8, negatives=4),
     "cross_entropy": lambda: methods.cross_entropy(0.1),
     "ctkd": lambda: methods.ctkd(methods.ctkd_curriculum(2)),
     "cwd": lambda: methods.cwd("b"),
+    "denoising": lambda: methods.denoising(),
+    "dhkd": lambda: methods.dhkd(hidden=8, dropout=0.5),
+    "dho": lambda: methods.dho(),
     "dist": lambda: methods.dist(),
+    "diswot": lambda: methods.diswot("a", "b"),
     "dkd": lambda: methods.dkd(),
     "dml": lambda: methods.dml(3),
+    "ffg2m": lambda: methods.ffg2m(),
     "fitnets": lambda: methods.fitnets("a"),
     "fsp": lambda: methods.fsp(["a", "b"]),
     "ft": lambda: methods.ft("b"),
+    "fused_kd": lambda: methods.fused_kd("wls"),
+    "glnn": lambda: methods.glnn(0.4),
     "kd": lambda: methods.kd(),
     "kdcl": lambda: methods.kdcl(3, "linear"),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "mgd": lambda: methods.mgd("b"),
     "nst": lambda: methods.nst(["b"]),
+    "ofakd": lambda: methods.ofakd(["a", "b"], gamma=1.3),
     "ofd": lambda: methods.ofd(["a.pre"], [NORM]),
     "one": lambda: methods.one(3),
     "pkt": lambda: methods.pkt("pooled"),
+    "pld": lambda: methods.pld(4.0),
     "reviewkd": lambda: methods.reviewkd(["a", "b"], mid=8),
     "rkd": lambda: methods.rkd("pooled"),
     "simkd": lambda: methods.simkd("b"),
     "sp": lambda: methods.sp("b"),
+    "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
     "vid": lambda: methods.vid(["a", "b"]),
 }
 
@@ -65,9 +81,13 @@ def outputs(seed: int, taps) -> Outputs:
 
 def make_batch(**extra):
     return {
-        "image": jnp.zeros((BATCH, 1)),
+        "image": jnp.zeros((BATCH, CLASSES)),
         "label": jnp.asarray(LABELS[:BATCH]),
         "index": jnp.arange(BATCH),
+        "time": jnp.linspace(0.1, 0.9, BATCH),
+        "clean": jnp.zeros((BATCH, CLASSES)),
+        "graph": GRAPH,
+        "labelled": jnp.arange(BATCH) % 2 == 1,
         **extra,
     }
 

@@ -23,6 +23,7 @@ COUNTS = [
     (models.cifar_resnet, {"depth": 44}, 667_188),
     (models.cifar_resnet, {"depth": 56}, 861_620),
     (models.cifar_resnet, {"depth": 110}, 1_736_564),
+    (models.cifar_resnet, {"depth": (3, 3, 3)}, 278_324),
     (models.cifar_resnet, {"depth": 8, "widths": X4}, 1_233_540),
     (models.cifar_resnet, {"depth": 32, "widths": X4}, 7_433_860),
     (
@@ -42,6 +43,17 @@ COUNTS = [
     (models.imagenet_resnet, {"depth": 18}, 11_689_512),
     (models.imagenet_resnet, {"depth": 34}, 21_797_672),
     (models.imagenet_resnet, {"depth": 50}, 25_557_032),
+    (
+        models.mobilenet_v2,
+        {"width": 1.0, "form": "imagenet", "classes": 1000},
+        3_504_872,
+    ),
+    (models.convnext, {"size": "tiny"}, 28_589_128),
+    (models.convnext, {"size": "small"}, 50_223_688),
+    (models.convnext, {"size": "base"}, 88_591_464),
+    (models.swin, {"size": "tiny"}, 28_288_354),
+    (models.swin, {"size": "small"}, 49_606_258),
+    (models.swin, {"size": "base"}, 87_768_224),
     # timm's.
     (models.vit, {"size": "tiny"}, 5_717_416),
     (models.vit, {"size": "small"}, 22_050_664),
@@ -76,17 +88,22 @@ SMALL = {
     "shufflenet_v1": models.shufflenet_v1(5),
     "shufflenet_v2": models.shufflenet_v2(5),
     "imagenet_resnet": models.imagenet_resnet(18, 5),
+    "convnext": models.convnext((4, 1, 1, 1, 1), 5),
+    "swin": models.swin(
+        (4, 1, 1, 2, 1, 1, 1, 2, 2), 5, image_size=16, patch_size=1, window=2
+    ),
     "vit": models.vit((12, 2, 3), distilled=True, drop_path=0.1, **TINY),
     "mlp_mixer": models.mlp_mixer((12, 2, 8, 16), **TINY),
     "resmlp": models.resmlp((12, 2), **TINY),
 }
-CONVOLUTIONAL = [n for n in SMALL if n not in ("vit", "mlp_mixer", "resmlp")]
+TOKENS = ("swin", "vit", "mlp_mixer", "resmlp")
+CONVOLUTIONAL = [n for n in SMALL if n not in TOKENS]
 # Compiled for one step: LLVM's optimisation would only cost time.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def side(name):
-    return 8 if name in ("vit", "mlp_mixer", "resmlp") else 32
+    return 16 if name == "swin" else 8 if name in TOKENS else 32
 
 
 def shapes(network, size, train=False, dtype=jnp.float32, taps=None):
@@ -202,6 +219,13 @@ def test_a_step_reaches_every_parameter(trained, name):
         assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_no_variable_is_weakly_typed(name):
+    # The first step would make it strong, and the second compile all anew.
+    variables = jax.eval_shape(SMALL[name].init, jax.random.key(0))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(variables))
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_the_map_before_the_relu_makes_the_stage(trained, name):
     _, (_, (outputs, _)) = trained(name)
@@ -249,6 +273,8 @@ def test_an_image_of_another_kind_is_refused(name, unchecked_shapes):
     ("build", "message"),
     [
         (lambda: models.cifar_resnet(21), "depth must be 6n [+] 2, .* got 21"),
+        (lambda: models.cifar_resnet((3, 3)), r"blocks of three stages .* got \(3, 3"),
+        (lambda: models.cifar_resnet((3, 0, 3)), r"got \(3, 0, 3\)"),
         (lambda: models.cifar_resnet(8, widths=(1, 2)), "widths must be 4 positive"),
         (lambda: models.cifar_resnet(8, shortcut="a"), "'projection' or 'identity'"),
         (lambda: models.imagenet_resnet(101), "one of 18, 34, 50 .* got 101"),

@@ -1,6 +1,7 @@
 """Forward passes of MobileNetV2 and the ShuffleNets, against float64 NumPy."""
 
 import numpy as np
+import pytest
 from test_resnets import bn, head, norm, relu, run, same, windows
 
 from jaxkd import models
@@ -52,11 +53,18 @@ ROWS = [
 STAGE_OF_ROW = [0, 0, 1, 2, 2, 3, 3]
 
 
-def test_mobilenet_is_the_papers_forward_pass():
-    outputs, p, s, x = run(models.mobilenet_v2(0.125, 5), SIDE)
+def relu6(x):
+    return np.minimum(relu(x), 6)
+
+
+@pytest.mark.parametrize("form", ["cifar", "imagenet"])
+def test_mobilenet_is_the_papers_forward_pass(form):
+    outputs, p, s, x = run(models.mobilenet_v2(0.125, 5, form=form), SIDE)
+    imagenet = form == "imagenet"
+    act = relu6 if imagenet else relu
     x = normed(x, p, s, 1, stride=2)
-    features = {"stage0.pre": x, "stage0": relu(x)}
-    x = relu(x)
+    features = {"stage0.pre": x, "stage0": act(x)}
+    x = act(x)
     blocks = [0, 0, 0, 0]
     for (expansion, channels, count, first), stage in zip(
         ROWS, STAGE_OF_ROW, strict=True
@@ -64,16 +72,20 @@ def test_mobilenet_is_the_papers_forward_pass():
         for j in range(count):
             q, t = part(p, s, "stages", stage, blocks[stage])
             blocks[stage] += 1
-            stride = 1 if j else first
+            stride = 1 if j else 2 if imagenet and channels == 24 else first
             wide = expansion * x.shape[-1]
-            y = relu(normed(x, q, t, 1))
+            y = x
+            if expansion > 1 or not imagenet:
+                y = act(normed(x, q, t, 1))
             assert y.shape[-1] == wide
-            y = relu(normed(y, q, t, 2, stride, groups=wide))
+            assert ("conv1" in q) == (expansion > 1 or not imagenet)
+            y = act(normed(y, q, t, 2, stride, groups=wide))
             y = normed(y, q, t, 3)
             x = x + y if stride == 1 and x.shape[-1] == y.shape[-1] else y
             assert x.shape[-1] == channels // 8
         features[f"stage{stage + 1}"] = features[f"stage{stage + 1}.pre"] = x
-    logits, features["pooled"] = head(relu(normed(x, p, s, 2)), p["fc"])
+    features["final"] = act(normed(x, p, s, 2))
+    logits, features["pooled"] = head(features["final"], p["fc"])
     assert features["pooled"].shape == (2, 1280)
     same(outputs, logits, features)
 

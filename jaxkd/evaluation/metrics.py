@@ -1,0 +1,74 @@
+"""What experiments measure: how a table names each metric, and which end is good."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of a table.
+
+    Attributes:
+        name: the column's; with % at its end, fractions are shown in percent.
+        higher_is_better: whether the highest is marked as the best, or the lowest;
+            None where neither is.
+    """
+
+    name: str
+    higher_is_better: bool | None = None
+
+
+METRICS = {
+    "last_accuracy": Metric("last %", higher_is_better=True),
+    "best_accuracy": Metric("best %", higher_is_better=True),
+    "nll": Metric("NLL", higher_is_better=False),
+    "ece": Metric("ECE %", higher_is_better=False),
+    "agreement": Metric("agreement %", higher_is_better=True),
+    "test_accuracy": Metric("test %", higher_is_better=True),
+    "teacher_kl": Metric("KL to teacher", higher_is_better=False),
+    "high_frequency_kl": Metric("high-frequency KL", higher_is_better=False),
+    "exit1_accuracy": Metric("exit 1 %"),
+    "exit2_accuracy": Metric("exit 2 %"),
+    "exit3_accuracy": Metric("exit 3 %"),
+    "exit4_accuracy": Metric("exit 4 %"),
+    "cka_stage1": Metric("CKA stage 1 %"),
+    "cka_stage2": Metric("CKA stage 2 %"),
+    "cka_stage3": Metric("CKA stage 3 %"),
+    "cka_stage4": Metric("CKA stage 4 %"),
+    "frechet": Metric("Fréchet", higher_is_better=False),
+    "sliced_wasserstein": Metric("sliced W2", higher_is_better=False),
+    "teacher_mse": Metric("MSE to teacher", higher_is_better=False),
+    "confidence": Metric("confidence %", higher_is_better=True),
+    "condition_accuracy": Metric("condition %", higher_is_better=True),
+    "speedup": Metric("speed-up", higher_is_better=True),
+    "kendall": Metric("Kendall τ", higher_is_better=True),
+    "spearman": Metric("Spearman ρ", higher_is_better=True),
+    "pearson": Metric("Pearson r", higher_is_better=True),
+    "best_score": Metric("best score", higher_is_better=True),
+    "chosen_accuracy": Metric("accuracy of the chosen %", higher_is_better=True),
+    "filter_precision": Metric("filter precision %", higher_is_better=True),
+    "filter_recall": Metric("filter recall %", higher_is_better=True),
+    "upload_kb": Metric("upload kB a round"),
+    "filter_ms": Metric("filter ms", higher_is_better=False),
+    "adaptive_ece": Metric("adaptive ECE %", higher_is_better=False),
+    "overconfidence": Metric("overconfidence %"),
+    "teacher_accuracy": Metric("teacher %", higher_is_better=True),
+    "entropy_gap": Metric("entropy gap", higher_is_better=False),
+    "alpha": Metric("mean α"),
+    "alpha_right": Metric("α, teacher right"),
+    "alpha_wrong": Metric("α, teacher wrong"),
+    "mean_accuracy": Metric("mean of rounds %", higher_is_better=True),
+    "round0_accuracy": Metric("round 0 %"),
+    "round1_accuracy": Metric("round 1 %"),
+    "round2_accuracy": Metric("round 2 %"),
+    "round3_accuracy": Metric("round 3 %"),
+    "round4_accuracy": Metric("round 4 %"),
+    "round5_accuracy": Metric("round 5 %"),
+    "cover_radius": Metric("cover radius", higher_is_better=False),
+    "gradient_cosine": Metric("cosine of gradients"),
+}
+"""Metrics in the order of a table's columns; another's name is its own."""
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Return which end of a metric is good; None where neither is, or it is unknown."""
+    return METRICS[metric].higher_is_better if metric in METRICS else None

@@ -1,0 +1,46 @@
+"""Dual-head optimisation: labels and a teacher's soft labels train a head each."""
+
+from jaxkd.losses.dual_head import dho_loss
+from jaxkd.methods.base import example_weights
+from jaxkd.models.dual_head import CE_TAP, KD_TAP
+from jaxkd.types import Method
+
+
+def dho(lam: float = 0.5, temperature: float = 2.0) -> Method:
+    """Return the loss of a `models.dual_head` student on labelled and unlabelled data.
+
+    Kang et al. 2025, arXiv:2505.07675, and the objective of ActiveKD, Kang et al. 2025,
+    arXiv:2506.00910. A batch holds both kinds of examples, told apart by
+    ``batch["labelled"]`` (batch,) of booleans, as `data.semi_supervised_batches` makes
+    them; labels of unlabelled examples are not read.
+
+    Args:
+        lam: λ in [0, 1], the weight of cross-entropy.
+        temperature: T > 0 of distillation.
+
+    Raises:
+        ValueError: from the loss, a batch without ``labelled``.
+    """
+
+    def init(key, student, teacher, batch):
+        return {"params": {}, "state": {}}
+
+    def loss(variables, student, teacher, batch, key, step):
+        if "labelled" not in batch:
+            raise ValueError(
+                f"the batch has {sorted(batch)}, but dho() needs labelled, a boolean "
+                "an example: make batches with data.semi_supervised_batches"
+            )
+        value, parts = dho_loss(
+            student.features[CE_TAP],
+            student.features[KD_TAP],
+            teacher.logits,
+            batch["label"],
+            batch["labelled"],
+            lam=lam,
+            temperature=temperature,
+            weights=example_weights(batch, student),
+        )
+        return value, (variables["state"], {"dho": value, **parts})
+
+    return Method(init, loss, student_taps=(CE_TAP, KD_TAP))

@@ -1,0 +1,207 @@
+"""Compiling a program for a TPU slice on a machine that has none.
+
+XLA's TPU compiler comes with ``libtpu`` (the extra ``aot``) and needs a description of
+the slice, not the slice: whether a program fits its memory, and what a step costs, is
+known before a chip is paid for.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jaxkd.checks import unknown_name
+from jaxkd.training.sharding import (
+    BATCH_AXES,
+    MeshShape,
+    batch_parts,
+    make_mesh,
+    state_sharding,
+)
+from jaxkd.types import Batch, Program
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One TPU chip, by its maker's figures.
+
+    Attributes:
+        memory: bytes of HBM.
+        flops: bfloat16 operations a second.
+        bandwidth: bytes a second between HBM and the chip.
+    """
+
+    memory: int
+    flops: float
+    bandwidth: float
+
+
+CHIPS = {
+    "v5e": Chip(16 * 2**30, 197e12, 819e9),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9),
+    "v6e": Chip(32 * 2**30, 918e12, 1640e9),
+}
+"""Chips by the name that begins a topology's, such as ``v5e:2x4``."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The compiler's figures for one step, on each chip.
+
+    Attributes:
+        topology: the slice.
+        chips: in it.
+        mesh: sizes of the mesh's axes.
+        arguments: bytes of the state and the batch.
+        temporaries: bytes held during the step.
+        code: bytes of the program.
+        flops: operations of a step; a loop's body counts once.
+        bytes_accessed: to and from HBM; likewise.
+        seconds: that compiling took.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    arguments: int
+    temporaries: int
+    code: int
+    flops: float
+    bytes_accessed: float
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Return the bytes that a chip has."""
+        return _chip(self.topology).memory
+
+    @property
+    def needed(self) -> int:
+        """Return the bytes of HBM that a step needs."""
+        return self.arguments + self.temporaries + self.code
+
+    @property
+    def roofline(self) -> float:
+        """Return the seconds below which no step goes, communication left out."""
+        chip = _chip(self.topology)
+        return max(self.flops / chip.flops, self.bytes_accessed / chip.bandwidth)
+
+
+class DoesNotFit(ValueError):
+    """A program needs more memory than a chip has."""
+
+
+def slice_devices(topology: str) -> list[Any]:
+    """Return the devices of a slice that need not be here.
+
+    Args:
+        topology: chip and shape, such as ``v5e:2x4``, ``v5p:4x4x8`` or ``v6e:16x16``.
+
+    Raises:
+        ValueError: an unknown chip, or a shape that does not exist.
+        ImportError: ``libtpu`` is not installed.
+    """
+    _chip(topology)
+    # Without them libtpu looks for a TPU and its neighbours on the network, and lets one
+    # process of a machine alone load it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "compiling for TPUs needs libtpu: install jaxkd[aot]"
+        ) from None
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:
+        raise ValueError(
+            f"topology {topology!r} is no slice that libtpu knows ({error}): name one "
+            "such as v5e:2x4, v5e:16x16, v5p:4x4x8 or v6e:16x16"
+        ) from None
+    return list(found.devices)
+
+
+def _chip(topology: str) -> Chip:
+    name = topology.partition(":")[0]
+    if name not in CHIPS:
+        raise ValueError(unknown_name("chip", name, CHIPS))
+    return CHIPS[name]
+
+
+def plan_step(
+    program: Program, batch: Batch, topology: str, mesh: str | MeshShape = "data"
+) -> StepPlan:
+    """Compile a program's step for a slice, as `fit` would run it there.
+
+    Nothing is run and no array is made.
+
+    Args:
+        program: any.
+        batch: shapes (``jax.ShapeDtypeStruct``) of the global batch. What the mesh's
+            batch axes do not divide is copied to every chip.
+        topology: the slice, as in `slice_devices`.
+        mesh: a name of `jaxkd.training.MESHES`, or devices along each axis.
+
+    Raises:
+        DoesNotFit: the step needs more memory than a chip has.
+        ValueError: a topology or mesh that does not exist.
+        ImportError: ``libtpu`` is not installed.
+    """
+    devices = slice_devices(topology)
+    where = make_mesh(mesh, devices)
+    started = time.perf_counter()
+    state = jax.eval_shape(program.init, jax.random.key(0), batch)
+    placed = _placed(state, state_sharding(state, where))
+    shardings = jax.tree.map(lambda x: x.sharding, placed)
+    everywhere = NamedSharding(where, PartitionSpec())
+    step = jax.jit(
+        program.step, donate_argnums=0, out_shardings=(shardings, everywhere)
+    )
+    try:
+        compiled = step.lower(placed, _split(batch, where)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "memory" not in str(error).lower():
+            raise
+        raise DoesNotFit(
+            f"a step does not fit a chip of {topology}: {str(error)[:2000]}"
+        ) from None
+    memory: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
+    return StepPlan(
+        topology=topology,
+        chips=where.size,
+        mesh=dict(where.shape),
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=cost.get("flops", 0.0),
+        bytes_accessed=cost.get("bytes accessed", 0.0),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+def _split(batch: Batch, mesh: Mesh) -> PyTree:
+    """Return the batch's shapes split over the mesh where they can be divided."""
+    parts = batch_parts(mesh)
+
+    def sharding(x: jax.ShapeDtypeStruct) -> NamedSharding:
+        divides = x.ndim and x.shape[0] % parts == 0
+        return NamedSharding(
+            mesh, PartitionSpec(BATCH_AXES) if divides else PartitionSpec()
+        )
+
+    return _placed(dict(batch), jax.tree.map(sharding, dict(batch)))

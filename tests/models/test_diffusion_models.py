@@ -1,0 +1,217 @@
+"""U-Net and DiT: shapes, taps, their start, conditions, and what they refuse."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import models
+from jaxkd.evaluation.cost import parameter_count
+from jaxkd.models.conditioning import sinusoidal
+from jaxkd.models.dit import grid_positions
+from jaxkd.models.unet import resample
+
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+NETS = {
+    "unet": (
+        {
+            "image_size": 8,
+            "channels_in": 2,
+            "channels": 8,
+            "multipliers": [1, 2],
+            "blocks": 1,
+            "attention": [4],
+            "head_channels": 4,
+            "classes": 3,
+            "groups": 4,
+        },
+        {
+            **{name: (2, 8, 8, 8) for name in ("down0", "up0")},
+            **{name: (2, 4, 4, 16) for name in ("down1", "middle", "up1")},
+        },
+    ),
+    "dit": (
+        {
+            "size": [8, 2, 2],
+            "image_size": 8,
+            "patch_size": 4,
+            "channels_in": 2,
+            "classes": 3,
+        },
+        dict.fromkeys(("embed", "block0", "block1", "final"), (2, 4, 8)),
+    ),
+}
+
+
+def inputs(seed=0, **changed):
+    image = np.random.default_rng(seed).normal(size=(2, 8, 8, 2)).astype("f4")
+    found = {
+        "image": jnp.asarray(image),
+        "time": jnp.array([0.3, 0.7]),
+        "condition": jnp.array([0, 3]),
+    }
+    return {k: v for k, v in {**found, **changed}.items() if v is not None}
+
+
+@pytest.fixture(scope="module", params=NETS)
+def case(request):
+    """Return a network, its variables as they start and moved, and its forward."""
+    arguments, taps = NETS[request.param]
+    network = models.create(request.param, **json.loads(json.dumps(arguments)))
+    variables = compiled(network.init)(jax.random.key(0))
+    leaves, structure = jax.tree.flatten(variables)
+    rng = np.random.default_rng(1)
+    moved = structure.unflatten(
+        [x + 0.1 * rng.normal(size=x.shape).astype("f4") for x in leaves]
+    )
+    forward = compiled(lambda v, x: network.apply(v, x, taps=network.taps)[0])
+    return network, variables, moved, forward, taps
+
+
+def test_taps_and_a_start_at_zero(case):
+    network, variables, moved, forward, taps = case
+    outputs = forward(variables, inputs())
+    assert {name: x.shape for name, x in outputs.features.items()} == taps
+    assert set(network.taps) == set(taps)
+    np.testing.assert_array_equal(outputs.logits, np.zeros((2, 8, 8, 2)))
+    assert jnp.abs(forward(moved, inputs()).logits).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("time", [0.31, 0.7]), ("condition", [1, 3]), ("image", None)],
+)
+def test_each_example_reads_its_own_inputs_alone(case, name, value):
+    _, _, moved, forward, _ = case
+    given = inputs()
+    value = inputs(5)["image"].at[1].set(given["image"][1]) if value is None else value
+    before, after = (
+        forward(moved, x).logits for x in (given, {**given, name: jnp.array(value)})
+    )
+    assert jnp.abs(after[0] - before[0]).max() > 1e-4
+    np.testing.assert_allclose(after[1], before[1], rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_keeps_the_time_s_digits(case):
+    network, _, moved, forward, _ = case
+    low = compiled(
+        lambda v, x: network.computing_in(jnp.bfloat16).apply(v, x)[0].logits
+    )
+    found = low(moved, inputs())
+    assert found.dtype == jnp.bfloat16
+    exact = forward(moved, inputs()).logits
+    scale = jnp.abs(exact).max()
+    assert jnp.abs(found - exact).max() < 0.1 * scale
+    # In bf16 0.99 would be 0.9883: another moment.
+    near = low(moved, inputs(time=jnp.array([0.99, 0.7])))
+    rounded = low(moved, inputs(time=jnp.array([0.98828125, 0.7])))
+    assert jnp.any(near != rounded)
+
+
+def test_dropout_and_remat_change_nothing_in_evaluation():
+    arguments = {**NETS["unet"][0], "multipliers": [1], "attention": []}
+    plain, other = (
+        models.unet(**arguments, dropout=rate, remat=rate > 0) for rate in (0.0, 0.5)
+    )
+    variables = jax.tree.map(
+        lambda x: jnp.full(x.shape, 0.05), jax.eval_shape(plain.init, jax.random.key(0))
+    )
+    given = inputs()
+
+    def loss(network, params, key=None):
+        found, _ = network.apply(
+            {**variables, "params": params}, given, train=key is not None, key=key
+        )
+        return jnp.mean(found.logits**2)
+
+    @compiled
+    def values(params):
+        gradients = [
+            jax.value_and_grad(lambda p, n=network: loss(n, p))(params)
+            for network in (plain, other)
+        ]
+        return gradients, loss(other, params, jax.random.key(3))
+
+    ((found, gradient), (same, same_gradient)), dropped = values(variables["params"])
+    np.testing.assert_allclose(same, found, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+        gradient,
+        same_gradient,
+    )
+    assert abs(dropped - found) > 1e-3 * found
+
+
+def test_published_sizes():
+    # Dhariwal and Nichol 2021, Table 4: 296 million; Peebles and Xie 2022, Table 1: 33,
+    # with 1,000 classes and, at patch 2, 4 channels.
+    adm = parameter_count(models.unet(classes=1000))
+    assert round(adm / 1e6) == 296
+    assert round(parameter_count(models.dit(classes=1000)) / 1e6) == 33
+
+
+def test_times_and_places_are_waves():
+    waves = sinusoidal(jnp.array([0.0, 0.25]), 6)
+    angle = 250 * 10_000.0 ** (-np.arange(3) / 3)
+    np.testing.assert_allclose(waves[0], [1, 1, 1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        waves[1], [*np.cos(angle), *np.sin(angle)], rtol=1e-3, atol=1e-4
+    )
+    places = grid_positions(3, 8)
+    assert places.shape == (9, 8)
+    # The first half tells the column, the second the row.
+    np.testing.assert_allclose(places[1, :4], places[4, :4])
+    np.testing.assert_allclose(places[3, 4:], places[4, 4:])
+    np.testing.assert_allclose(places[5, :2], np.sin([2, 2 / 100]), rtol=1e-5)
+
+
+def test_resampling_averages_and_repeats():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    down = resample(x, "down")
+    np.testing.assert_allclose(down[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    up = resample(down, "up")
+    np.testing.assert_allclose(up[0, :2, :2, 0], 2.5)
+    np.testing.assert_allclose(resample(up, "down"), down)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"time": None}, r"dict of image, time, condition .* got \['condition', 'im"),
+        ({"condition": None}, r"condition is missing, .* classes=3"),
+        ({"image": jnp.zeros((2, 4, 4, 2))}, r"\(2, 4, 4, 2\), but .* 8, 8, 2"),
+        ({"time": jnp.zeros(3)}, r"time has shape \(3,\), but there are 2 images"),
+        ({"label": jnp.zeros(2)}, "unknown input 'label'"),
+    ],
+)
+def test_bad_inputs_are_named(case, changed, message, unchecked_shapes):
+    network, variables, *_ = case
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(network.apply, variables, inputs(**changed))
+
+
+def test_a_model_without_classes_takes_no_condition():
+    network = models.dit([8, 1, 2], image_size=8, patch_size=4, channels_in=2)
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    jax.eval_shape(network.apply, variables, inputs(condition=None))
+    with pytest.raises(ValueError, match=r"condition was given, .* classes=0"):
+        jax.eval_shape(network.apply, variables, inputs())
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: models.unet(10, multipliers=(1, 1, 1)), "cannot be halved 2 times"),
+        (lambda: models.unet(attention=(7,)), r"\(7,\), but the network has"),
+        (lambda: models.unet(channels=48), "multiple of groups"),
+        (lambda: models.unet(head_channels=100), "of head_channels"),
+        (lambda: models.dit("tiny"), "unknown DiT size"),
+        (lambda: models.dit([10, 1, 2]), "of 4, got"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

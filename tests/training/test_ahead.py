@@ -1,0 +1,106 @@
+"""Steps compiled for TPU slices that are not here, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import jaxkd
+from jaxkd import Network, methods, models
+from jaxkd.evaluation.plans import HEADER, plan_markdown, read_plans, write_plans
+from jaxkd.training import DoesNotFit, StepPlan, plan_step
+from jaxkd.training.ahead import slice_devices
+
+PLAN = StepPlan(
+    topology="v5e:2x4",
+    chips=8,
+    mesh={"data": 2, "fsdp": 4, "tensor": 1},
+    arguments=2**30,
+    temporaries=2**31,
+    code=2**30,
+    flops=1.97e12,
+    bytes_accessed=8.19e9,
+    seconds=1.0,
+)
+
+
+def batch(size):
+    return {
+        "image": jax.ShapeDtypeStruct((size, 8, 8, 1), jnp.float32),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+
+
+def kd_program(width=256):
+    network = models.mlp(features=64, widths=(width,))
+    return jaxkd.distill(network, network, methods.kd(), optax.adam(1e-3))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libtpu():
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+
+
+def test_a_step_for_eight_chips():
+    plan = plan_step(kd_program(), batch(1024), "v5e:2x4", "fsdp")
+    assert (plan.chips, plan.mesh["fsdp"]) == (8, 8)
+    # Forward of the teacher, forward and weights' backward of the student, and the
+    # student's last layer backward to its input: a chip's share of 1,024 examples.
+    layers = 64 * 256 + 256 * 10
+    least = 2 * (1024 // 8) * (3 * layers + 256 * 10)
+    assert least <= plan.flops < 1.3 * least
+    # Student, teacher and two moments, float32; the wide kernel is split eightfold.
+    state = 4 * 4 * 64 * 256 / 8
+    assert state < plan.arguments < 40 * state
+    assert 0 < plan.needed < plan.memory == 16 * 2**30
+    assert plan.roofline > 0
+
+
+def test_a_batch_that_cannot_be_split_is_copied():
+    plan = plan_step(kd_program(), batch(7), "v5e:2x4")
+    assert plan.flops > 2 * 7 * 3 * 64 * 256
+
+
+def test_what_does_not_fit_says_so():
+    def apply(params, inputs):
+        x = inputs.reshape(len(inputs), -1) @ params["w"]
+        return jnp.tanh(x) @ params["v"]
+
+    def init(key):
+        return {"w": jnp.zeros((64, 2**21)), "v": jnp.zeros((2**21, 10))}
+
+    network = Network.from_apply(init, apply)
+    program = jaxkd.distill(network, None, methods.cross_entropy(), optax.sgd(0.1))
+    with pytest.raises(DoesNotFit, match="does not fit a chip of v5e:2x2"):
+        plan_step(program, batch(2**15), "v5e:2x2")
+
+
+def test_unknown_slices_are_refused():
+    with pytest.raises(ValueError, match="unknown chip 'v5': did you mean 'v5"):
+        slice_devices("v5:2x4")
+    with pytest.raises(ValueError, match="topology 'v5e:3x5x7' is no slice"):
+        slice_devices("v5e:3x5x7")
+    with pytest.raises(ValueError, match="unknown mesh 'dat': did you mean 'data'"):
+        plan_step(kd_program(), batch(8), "v5e:2x4", "dat")
+
+
+def test_figures_of_a_plan():
+    assert PLAN.memory == 16 * 2**30
+    assert PLAN.needed == 2**32
+    # Both roofs at 10 ms.
+    assert PLAN.roofline == pytest.approx(0.01)
+
+
+def test_plans_are_written_read_and_shown(tmp_path):
+    file = tmp_path / "results" / "compiled.json"
+    write_plans(file, {"a pair": PLAN})
+    assert read_plans(file) == {"a pair": PLAN}
+    header, _, row = plan_markdown({"a pair": PLAN}).splitlines()
+    assert header == f"| {' | '.join(HEADER)} |"
+    assert row == (
+        "| a pair | v5e:2x4, data 2 x fsdp 4 | 1,024.0 MiB | 2,048.0 MiB | 25.0 % "
+        "| 1.97 | 8.19 | 10 |"
+    )
+    file.write_text('{"a pair": {"topology": "v5e:2x4"}}')
+    with pytest.raises(ValueError, match="write it again with `jaxkd compile`"):
+        read_plans(file)
