@@ -27,6 +27,13 @@ NetworkSpec = tuple[str, dict[str, Any]]
 """A model's name in ``jaxkd.models.MODELS`` and its arguments but the classes."""
 
 
+Optimizer = Callable[[int], optax.GradientTransformation]
+"""``steps -> optimizer``, for a rate that decays over the run."""
+
+Measure = Callable[[Any, list[dict]], Mapping[str, float]]
+"""``(last state, history) -> `` metrics of a student beside the usual ones."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What the students of one table are trained and tested on.
@@ -37,7 +44,7 @@ class Task:
         test: the examples to test on.
         epochs: to train for.
         batch_size: of training.
-        optimizer: ``steps -> optimizer``, for a rate that decays over the run.
+        optimizer: for a number of steps.
         transform: of training batches.
         test_transform: of test batches.
         evaluate_every: epochs between evaluations.
@@ -48,7 +55,7 @@ class Task:
     test: data.Examples
     epochs: int
     batch_size: int
-    optimizer: Callable[[int], optax.GradientTransformation]
+    optimizer: Optimizer
     transform: data.Transform | None = None
     test_transform: data.Transform | None = None
     evaluate_every: int = 1
@@ -80,9 +87,69 @@ class Task:
         return jaxkd.distill(student, teacher, method, self.optimizer(self.steps))
 
 
-def adam_cosine(learning_rate: float) -> Callable[[int], optax.GradientTransformation]:
+def adam_cosine(learning_rate: float) -> Optimizer:
     """Return ``steps -> `` Adam with a rate that decays to 0 by a cosine."""
     return lambda steps: optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+
+def adamw_cosine(learning_rate: float, weight_decay: float) -> Optimizer:
+    """Return ``steps -> `` AdamW with a rate that decays to 0 by a cosine."""
+    return lambda steps: optax.adamw(
+        optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay
+    )
+
+
+def sgd_milestones(
+    learning_rate: float, weight_decay: float, milestones: Sequence[int], epochs: int
+) -> Optimizer:
+    """Return ``steps -> `` SGD with momentum 0.9 and weight decay in the gradient.
+
+    Args:
+        learning_rate: at the start.
+        weight_decay: times the weights is added to the gradient.
+        milestones: epochs after which the rate is a tenth; none for a cosine to 0.
+        epochs: of the whole run.
+    """
+
+    def build(steps: int) -> optax.GradientTransformation:
+        rate = optax.cosine_decay_schedule(learning_rate, steps)
+        if milestones:
+            drops = {m * (steps // epochs): 0.1 for m in milestones}
+            rate = optax.piecewise_constant_schedule(learning_rate, drops)
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=0.9)
+        )
+
+    return build
+
+
+def transforms(
+    dataset: data.Dataset, augment: bool, shift: int = 4
+) -> tuple[data.Transform | None, data.Transform | None]:
+    """Return the transforms of training and test batches.
+
+    Both are None for a data set that is scaled already.
+
+    Args:
+        dataset: its mean and deviation scale the images.
+        augment: whether training images are shifted and mirrored at random.
+        shift: by up to how many pixels.
+    """
+    if not dataset.mean:
+        return None, None
+    scale = data.Normalize(dataset.mean, dataset.std)
+    if not augment:
+        return scale, scale
+    return data.Compose((data.PadCrop(shift), data.Flip(), scale)), scale
+
+
+def image_batch(size: int, side: int, channels: int = 3) -> dict[str, Any]:
+    """Return the shapes of a batch of labelled images, for compiling ahead of time."""
+    return {
+        "image": jax.ShapeDtypeStruct((size, side, side, channels), jnp.float32),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
 
 
 def train_on_labels(run: Run, task: Task, network: Network, name: str) -> Variables:
@@ -141,7 +208,7 @@ def train_students(
     *,
     teacher_logits: np.ndarray | None = None,
     variables: Callable[[Any], Variables] = lambda state: state.student,
-    measure: Callable[[Any, list[dict]], Mapping[str, float]] | None = None,
+    measure: Measure | None = None,
     spec: NetworkSpec | None = None,
 ) -> list[Record]:
     """Return one method's records: a student a seed, compiled once for all.
@@ -155,7 +222,7 @@ def train_students(
         seeds: of the students and the order of their batches.
         teacher_logits: on the test examples, for agreement and KL.
         variables: ``state -> `` the deployed network's.
-        measure: ``(last state, history) -> `` further metrics.
+        measure: further metrics of each student.
         spec: of the deployed network, to keep the student for ``jaxkd export``.
     """
     evaluate = evaluator(

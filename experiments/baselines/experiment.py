@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import optax
+import numpy as np
 
 from experiments.baselines.config import PRESETS, Config
 from experiments.baselines.networks import (
@@ -29,9 +29,11 @@ from experiments.training import (
     Task,
     adam_cosine,
     build,
+    sgd_milestones,
     teacher_records,
     train_on_labels,
     train_students,
+    transforms,
 )
 from jaxkd import data, models
 from jaxkd.checks import unknown_name
@@ -83,28 +85,20 @@ class Job:
     seeds: Sequence[int]
     run: Run
 
-    def transform(self, train: bool) -> data.Transform | None:
-        """Return what happens to a batch: nothing, scaling, or augmentation too."""
-        if not self.dataset.mean:
-            return None
-        scale = data.Normalize(self.dataset.mean, self.dataset.std)
-        if not (train and self.config.augment):
-            return scale
-        shift = data.PadCrop(4 // self.config.shrink)
-        return data.Compose((shift, data.Flip(), scale))
-
     def task(self, source: data.Examples, epochs: int, learning_rate: float) -> Task:
         """Return the training of the teacher or of students."""
+        config = self.config
+        train, test = transforms(self.dataset, config.augment, 4 // config.shrink)
         return Task(
             setting=self.setting,
             train=source,
             test=self.dataset.test,
             epochs=epochs,
-            batch_size=self.config.batch_size,
+            batch_size=config.batch_size,
             optimizer=self.optimizer(learning_rate, epochs),
-            transform=self.transform(train=True),
-            test_transform=self.transform(train=False),
-            evaluate_every=self.config.evaluate_every,
+            transform=train,
+            test_transform=test,
+            evaluate_every=config.evaluate_every,
         )
 
     def optimizer(self, learning_rate: float, epochs: int):
@@ -116,19 +110,8 @@ class Job:
             raise ValueError(
                 unknown_name("optimizer", config.optimizer, ["adam", "sgd"])
             )
-        share = PAIRS[self.setting].learning_rate
-
-        def sgd(steps: int) -> optax.GradientTransformation:
-            rate = optax.cosine_decay_schedule(share * learning_rate, steps)
-            if config.milestones:
-                drops = {m * (steps // epochs): 0.1 for m in config.milestones}
-                rate = optax.piecewise_constant_schedule(share * learning_rate, drops)
-            return optax.chain(
-                optax.add_decayed_weights(config.weight_decay),
-                optax.sgd(rate, momentum=0.9),
-            )
-
-        return sgd
+        rate = PAIRS[self.setting].learning_rate * learning_rate
+        return sgd_milestones(rate, config.weight_decay, config.milestones, epochs)
 
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
@@ -157,7 +140,10 @@ def shrunk(source: data.Source, by: int) -> data.Source:
     image = source.arrays["image"]
     n, height, width, channels = image.shape
     blocks = image.reshape(n, height // by, by, width // by, by, channels)
-    small = blocks.mean((2, 4)).round().astype(image.dtype)
+    small = blocks.mean((2, 4))
+    if np.issubdtype(image.dtype, np.integer):
+        small = small.round()
+    small = small.astype(image.dtype)
     name = f"{source.name}/{height // by}x{width // by}"
     return data.Source(name, {**source.arrays, "image": small}, source.classes)
 

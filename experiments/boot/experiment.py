@@ -1,0 +1,80 @@
+"""BOOT: a diffusion model's student that samples in one step, trained without data.
+
+Gu et al. 2023 (arXiv:2306.05544). ``small`` has three teachers. Two are exact: eight
+normals on a circle (``ring``, with ``ring ablations``), and normals around
+scikit-learn's 1,797 digits (``digits mixture``). The third is a class-conditional U-Net
+trained here on 1,000 digits (``digits``), whose student starts as its copy; samples are
+compared with test images by the Fréchet distance between features of a classifier
+trained in the same run, and by the time they take.
+
+``paper`` is the class-conditional ImageNet 64x64 setting with an ADM-sized U-Net.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.boot.analytic import ABLATIONS, Problem, ring, run_analytic
+from experiments.boot.config import PRESETS, Config
+from experiments.boot.images import digits, full_scale, run_images, train_classifier
+from jaxkd.evaluation.claims import at_most, exceeds
+from jaxkd.evaluation.records import Record
+from jaxkd.experiment import Run
+
+__all__ = ["CLAIMS", "MESH", "PRESETS", "SLICE", "Config", "full_scale", "run"]
+
+SLICE, MESH = "v5p:4x4x8", "fsdp"
+
+SAMPLES, TO_TEACHER = "sliced_wasserstein", "teacher_mse"
+
+CLAIMS = [
+    *(exceeds("ddim4", "boot", metric, "ring") for metric in (SAMPLES, TO_TEACHER)),
+    *(
+        at_most("boot", "ddim1", metric, 0.5, "digits mixture")
+        for metric in (SAMPLES, TO_TEACHER)
+    ),
+    exceeds("ddim2", "boot", SAMPLES, "digits mixture"),
+    exceeds("boot", "ddim1", "confidence", "digits mixture"),
+    *(
+        exceeds("delta 0.25", "delta 0.25, order 2", metric, "ring ablations")
+        for metric in (SAMPLES, TO_TEACHER)
+    ),
+    *(exceeds(f"ddim{n}", "boot", "frechet", "digits") for n in (1, 2, 4)),
+    exceeds("boot", "ddim4", "speedup", "digits"),
+    *(exceeds(f"ddim{n}", "boot", "frechet", "imagenet64") for n in (1, 10)),
+]
+
+
+def digits_mixture(config: Config, run: Run) -> Problem:
+    """Return normals around the digits, and a classifier of them."""
+    dataset = digits()
+    network, variables = train_classifier(config, dataset, run)
+    images = [source.arrays["image"] for source in (dataset.train, dataset.test)]
+    centres = np.concatenate(images).reshape(-1, 64)
+
+    @jax.jit
+    def classify(samples: jax.Array) -> jax.Array:
+        logits = network.apply(variables, samples.reshape(-1, 8, 8, 1))[0].logits
+        return jax.nn.softmax(jnp.asarray(logits))
+
+    return Problem(centres, spread=0.15, width=384, rate=1e-3, classify=classify)
+
+
+def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Train the students of every setting, and return the records."""
+    analytic = functools.partial(run_analytic, config, seeds=seeds, run=run)
+    boot, records = {"boot": {}}, []
+    if "ring" in config.settings:
+        records += analytic("ring", ring(), config.ring_steps, boot)
+    if "ablations" in config.settings:
+        steps = config.ablation_steps
+        records += analytic("ring ablations", ring(), steps, ABLATIONS)
+    if "mixture" in config.settings:
+        problem = digits_mixture(config, run)
+        records += analytic("digits mixture", problem, config.mixture_steps, boot)
+    if "images" in config.settings:
+        records += run_images(config, seeds, run)
+    return records

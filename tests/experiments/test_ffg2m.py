@@ -1,0 +1,133 @@
+"""FF-G2M's experiment: its protocol, a run of seconds, and the full scale's shapes."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.ffg2m import experiment
+from experiments.ffg2m.claims import CLAIMS, on_every_seed
+from experiments.ffg2m.config import METHODS, PAPER, PRESETS, SETTINGS, Setting
+from jaxkd.data.graphs import GraphDataset
+from jaxkd.evaluation.claims import Status
+from jaxkd.evaluation.records import Record, select
+from jaxkd.experiment import Run
+from jaxkd.graphs import Graph, undirected
+
+
+def test_the_presets_are_the_papers_protocol():
+    paper = PRESETS["paper"]
+    assert (paper.epochs, paper.patience) == (500, 50)
+    assert (paper.weight_decay, paper.teacher_learning_rate) == (5e-4, 0.01)
+    assert paper.methods == METHODS
+    assert SETTINGS["cora-gcn"] == Setting(3, 512, 0.6, 0.5, 1.5, 0.4, 0.01)
+    assert SETTINGS["amazon_photo-gcn"] == Setting(3, 2048, 0.5, 0.6, 1.3, 0.1, 0.001)
+    assert SETTINGS["coauthor_physics-gat"] == Setting(2, 256, 0.3, 0.4, 1.4, 0.3, 0.01)
+    assert len(SETTINGS) == 18
+    assert len(paper.settings) == 15
+    assert {name.split("/")[0] for name in PAPER} <= set(SETTINGS)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Put a graph of three groups that are joined within themselves in Cora's place."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 90).astype(np.int32)
+    features = np.eye(3, dtype="f4")[label] + rng.normal(0, 2, (90, 3)).astype("f4")
+    pairs = rng.integers(0, 90, (2, 2000))
+    pairs = pairs[:, label[pairs[0]] == label[pairs[1]]]
+    graph = Graph(features, *undirected(pairs))
+    parts = np.arange(9), np.arange(9, 40), np.arange(40, 90)
+    dataset = GraphDataset("toy", graph, label, 3, *parts)
+    monkeypatch.setattr(experiment.data, "load_graph", lambda name: dataset)
+    monkeypatch.setitem(SETTINGS, "cora-gcn", Setting(2, 16, 0.2, 0.2, 1.5, 0.3))
+
+
+def test_a_run_has_records_of_every_method_and_resumes(toy, tmp_path):
+    config = replace(PRESETS["paper"], settings=("cora-gcn",), epochs=60, patience=20)
+    records = experiment.run(config, (0, 1), Run(tmp_path))
+    for method in ("teacher", *METHODS):
+        found = select(records, method, "test_accuracy", "cora-gcn")
+        assert [r.seed for r in found] == [0, 1]
+        epochs = [r.value for r in select(records, method, "epochs", "cora-gcn")]
+        assert all(20 < e <= 60 for e in epochs)
+    values = {
+        method: np.mean(
+            [r.value for r in select(records, method, "test_accuracy", "cora-gcn")]
+        )
+        for method in ("teacher", "mlp", "ffg2m")
+    }
+    assert values["teacher"] > 0.9
+    assert values["ffg2m"] > values["mlp"] - 0.05
+    metrics = {r.metric for r in records if r.method == "ffg2m"}
+    assert metrics >= {
+        "teacher_kl",
+        "high_frequency_kl",
+        "agreement",
+        "neighbor_cosine",
+    }
+    assert experiment.run(config, (0, 1), Run(tmp_path)) == records
+
+
+def test_costly_settings_run_three_seeds(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        experiment,
+        "run_setting",
+        lambda config, name, seeds, run: seen.update({name: list(seeds)}) or [],
+    )
+    experiment.run(PRESETS["paper"], range(10), None)
+    assert seen["cora-gcn"] == list(range(10))
+    assert seen["coauthor_physics-gcn"] == [0, 1, 2]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="unknown setting 'cora-gnn'"):
+        experiment.run(replace(PRESETS["small"], settings=("cora-gnn",)), (0,), None)
+    with pytest.raises(ValueError, match="unknown method 'gln'"):
+        experiment.run(replace(PRESETS["small"], methods=("gln",)), (0,), None)
+
+
+def test_the_full_scale_programs_have_shapes():
+    for program, batch in experiment.full_scale(PRESETS["paper"]).values():
+        state = jax.eval_shape(program.init, jax.random.key(0), batch)
+        after, metrics = jax.eval_shape(program.step, state, batch)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        kernel = state.program.student["params"]["layers"]["0"]["kernel"]
+        assert kernel.shape == (8415, 2048)
+        assert metrics["loss"].shape == ()
+        assert all(len(x) % 8 == 0 for x in jax.tree.leaves(batch))
+
+
+def test_claims_are_about_settings_of_the_small_preset():
+    assert {claim.setting for claim in CLAIMS} == set(PRESETS["small"].settings)
+
+
+def test_on_every_seed():
+    def records(low, high):
+        return [
+            Record(method, seed, "x", value, 1.0, "s")
+            for method, values in (("a", low), ("b", high))
+            for seed, value in enumerate(values)
+        ]
+
+    claim = on_every_seed("a", ("b",), "x", "s")
+    assert claim.judge(records([1.0, 2.0], [2.0, 3.0])).status is Status.HOLDS
+    assert claim.judge(records([1.0, 4.0], [2.0, 3.0])).status is Status.FAILS
+    assert claim.judge(records([1.0, 4.0], [])).status is Status.NOT_ESTABLISHED
+
+
+def test_the_teacher_learns_from_labels_alone():
+    setting = SETTINGS["cora-gcn"]
+    for method in ("teacher", "mlp"):
+        assert experiment.objective(setting, method).student_taps == ()
+    batch = {"label": jnp.zeros(2, int), "labelled": jnp.ones(2)}
+    from jaxkd import Outputs
+
+    objective = experiment.objective(setting, "mlp")
+    loss, _ = objective.loss(
+        {"params": {}, "state": {}}, Outputs(jnp.zeros((2, 4))), None, batch, None, 0
+    )
+    np.testing.assert_allclose(loss, np.log(4), rtol=1e-6)
