@@ -13,6 +13,11 @@ ifneq ($(wildcard ../shared/data),)
 export JAXKD_DATA ?= $(abspath ../shared/data)
 endif
 
+# libtpu, which compiles for TPUs, would have JAX look for one here first.
+ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia*),)
+export JAX_PLATFORMS ?= cpu
+endif
+
 .PHONY: demo test check docs bench setup clean
 
 setup: .venv/.ready
@@ -21,7 +26,7 @@ setup: .venv/.ready
 	python3 -m pip install --quiet --target .tools uv
 
 .venv/.ready: pyproject.toml uv.lock $(if $(shell command -v uv 2>/dev/null),,.tools/bin/uv)
-	$(UV) sync --locked --extra dev --extra docs --extra bench
+	$(UV) sync --locked --extra dev --extra docs --extra bench --extra aot
 	touch $@
 
 demo: setup  ## distil students on real digits, print the table, write plots

@@ -1,10 +1,16 @@
 """Sphinx configuration: MyST pages, executed notebooks, API from docstrings."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+
 project = "jaxkd"
 author = "The jaxkd authors"
 copyright = "2026, the jaxkd authors"
 extensions = [
     "myst_nb",
+    "papers",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",

@@ -22,4 +22,5 @@ def test_every_module_is_in_the_reference():
 def test_every_page_is_in_the_table_of_contents():
     contents = re.search(r"{toctree}(.*?)```", (DOCS / "index.md").read_text(), re.S)
     pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
-    assert pages == set(contents[1].split()[2:])
+    # The papers' pages are made when the site is built.
+    assert pages | {"papers/index"} == set(contents[1].split()[2:])
