@@ -146,6 +146,10 @@ def test_shrunk_averages_blocks():
     # 2.5 and 12.5 are rounded to even numbers.
     assert small.arrays["image"][0, :, :, 0].tolist() == [[2, 4], [10, 12]]
     assert small.name == "toy/2x2"
+    # Images that are scaled already keep their fractions.
+    scaled = data.Source("toy", {**source.arrays, "image": image / 16.0}, 2)
+    found = shrunk(scaled, 2).arrays["image"][0, :, :, 0]
+    np.testing.assert_allclose(found, [[2.5 / 16, 4.5 / 16], [10.5 / 16, 12.5 / 16]])
 
 
 def test_the_data_of_the_small_preset():

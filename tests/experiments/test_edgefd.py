@@ -116,7 +116,9 @@ def test_claims_of_a_value():
 
 def test_a_run_of_seconds(tmp_path):
     config = Config(
-        clients=5,
+        train_examples=200,
+        clients=2,
+        classes_per_client=5,
         partitions=("weak", "iid"),
         rounds=2,
         local_steps=1,
@@ -132,8 +134,7 @@ def test_a_run_of_seconds(tmp_path):
         assert all(len(r.curve) == 2 for r in accuracy.values())
         kilobytes = {r.method: r.value for r in mine if r.metric == "upload_kb"}
         assert "local" not in kilobytes
-        assert kilobytes["oracle"] <= kilobytes["edgefd"] + 100
-        assert kilobytes["edgefd"] < kilobytes["fedmd"] == 5 * 280 * 44 / 1000
+        assert kilobytes["edgefd"] < kilobytes["fedmd"] == 2 * 40 * 44 / 1000
     reference = [r for r in records if r.method == "edgefd_iid"]
     assert [r.setting for r in reference] == ["weak"]
     costs = {r.method: r.value for r in records if r.metric == "filter_ms"}

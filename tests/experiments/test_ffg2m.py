@@ -10,6 +10,7 @@ import pytest
 from experiments.ffg2m import experiment
 from experiments.ffg2m.claims import CLAIMS, on_every_seed
 from experiments.ffg2m.config import METHODS, PAPER, PRESETS, SETTINGS, Setting
+from jaxkd import Outputs
 from jaxkd.data.graphs import GraphDataset
 from jaxkd.evaluation.claims import Status
 from jaxkd.evaluation.records import Record, select
@@ -119,15 +120,39 @@ def test_on_every_seed():
     assert claim.judge(records([1.0, 4.0], [])).status is Status.NOT_ESTABLISHED
 
 
-def test_the_teacher_learns_from_labels_alone():
-    setting = SETTINGS["cora-gcn"]
-    for method in ("teacher", "mlp"):
-        assert experiment.objective(setting, method).student_taps == ()
-    batch = {"label": jnp.zeros(2, int), "labelled": jnp.ones(2)}
-    from jaxkd import Outputs
+def test_every_objective_weighs_the_labels_and_the_teacher():
+    setting = Setting(2, 8, 0.5, 0.5, temperature=1.5, label_weight=0.2)
+    rng = np.random.default_rng(0)
+    student, teacher = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)
+    batch = {
+        "graph": Graph(jnp.zeros((5, 1)), jnp.array([0, 1, 3]), jnp.array([1, 0, 2])),
+        "label": jnp.array([0, 1, 2, 0, 1]),
+        "labelled": jnp.array([1.0, 1, 0, 0, 0]),
+        "teacher_logits": teacher,
+    }
+    expected = {
+        "teacher": {"labels": 1.0},
+        "mlp": {"labels": 1.0},
+        "glnn": {"labels": 0.2, "kd": 0.8},
+        "low": {"labels": 0.2, "low_frequency": 0.8},
+        "high": {"labels": 0.2, "high_frequency": 0.8},
+        "ffg2m": {"labels": 0.2, "low_frequency": 0.8, "high_frequency": 0.8},
+    }
 
-    objective = experiment.objective(setting, "mlp")
-    loss, _ = objective.loss(
-        {"params": {}, "state": {}}, Outputs(jnp.zeros((2, 4))), None, batch, None, 0
-    )
-    np.testing.assert_allclose(loss, np.log(4), rtol=1e-6)
+    @jax.jit
+    def losses(student):
+        found, key = {}, jax.random.key(0)
+        for method in expected:
+            objective = experiment.objective(setting, method)
+            variables = objective.init(key, Outputs(student), None, batch)
+            loss, (_, metrics) = objective.loss(
+                variables, Outputs(student), None, batch, key, 0
+            )
+            found[method] = loss, metrics
+        return found
+
+    for method, (loss, metrics) in losses(student).items():
+        weights = expected[method]
+        assert set(metrics) == set(weights)
+        total = sum(weight * metrics[name] for name, weight in weights.items())
+        np.testing.assert_allclose(loss, total, rtol=1e-6)

@@ -189,6 +189,29 @@ def test_laws(s, t, temperature, shift):
     np.testing.assert_allclose(high, scaled, rtol=1e-3, atol=1e-5)
 
 
+def test_a_padded_node_is_as_if_it_were_not_there():
+    method = methods.ffg2m(0.4, 1.5)
+
+    def total(keep):
+        """The loss on the first nodes and the edges among them."""
+        within = np.asarray((keep > SENDERS) & (keep > RECEIVERS))
+        graph = Graph(jnp.zeros((keep, 1)), SENDERS[within], RECEIVERS[within])
+        batch = {
+            "graph": graph,
+            "label": jnp.arange(keep) % CLASSES,
+            "labelled": jnp.ones(keep),
+            "mask": jnp.arange(keep) < 4,
+        }
+        student, teacher = (Outputs(logits(seed)[:keep]) for seed in (0, 1))
+        key = jax.random.key(0)
+        variables = method.init(key, student, teacher, batch)
+        return method.loss(variables, student, teacher, batch, key, 0)[0]
+
+    # Nodes 4 and 5 are padding; edges join 4 with node 0 in both directions.
+    padded, expected = jax.jit(lambda: (total(6), total(4)))()
+    np.testing.assert_allclose(padded, expected, rtol=1e-6)
+
+
 def test_neighbor_cosine():
     z = jnp.array([[1.0, 0], [0, 2], [3, 0], [5, 5]])
     senders, receivers = jnp.array([0, 2, 1, 0]), jnp.array([2, 0, 0, 3])
