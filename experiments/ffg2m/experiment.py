@@ -171,14 +171,7 @@ def programs(
     setting = SETTINGS[name]
     teaches = method == "teacher"
     kind = TEACHERS[name.rpartition("-")[2]] if teaches else "node_mlp"
-    network = models.create(
-        kind,
-        features=features,
-        classes=classes,
-        hidden=setting.hidden,
-        layers=setting.layers,
-        dropout=setting.teacher_dropout if teaches else setting.student_dropout,
-    )
+    network = build(kind, setting, features, classes)
     rate = config.teacher_learning_rate if teaches else setting.learning_rate
     # As PyTorch's Adam: the decay is part of the gradient.
     optimizer = optax.chain(
@@ -186,6 +179,20 @@ def programs(
     )
     program = jaxkd.distill(network, None, objective(setting, method), optimizer)
     return network, with_best(program, validation_accuracy(network))
+
+
+@functools.cache
+def build(kind: str, setting: Setting, features: int, classes: int) -> Network:
+    """Return a setting's network; its students share one, and what it compiles to."""
+    student = kind == "node_mlp"
+    return models.create(
+        kind,
+        features=features,
+        classes=classes,
+        hidden=setting.hidden,
+        layers=setting.layers,
+        dropout=setting.student_dropout if student else setting.teacher_dropout,
+    )
 
 
 def objective(setting: Setting, method: str) -> Method:

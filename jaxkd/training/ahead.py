@@ -106,8 +106,8 @@ def slice_devices(topology: str) -> list[Any]:
         ImportError: ``libtpu`` is not installed.
     """
     _chip(topology)
-    # Without them libtpu looks for a TPU and its neighbours on the network, and lets one
-    # process of a machine alone load it.
+    # Without them libtpu looks for a TPU and its neighbours on the network, and lets
+    # one process of a machine alone load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
