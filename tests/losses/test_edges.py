@@ -194,7 +194,7 @@ def test_a_padded_node_is_as_if_it_were_not_there():
 
     def total(keep):
         """The loss on the first nodes and the edges among them."""
-        within = np.asarray((keep > SENDERS) & (keep > RECEIVERS))
+        within = (keep > np.asarray(SENDERS)) & (keep > np.asarray(RECEIVERS))
         graph = Graph(jnp.zeros((keep, 1)), SENDERS[within], RECEIVERS[within])
         batch = {
             "graph": graph,

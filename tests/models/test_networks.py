@@ -239,8 +239,8 @@ def test_ensemble_refuses_nonsense(unchecked_shapes):
 
 
 def test_zoo_by_name_and_its_shapes():
-    with pytest.raises(ValueError, match="unknown model 'cnm': did you mean 'cnn'"):
-        models.create("cnm")
+    with pytest.raises(ValueError, match="unknown model 'cnnn': did you mean 'cnn'"):
+        models.create("cnnn")
     for name in ("mlp", "cnn", "one_cnn"):
         network = models.create(name)
         variables = jax.jit(network.init)(jax.random.key(0))

@@ -117,6 +117,13 @@ def test_clients_start_from_their_own_keys(first):
     assert len(np.unique(weights(start).ravel())) == weights(start).size
 
 
+def test_random_numbers_are_of_one_client_and_round():
+    key = jax.random.key(0)
+    keys = [init_key(key, c) for c in range(2)]
+    keys += [k for r in range(2) for c in range(2) for k in round_keys(key, r, c)]
+    assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == 10
+
+
 def test_clients_in_a_sequence_may_differ_and_compute_the_same(first):
     """Beside a network with a hidden layer that shares nothing, as under vmap."""
     given, start, _, _ = first
