@@ -80,7 +80,11 @@ def write_pages(app: Sphinx) -> None:
             f"![{p.stem} of {slug}]({place}/{p.relative_to(experiment.folder)})"
             for p in plots(experiment)
         ]
-        page = [f"```{{include}} {place}/README.md\n```", "## Plots", *pictures]
+        page = [
+            f"```{{include}} {place}/README.md\n:relative-images:\n```",
+            "## Plots",
+            *pictures,
+        ]
         (folder / f"{slug}.md").write_text("\n\n".join(page) + "\n")
         cells = (
             f"[{slug}]({slug}.md)",

@@ -58,7 +58,7 @@ def edge_difference_log_probs(
     receivers: Int[Array, "edges"],
     temperature: float = 1.0,
 ) -> Float[Array, "edges classes"]:
-    """Return log softmax(|z_i − z_j|/τ): over which classes an edge's ends differ.
+    """Return ``log softmax(|z_i − z_j|/τ)``: over which classes an edge's ends differ.
 
     Wu et al. 2023, arXiv:2305.10758. The logits are compared as they are, so a constant
     added to all logits of one node matters. Where they are equal the gradient is 0.
@@ -89,8 +89,8 @@ def edge_high_frequency_loss(
     """High-frequency distillation: KL of the ends' differences, teacher ‖ student.
 
     Wu et al. 2023, arXiv:2305.10758, as the authors' code has it:
-    KL(softmax(|h_i − h_j|/τ) ‖ softmax(|z_i − z_j|/τ)) without a factor τ². A self-loop
-    adds 0, so leave them out: they would only dilute the mean.
+    ``KL(softmax(|h_i − h_j|/τ) ‖ softmax(|z_i − z_j|/τ))`` without a factor τ². A
+    self-loop adds 0, so leave them out: they would only dilute the mean.
 
     Args:
         student_logits: z.

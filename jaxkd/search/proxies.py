@@ -27,7 +27,7 @@ def grad_norm(gradients: PyTree) -> Float[Array, ""]:
 
 
 def snip(params: PyTree, gradients: PyTree) -> Float[Array, ""]:
-    """Return Σ |w·g| over the kernels: Lee et al. 2019, arXiv:1810.02340.
+    """Return ``Σ |w·g|`` over the kernels: Lee et al. 2019, arXiv:1810.02340.
 
     Args:
         params: w.
@@ -38,7 +38,7 @@ def snip(params: PyTree, gradients: PyTree) -> Float[Array, ""]:
 
 
 def synflow(logits_fn: Callable[[PyTree], Array], params: PyTree) -> Float[Array, ""]:
-    """Return log Σ w·∂R/∂w over the kernels, where R is the logits' sum with |w|.
+    """Return log Σ w·∂R/∂w over the kernels, where R is the logits' sum with ``|w|``.
 
     Tanaka et al. 2020, arXiv:2006.05467, Eq. 4. R grows by a factor a layer: under 40
     layers and more, only float64 (``jax.enable_x64``) holds it.
@@ -65,7 +65,7 @@ def code_similarity(active: Bool[Array, "batch *units"]) -> Float[Array, "batch 
 
 
 def nwot(kernel: Float[Array, "batch batch"]) -> Float[Array, ""]:
-    """Return log |det K| of the ReLUs' codes: Mellor et al. 2021, arXiv:2006.04647.
+    """Return ``log |det K|`` of the ReLUs' codes: Mellor et al. 2021, arXiv:2006.04647.
 
     Args:
         kernel: K, the sum of `code_similarity` over the network's ReLUs.
