@@ -62,7 +62,7 @@ class PairsConfig:
     evaluate_every: int = 10
 
     def make_optimizer(self, learning_rate: float, epochs: int) -> Optimizer:
-        """Return ``steps -> `` the optimizer of that name.
+        """Return ``steps ->`` the optimizer of that name.
 
         Raises:
             ValueError: an unknown name.
@@ -88,7 +88,7 @@ class PairsConfig:
 Methods = Callable[
     [Network, Network, optax.GradientTransformation], Mapping[str, Program]
 ]
-"""``(student, teacher, optimizer) -> `` programs by their method's name."""
+"""``(student, teacher, optimizer) ->`` programs by their method's name."""
 
 
 def run_pairs(

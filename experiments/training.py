@@ -31,7 +31,7 @@ Optimizer = Callable[[int], optax.GradientTransformation]
 """``steps -> optimizer``, for a rate that decays over the run."""
 
 Measure = Callable[[Any, list[dict]], Mapping[str, float]]
-"""``(last state, history) -> `` metrics of a student beside the usual ones."""
+"""``(last state, history) ->`` metrics of a student beside the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Task:
 
 
 def adam_cosine(learning_rate: float) -> Optimizer:
-    """Return ``steps -> `` Adam with a rate that decays to 0 by a cosine."""
+    """Return ``steps ->`` Adam with a rate that decays to 0 by a cosine."""
     return lambda steps: optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
 
 def adamw_cosine(learning_rate: float, weight_decay: float) -> Optimizer:
-    """Return ``steps -> `` AdamW with a rate that decays to 0 by a cosine."""
+    """Return ``steps ->`` AdamW with a rate that decays to 0 by a cosine."""
     return lambda steps: optax.adamw(
         optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay
     )
@@ -102,7 +102,7 @@ def adamw_cosine(learning_rate: float, weight_decay: float) -> Optimizer:
 def sgd_milestones(
     learning_rate: float, weight_decay: float, milestones: Sequence[int], epochs: int
 ) -> Optimizer:
-    """Return ``steps -> `` SGD with momentum 0.9 and weight decay in the gradient.
+    """Return ``steps ->`` SGD with momentum 0.9 and weight decay in the gradient.
 
     Args:
         learning_rate: at the start.
@@ -221,7 +221,7 @@ def train_students(
         deployed: the network that is tested.
         seeds: of the students and the order of their batches.
         teacher_logits: on the test examples, for agreement and KL.
-        variables: ``state -> `` the deployed network's.
+        variables: ``state ->`` the deployed network's.
         measure: further metrics of each student.
         spec: of the deployed network, to keep the student for ``jaxkd export``.
     """

@@ -102,7 +102,7 @@ class Job:
         )
 
     def optimizer(self, learning_rate: float, epochs: int):
-        """Return ``steps -> `` the configuration's optimizer and decay of the rate."""
+        """Return ``steps ->`` the configuration's optimizer and decay of the rate."""
         config = self.config
         if config.optimizer == "adam":
             return adam_cosine(learning_rate)

@@ -59,7 +59,7 @@ class Pair:
         norms: (scale, bias) of the BatchNorm that makes each stage of the teacher.
         peer: returns a student trained on the labels alone, for self-distillation.
         labels: of the training examples.
-        batches: ``epochs -> `` a few epochs of training batches, for a paraphraser.
+        batches: ``epochs ->`` a few epochs of training batches, for a paraphraser.
         steps_per_epoch: of the student's training.
         warmup_epochs: in which weights rise that rise (20 of 240 in the benchmarks).
         stage_one_epochs: of AB's and FSP's first stage and the paraphraser's training

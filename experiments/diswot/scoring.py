@@ -152,7 +152,7 @@ class Scorer:
 
     @cached_property
     def teach(self) -> Callable[..., search.Statistics]:
-        """Return ``(params, image) -> `` the teacher's statistics."""
+        """Return ``(params, image) ->`` the teacher's statistics."""
         return jax.jit(
             lambda params, image: _statistics(
                 self.teacher, params, image, self.teacher_depths
@@ -161,7 +161,7 @@ class Scorer:
 
     @cached_property
     def terms(self) -> Callable[..., dict[str, Array]]:
-        """Return ``(params, architecture, teacher, batch) -> `` the score's terms."""
+        """Return ``(params, architecture, teacher, batch) ->`` the score's terms."""
 
         def terms(params, architecture, teacher, batch):
             own = _statistics(self.students, params, batch["image"], architecture)
@@ -177,7 +177,7 @@ class Scorer:
     def scorer(
         self, seed: int, batch: dict[str, Array], initial: Initial = "gaussian"
     ) -> Callable[[Architecture], dict[str, float]]:
-        """Return ``architecture -> `` its terms, higher is better."""
+        """Return ``architecture ->`` its terms, higher is better."""
         key = jax.random.key(seed)
         teacher = self.teach(
             self.draw("teacher", initial, jax.random.fold_in(key, TEACHER_FOLD)),

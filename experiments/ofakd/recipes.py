@@ -84,7 +84,7 @@ def make_task(config: Config, name: str, dataset: data.Dataset, recipe: Recipe) 
 def make_optimizer(
     recipe: Recipe, epochs: int
 ) -> Callable[[int], optax.GradientTransformation]:
-    """Return ``steps -> `` the recipe's optimizer for a run of so many epochs."""
+    """Return ``steps ->`` the recipe's optimizer for a run of so many epochs."""
 
     def matrices(params):
         return jax.tree.map(lambda x: x.ndim > 1, params)

@@ -25,7 +25,7 @@ class Student:
     """How the students of some methods are trained and used; compiled once for all.
 
     Attributes:
-        program: ``steps -> `` the program that trains one.
+        program: ``steps ->`` the program that trains one.
         evaluate: ``variables -> metrics`` on the test images.
         predict: ``(variables, positions in the pool) -> (probabilities, features)``.
         distilled: whether it learns from a teacher.

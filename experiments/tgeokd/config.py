@@ -77,7 +77,7 @@ class Config:
     evaluate_every: int = 10
 
     def make_optimizer(self, learning_rate: float, epochs: int) -> Optimizer:
-        """Return ``steps -> `` the optimizer of that name.
+        """Return ``steps ->`` the optimizer of that name.
 
         Raises:
             ValueError: an unknown name.

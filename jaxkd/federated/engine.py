@@ -59,7 +59,7 @@ class Participant:
         client: from `fd_client`.
         private: ``round -> batch`` to train on.
         own: the proxy samples it gives.
-        screen: ``(proxies, own) -> `` which it speaks about, such as `edgefd_mask`.
+        screen: ``(proxies, own) ->`` which it speaks about, such as `edgefd_mask`.
         key: of the run, the same for all.
         evaluate: ``variables -> accuracy``, or None.
     """

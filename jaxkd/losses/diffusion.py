@@ -265,7 +265,7 @@ def boot_bootstrap_loss(
     student at t − δ only.
 
     Args:
-        student: ``(noise, time) -> `` the signal at that time.
+        student: ``(noise, time) ->`` the signal at that time.
         teacher: the signal function.
         noise: ε, the student's input at every time.
         time: t, at least δ.
@@ -316,7 +316,7 @@ def boot_boundary_loss(
     Gu et al. 2023, arXiv:2306.05544, Section 3.2.
 
     Args:
-        student: ``(noise, time) -> `` the signal.
+        student: ``(noise, time) ->`` the signal.
         teacher: the signal function.
         noise: ε, which is x_t at the last time.
         time: the last time for each example.

@@ -42,7 +42,7 @@ def with_best(
 
     Args:
         program: any.
-        score: ``(state, batch) -> `` a scalar that is better when higher, such as the
+        score: ``(state, batch) ->`` a scalar that is better when higher, such as the
             accuracy on validation nodes, computed in the same compiled step.
         of: ``state -> the part to keep``; the student's variables by default.
 

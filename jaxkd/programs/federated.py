@@ -63,7 +63,7 @@ class Client(NamedTuple):
     Attributes:
         init: ``key -> ClientState``.
         learn: ``(state, private batch, key) -> (state, loss)``, from labels.
-        predict: ``(state, inputs) -> `` class probabilities (samples, classes).
+        predict: ``(state, inputs) ->`` class probabilities (samples, classes).
         distill: ``(state, inputs, targets, valid, key) -> (state, loss)``.
     """
 

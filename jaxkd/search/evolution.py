@@ -70,12 +70,12 @@ def regularized_evolution[A](
     Args:
         key: of all draws.
         random_arch: ``rng -> architecture``, for the first population.
-        mutate: ``(rng, architecture) -> `` a neighbour.
+        mutate: ``(rng, architecture) ->`` a neighbour.
         score_fn: ``architecture -> score``, higher is better.
         population: how many live at a time.
         tournament: how many are drawn, with replacement, to compete.
         budget: evaluations in all, the first population's too.
-        constraint: ``architecture -> `` whether it may be evaluated.
+        constraint: ``architecture ->`` whether it may be evaluated.
 
     Raises:
         ValueError: ``tournament`` is not 1 to ``population``, or ``budget`` is less
@@ -121,7 +121,7 @@ def random_search[A: Hashable](
         random_arch: ``rng -> architecture``.
         score_fn: ``architecture -> score``, higher is better.
         budget: evaluations.
-        constraint: ``architecture -> `` whether it may be evaluated.
+        constraint: ``architecture ->`` whether it may be evaluated.
 
     Raises:
         ValueError: ``budget`` is less than 1.

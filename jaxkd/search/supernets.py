@@ -36,7 +36,7 @@ class Supernet(NamedTuple):
         init: ``key -> params`` for all networks.
         apply: ``(params, image, architecture, *, taps=(), train=True) -> Outputs``;
             without ``train`` BatchNorm has averages of 0 and variances of 1.
-        subnetwork: ``(params, architecture) -> `` the parameters of the zoo's network
+        subnetwork: ``(params, architecture) ->`` the parameters of the zoo's network
             of that architecture.
         taps: the features that can be asked for.
     """
