@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from scipy.special import erf, softmax
 
 from jaxkd import models
 from jaxkd.evaluation.cost import parameter_count
 from jaxkd.models.conditioning import sinusoidal
-from jaxkd.models.dit import grid_positions
-from jaxkd.models.unet import resample
+from jaxkd.models.dit import Block, grid_positions
+from jaxkd.models.unet import ResBlock, SpatialAttention, resample
 
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 NETS = {
@@ -143,6 +145,106 @@ def test_dropout_and_remat_change_nothing_in_evaluation():
         same_gradient,
     )
     assert abs(dropped - found) > 1e-3 * found
+
+
+def moved_module(module, seed=0):
+    """Return the module with every parameter random, and the parameters in float64."""
+    graph, params = nnx.split(module)
+    rng = np.random.default_rng(seed)
+    values = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape).astype("f4"), params)
+    plain = {
+        "/".join(map(str, path)): np.asarray(leaf.get_value(), np.float64)
+        for path, leaf in nnx.to_flat_state(values)
+    }
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, values)), plain
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def group_norm(x, groups, scale, bias):
+    n, height, width, channels = x.shape
+    split = x.reshape(n, height, width, groups, channels // groups)
+    mean, var = (f(split, (1, 2, 4), keepdims=True) for f in (np.mean, np.var))
+    return ((split - mean) / np.sqrt(var + 1e-6)).reshape(x.shape) * scale + bias
+
+
+def convolution(x, kernel, bias):
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[1:3]
+    return bias + sum(
+        padded[:, i : i + height, j : j + width] @ kernel[i, j]
+        for i in range(3)
+        for j in range(3)
+    )
+
+
+def attention(x, p, heads):
+    query, key, value = (
+        part.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+        for part in np.split(x @ p["qkv/kernel"] + p["qkv/bias"], 3, axis=-1)
+    )
+    weight = softmax(query @ key.swapaxes(2, 3) / np.sqrt(query.shape[-1]), axis=-1)
+    gathered = (weight @ value).swapaxes(1, 2).reshape(x.shape)
+    return gathered @ p["projection/kernel"] + p["projection/bias"]
+
+
+def under(p, name):
+    return {k[len(name) + 1 :]: v for k, v in p.items() if k.startswith(f"{name}/")}
+
+
+@pytest.mark.parametrize("how", ["", "down", "up"])
+def test_a_residual_block_against_numpy(how):
+    block, p = moved_module(ResBlock(4, 6, 5, 2, 0.0, how, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(1)
+    x, embedding = rng.normal(size=(2, 4, 4, 4)), rng.normal(size=(2, 5))
+
+    def resized(x):
+        if how == "up":
+            return x.repeat(2, 1).repeat(2, 2)
+        quarters = [x[:, i::2, j::2] for i in range(2) for j in range(2)]
+        return sum(quarters) / 4 if how == "down" else x
+
+    y = silu(group_norm(x, 2, p["norm1/scale"], p["norm1/bias"]))
+    y = convolution(resized(y), p["conv1/kernel"], p["conv1/bias"])
+    modulation = silu(embedding) @ p["modulation/kernel"] + p["modulation/bias"]
+    scale, shift = np.split(modulation[:, None, None], 2, axis=-1)
+    y = group_norm(y, 2, p["norm2/scale"], p["norm2/bias"]) * (1 + scale) + shift
+    y = convolution(silu(y), p["conv2/kernel"], p["conv2/bias"])
+    expected = y + resized(x) @ p["shortcut/kernel"][0, 0] + p["shortcut/bias"]
+    found = compiled(block)(jnp.float32(x), jnp.float32(embedding))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_over_a_map_against_numpy():
+    layer, p = moved_module(SpatialAttention(4, 2, 2, rngs=nnx.Rngs(0)))
+    x = np.random.default_rng(1).normal(size=(2, 3, 3, 4))
+    tokens = group_norm(x, 2, p["norm/scale"], p["norm/bias"]).reshape(2, 9, 4)
+    expected = x + attention(tokens, under(p, "attention"), 2).reshape(x.shape)
+    found = compiled(layer)(jnp.float32(x), jnp.zeros((2, 5)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformer_block_against_numpy():
+    block, p = moved_module(Block(4, 2, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(1)
+    x, embedding = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 4))
+
+    def norm(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            x.var(-1, keepdims=True) + 1e-6
+        )
+
+    modulation = silu(embedding) @ p["modulation/kernel"] + p["modulation/bias"]
+    shift1, scale1, gate1, shift2, scale2, gate2 = np.split(modulation[:, None], 6, -1)
+    attended = attention(norm(x) * (1 + scale1) + shift1, under(p, "attention"), 2)
+    y = x + gate1 * attended
+    hidden = (norm(y) * (1 + scale2) + shift2) @ p["mlp/fc1/kernel"] + p["mlp/fc1/bias"]
+    hidden = hidden * 0.5 * (1 + erf(hidden / np.sqrt(2)))
+    expected = y + gate2 * (hidden @ p["mlp/fc2/kernel"] + p["mlp/fc2/bias"])
+    found = compiled(block)(jnp.float32(x), jnp.float32(embedding))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_published_sizes():
