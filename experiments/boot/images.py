@@ -286,7 +286,7 @@ def speeds(
         return time.perf_counter() - started
 
     # The first round compiles.
-    rounds = [{n: seconds(f) for n, f in sample.items()} for _ in range(8)][1:]
+    rounds = [{n: seconds(f) for n, f in sample.items()} for _ in range(22)][1:]
     times = {name: float(np.median([r[name] for r in rounds])) for name in sample}
     return {
         name: {"speedup": times[reference] / t, "milliseconds": 1000 * t / AT_ONCE}

@@ -228,11 +228,11 @@ def ofa_loss(
 ) -> Float[Array, "*batch"]:
     """Cross-entropy with the teacher, its target class enhanced: −Σ_c w_c·log p_s,c.
 
-    Hao et al. 2023 (One-for-All), arXiv:2310.19444, Section 3.2, as the authors' code
-    has it: w is (1 + p_t)^γ − 1 for the target class and p_t^γ for the others, with
-    p = softmax(z/T) and no factor T². At γ = 1 it is KL(p_t ‖ p_s) and the teacher's
-    entropy; a larger γ raises the target's weight, the more the surer the teacher is,
-    and lowers the others'. The paper's Eq. 5 has no power on the others' p_t.
+    Hao et al. 2023 (One-for-All), arXiv:2310.19444, as the authors' code has it: w is
+    (1 + p_t)^γ − 1 for the target class and p_t^γ for the others, with p = softmax(z/T)
+    and no factor T². At γ = 1 it is KL(p_t ‖ p_s) and the teacher's entropy; a larger γ
+    raises the target's weight, the more the surer the teacher is, and lowers the
+    others'.
 
     Args:
         student_logits: z_s.

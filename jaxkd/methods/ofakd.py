@@ -26,7 +26,7 @@ def ofakd(
 ) -> Method:
     """Return one-for-all distillation: logits of all stages learn the teacher's last.
 
-    Hao et al. 2023, arXiv:2310.19444, Section 3. Each tapped stage of the student has
+    Hao et al. 2023, arXiv:2310.19444. Each tapped stage of the student has
     a trained `exit_branch` (maps: separable convolutions; tokens: patch merging and
     transformer blocks; vectors: a perceptron). The loss is `ofa_loss` of the student's
     logits and the sum, not the mean, of the branches'. All weights are 1, also

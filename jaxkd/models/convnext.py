@@ -15,7 +15,7 @@ SIZES = {
     "small": (96, 3, 3, 27, 3),
     "base": (128, 3, 3, 27, 3),
 }
-"""Channels of the first stage and blocks of the four (Section 3)."""
+"""Channels of the first stage and blocks of the four."""
 
 
 def patchify(channels_in: int, channels: int, size: int, *, rngs: nnx.Rngs) -> nnx.Conv:

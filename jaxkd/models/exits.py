@@ -1,6 +1,6 @@
 """Exit branches: heads that turn a student's intermediate features into logits.
 
-Hao et al. 2023 (One-for-All), arXiv:2310.19444, Section 3.1: features of convolutional
+Hao et al. 2023 (One-for-All), arXiv:2310.19444: features of convolutional
 networks, transformers and perceptrons differ, logits do not, so each stage of a student
 gets a branch that ends in logits. They are trained with the student and thrown away
 after. A branch takes ``x`` and a ``mask`` (batch,), 0 for padded examples, which then

@@ -31,7 +31,7 @@ SIZES = {
 }
 """Width of the first stage, blocks and attention heads of the four stages.
 
-Tiny, small and base are the paper's (Section 3.3); pico and nano are students of Hao et
+Tiny, small and base are the paper's; pico and nano are students of Hao et
 al. 2023 (arXiv:2310.19444).
 """
 

@@ -97,7 +97,7 @@ def test_claims_are_about_methods_that_are_run():
 
 def test_full_scale_steps_keep_their_state():
     # With fewer layers: `test_diffusion_models.py` counts the whole network's.
-    config = replace(PRESETS["paper"], blocks=1, multipliers=(1, 2), attention=(32,))
+    config = replace(PRESETS["paper"], blocks=1, multipliers=(1,), attention=())
     programs = full_scale(config)
     assert sorted(programs) == ["student", "teacher"]
     for name, (program, batch) in programs.items():

@@ -120,7 +120,7 @@ def test_a_run_of_seconds(tmp_path):
         clients=2,
         classes_per_client=5,
         partitions=("weak", "iid"),
-        rounds=2,
+        rounds=1,
         local_steps=1,
         distill_steps=1,
         evaluate_every=1,
@@ -131,7 +131,7 @@ def test_a_run_of_seconds(tmp_path):
         mine = [r for r in records if r.setting == kind]
         accuracy = {r.method: r for r in mine if r.metric == "last_accuracy"}
         assert list(accuracy)[:6] == METHODS
-        assert all(len(r.curve) == 2 for r in accuracy.values())
+        assert all(len(r.curve) == 1 for r in accuracy.values())
         kilobytes = {r.method: r.value for r in mine if r.metric == "upload_kb"}
         assert "local" not in kilobytes
         assert kilobytes["edgefd"] < kilobytes["fedmd"] == 2 * 40 * 44 / 1000
