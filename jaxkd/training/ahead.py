@@ -7,11 +7,21 @@ known before a chip is paid for.
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.export
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+    use_abstract_mesh,
+)
 from jaxtyping import PyTree
 
 from jaxkd.checks import unknown_name
@@ -127,6 +137,48 @@ def slice_devices(topology: str) -> list[Any]:
             "such as v5e:2x4, v5e:16x16, v5p:4x4x8 or v6e:16x16"
         ) from None
     return list(found.devices)
+
+
+def compile_for(
+    topology: str, function: Callable[..., Any], *arguments: PyTree
+) -> jax.stages.Compiled:
+    """Compile a function for one chip of a slice that need not be here.
+
+    Args:
+        topology: as in `slice_devices`; ``v5e:2x2``, ``v5p:2x2x1`` and ``v6e:2x2`` are
+            the smallest.
+        function: of arrays.
+        *arguments: their shapes (``jax.ShapeDtypeStruct``).
+
+    Raises:
+        ValueError: an unknown topology.
+        ImportError: ``libtpu`` is not installed.
+    """
+    one = SingleDeviceSharding(slice_devices(topology)[0])
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), arguments
+    )
+    return jax.jit(function).lower(*placed).compile()
+
+
+def lower_for_gpu(function: Callable[..., Any], *arguments: PyTree) -> str:
+    """Return the module (MLIR) that a function lowers to for an H100, Triton included.
+
+    The last step, machine code, is left to the machine with the GPU.
+
+    Args:
+        function: of arrays.
+        *arguments: their shapes (``jax.ShapeDtypeStruct``).
+    """
+    h100 = AbstractDevice(
+        device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu"
+    )
+    triton = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=h100)):
+        exported = jax.export.export(
+            jax.jit(function), platforms=["cuda"], disabled_checks=[triton]
+        )(*arguments)
+    return exported.mlir_module()
 
 
 def _chip(topology: str) -> Chip:

@@ -1,15 +1,19 @@
 """Steps compiled for TPU slices that are not here, and what is refused."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 
 import jaxkd
 from jaxkd import Network, methods, models
 from jaxkd.evaluation.plans import HEADER, plan_markdown, read_plans, write_plans
 from jaxkd.training import DoesNotFit, StepPlan, plan_step
-from jaxkd.training.ahead import slice_devices
+from jaxkd.training.ahead import compile_for, lower_for_gpu, slice_devices
 
 PLAN = StepPlan(
     topology="v5e:2x4",
@@ -104,3 +108,24 @@ def test_plans_are_written_read_and_shown(tmp_path):
     file.write_text('{"a pair": {"topology": "v5e:2x4"}}')
     with pytest.raises(ValueError, match="write it again with `jaxkd compile`"):
         read_plans(file)
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_a_function_for_one_chip(topology):
+    square = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16)
+    compiled = compile_for(topology, jnp.dot, square, square)
+    cost: Any = compiled.cost_analysis()
+    assert cost["flops"] == pytest.approx(2 * 256**3, rel=0.01)
+
+
+def test_a_function_for_a_gpu():
+    x = jax.ShapeDtypeStruct((64,), jnp.float32)
+
+    def double(x):
+        def kernel(x_ref, y_ref):
+            y_ref[...] = x_ref[...] * 2
+
+        parameters = plgpu.CompilerParams()
+        return pl.pallas_call(kernel, jax.typeof(x), compiler_params=parameters)(x)
+
+    assert "triton" in lower_for_gpu(double, x)
