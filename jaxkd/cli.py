@@ -161,7 +161,11 @@ def compile_(
     for row in plan_rows(plans):
         table.add_row(*row)
     console.print(table)
-    console.print("[dim]a chip's share of one step, communication left out[/dim]")
+    for name, plan in plans.items():
+        sent = ", ".join(
+            f"{n / 1e9:.3g} by {kind}" for kind, n in plan.collectives.items()
+        )
+        console.print(f"{name}: code {plan.code / 2**20:.1f} MiB, GB sent: {sent or 0}")
     path = experiment.folder / "results" / "compiled.json"
     write_plans(path, {**(read_plans(path) if path.is_file() else {}), **plans})
     console.print(f"written: {path}", soft_wrap=True)

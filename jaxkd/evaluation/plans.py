@@ -15,10 +15,13 @@ HEADER = (
     "temporaries",
     "of HBM",
     "TFLOP",
-    "GB",
+    "GB HBM",
+    "GB sent",
     "≥ ms",
+    "bound by",
 )
-"""A chip's share of one step; the last column leaves communication out."""
+"""A chip's share of one step: its memory, its work, and the time that it takes at least
+with what it waits for then."""
 
 
 def plan_rows(plans: Mapping[str, StepPlan]) -> list[tuple[str, ...]]:
@@ -32,7 +35,9 @@ def plan_rows(plans: Mapping[str, StepPlan]) -> list[tuple[str, ...]]:
             f"{100 * plan.needed / plan.memory:.1f} %",
             f"{plan.flops / 1e12:.3g}",
             f"{plan.bytes_accessed / 1e9:.3g}",
-            f"{1000 * plan.roofline:.3g}",
+            f"{sum(plan.collectives.values()) / 1e9:.3g}",
+            f"{1000 * max(plan.bounds.values()):.3g}",
+            max(plan.bounds, key=plan.bounds.__getitem__),
         )
         for name, plan in plans.items()
     ]
@@ -44,7 +49,8 @@ def _axes(plan: StepPlan) -> str:
 
 def plan_markdown(plans: Mapping[str, StepPlan]) -> str:
     """Return the table in Markdown."""
-    lines = [HEADER, ("---",) * 2 + ("---:",) * (len(HEADER) - 2), *plan_rows(plans)]
+    rule = ("---",) * 2 + ("---:",) * (len(HEADER) - 3) + ("---",)
+    lines = [HEADER, rule, *plan_rows(plans)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -48,7 +48,9 @@ def dispatch(op: str, implementation: str, versions: Versions, *arrays: Any) -> 
         NotImplementedError: at compilation, ``"pallas"`` for a platform without one.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(unknown_name("implementation", implementation, IMPLEMENTATIONS))
+        raise ValueError(
+            unknown_name("implementation", implementation, IMPLEMENTATIONS)
+        )
     if implementation == "reference":
         return versions.reference(*arrays)
     kernels = {

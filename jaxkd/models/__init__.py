@@ -12,6 +12,7 @@ from jaxkd.models.dual_head import dual_head
 from jaxkd.models.ensemble import ensemble, member, with_logits
 from jaxkd.models.gnn import gat, gcn, graphsage, node_mlp
 from jaxkd.models.lenet import lenet
+from jaxkd.models.llama import llama
 from jaxkd.models.mixer import mlp_mixer, resmlp
 from jaxkd.models.mlp import mlp
 from jaxkd.models.mobilenet import mobilenet_v2
@@ -36,6 +37,7 @@ MODELS: dict[str, Callable[..., Network]] = {
     "graphsage": graphsage,
     "imagenet_resnet": imagenet_resnet,
     "lenet": lenet,
+    "llama": llama,
     "mlp": mlp,
     "mlp_mixer": mlp_mixer,
     "mobilenet_v2": mobilenet_v2,

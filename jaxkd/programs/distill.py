@@ -23,7 +23,14 @@ from jaxkd.types import (
 )
 
 DIFFUSION_INPUTS = ("image", "time", "condition")
-TEXT_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "pixel_values")
+TEXT_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "segment_ids",
+    "position_ids",
+    "decoder_input_ids",
+    "pixel_values",
+)
 
 
 def network_inputs(batch: Batch) -> Inputs:

@@ -25,11 +25,13 @@ from jax.sharding import (
 from jaxtyping import PyTree
 
 from jaxkd.checks import unknown_name
+from jaxkd.training.costs import program_costs
 from jaxkd.training.sharding import (
     BATCH_AXES,
     MeshShape,
     batch_parts,
     make_mesh,
+    on_mesh,
     state_sharding,
 )
 from jaxkd.types import Batch, Program
@@ -43,17 +45,19 @@ class Chip:
         memory: bytes of HBM.
         flops: bfloat16 operations a second.
         bandwidth: bytes a second between HBM and the chip.
+        interconnect: bytes a second to its neighbours, over all its links.
     """
 
     memory: int
     flops: float
     bandwidth: float
+    interconnect: float
 
 
 CHIPS = {
-    "v5e": Chip(16 * 2**30, 197e12, 819e9),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9),
-    "v6e": Chip(32 * 2**30, 918e12, 1640e9),
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
 }
 """Chips by the name that begins a topology's, such as ``v5e:2x4``."""
 
@@ -69,8 +73,9 @@ class StepPlan:
         arguments: bytes of the state and the batch.
         temporaries: bytes held during the step.
         code: bytes of the program.
-        flops: operations of a step; a loop's body counts once.
+        flops: operations of a step, as `program_costs` counts them.
         bytes_accessed: to and from HBM; likewise.
+        collectives: bytes sent to other chips, by the kind of collective; likewise.
         seconds: that compiling took.
     """
 
@@ -82,6 +87,7 @@ class StepPlan:
     code: int
     flops: float
     bytes_accessed: float
+    collectives: dict[str, float]
     seconds: float
 
     @property
@@ -95,10 +101,14 @@ class StepPlan:
         return self.arguments + self.temporaries + self.code
 
     @property
-    def roofline(self) -> float:
-        """Return the seconds below which no step goes, communication left out."""
+    def bounds(self) -> dict[str, float]:
+        """Return the seconds that a step takes at least, by what it waits for."""
         chip = _chip(self.topology)
-        return max(self.flops / chip.flops, self.bytes_accessed / chip.bandwidth)
+        return {
+            "compute": self.flops / chip.flops,
+            "memory": self.bytes_accessed / chip.bandwidth,
+            "network": sum(self.collectives.values()) / chip.interconnect,
+        }
 
 
 class DoesNotFit(ValueError):
@@ -210,12 +220,14 @@ def plan_step(
     devices = slice_devices(topology)
     where = make_mesh(mesh, devices)
     started = time.perf_counter()
-    state = jax.eval_shape(program.init, jax.random.key(0), batch)
+    state = jax.eval_shape(on_mesh(program.init, where), jax.random.key(0), batch)
     placed = _placed(state, state_sharding(state, where))
     shardings = jax.tree.map(lambda x: x.sharding, placed)
     everywhere = NamedSharding(where, PartitionSpec())
     step = jax.jit(
-        program.step, donate_argnums=0, out_shardings=(shardings, everywhere)
+        on_mesh(program.step, where),
+        donate_argnums=0,
+        out_shardings=(shardings, everywhere),
     )
     try:
         compiled = step.lower(placed, _split(batch, where)).compile()
@@ -226,7 +238,7 @@ def plan_step(
             f"a step does not fit a chip of {topology}: {str(error)[:2000]}"
         ) from None
     memory: Any = compiled.memory_analysis()
-    cost: Any = compiled.cost_analysis()
+    costs = program_costs(compiled.as_text() or "")
     return StepPlan(
         topology=topology,
         chips=where.size,
@@ -234,8 +246,9 @@ def plan_step(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=cost.get("flops", 0.0),
-        bytes_accessed=cost.get("bytes accessed", 0.0),
+        flops=costs.flops,
+        bytes_accessed=costs.bytes_accessed,
+        collectives=costs.collectives,
         seconds=time.perf_counter() - started,
     )
 

@@ -17,7 +17,12 @@ from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.metrics import MetricWriter
 from jaxkd.training.preemption import TERMINATED, preemption
 from jaxkd.training.progress import ProgressBar
-from jaxkd.training.sharding import make_mesh, shard_batch, state_sharding
+from jaxkd.training.sharding import (
+    make_mesh,
+    on_mesh,
+    shard_batch,
+    state_sharding,
+)
 from jaxkd.types import Batch, Program
 
 logger = logging.getLogger(__name__)
@@ -198,7 +203,8 @@ def _compiled(
     step takes its state's memory for the new state (donation).
     """
     example = jax.tree.unflatten(batch.structure, batch.leaves)
-    shapes = jax.eval_shape(program.init, jax.random.key(0), example)
+    init, train = on_mesh(program.init, mesh), on_mesh(program.step, mesh)
+    shapes = jax.eval_shape(init, jax.random.key(0), example)
     shardings = state_sharding(shapes, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     like = jax.tree.map(
@@ -210,13 +216,11 @@ def _compiled(
     # numbers for every array, which LLVM's optimisation makes no faster.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     start = jax.jit(
-        program.init,
+        init,
         out_shardings=shardings,
         compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
     )
-    step = jax.jit(
-        program.step, donate_argnums=0, out_shardings=(shardings, everywhere)
-    )
+    step = jax.jit(train, donate_argnums=0, out_shardings=(shardings, everywhere))
     return start, step, like
 
 

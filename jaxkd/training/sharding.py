@@ -7,16 +7,23 @@ XLA inserts the collectives, so the numbers do not depend on the mesh beyond rou
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    use_abstract_mesh,
+)
 from jaxtyping import PyTree
 
 from jaxkd.checks import unknown_name
+from jaxkd.models.axes import logical_spec, parameter_axes
 from jaxkd.types import Batch
 
 AXES = ("data", "fsdp", "tensor")
@@ -92,14 +99,21 @@ def make_mesh(
     return jax.make_mesh(sizes, AXES, automatic, devices=found[:needed])
 
 
-def partition(shape: tuple[int, ...], mesh: Mesh, min_size: int) -> PartitionSpec:
+def partition(
+    path: Sequence[str], shape: tuple[int, ...], mesh: Mesh, min_size: int
+) -> PartitionSpec:
     """Return how an array of the state is split.
 
-    ``tensor`` takes the last axis (a weight's outputs) and ``fsdp`` the largest other
-    one, where they can be divided; arrays below ``min_size`` elements are not split.
+    A weight that `jaxkd.models.axes` knows by its path lies as its logical axes say. Of
+    another one ``tensor`` takes the last axis (a weight's outputs) and ``fsdp`` the
+    largest other one, where they can be divided. Arrays below ``min_size`` elements are
+    not split.
     """
     if not shape or math.prod(shape) < min_size:
         return PartitionSpec()
+    axes = parameter_axes(path, len(shape))
+    if axes is not None:
+        return logical_spec(shape, axes, mesh.shape)
     spec: list[str | None] = [None] * len(shape)
     if mesh.shape["tensor"] > 1 and shape[-1] % mesh.shape["tensor"] == 0:
         spec[-1] = "tensor"
@@ -121,9 +135,25 @@ def state_sharding(state: PyTree, mesh: Mesh, min_size: int = MIN_SIZE) -> PyTre
         mesh: from `make_mesh`.
         min_size: elements below which an array is copied to every device.
     """
-    return jax.tree.map(
-        lambda x: NamedSharding(mesh, partition(x.shape, mesh, min_size)), state
-    )
+
+    def place(path: Any, x: Any) -> NamedSharding:
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        return NamedSharding(mesh, partition(names, x.shape, mesh, min_size))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Return the function with the mesh known to the models that it traces.
+
+    They pin their activations to it (`jaxkd.models.axes.constrain`).
+    """
+
+    def run(*arguments: Any) -> Any:
+        with use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return run
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -24,6 +24,7 @@ PLAN = StepPlan(
     code=2**30,
     flops=1.97e12,
     bytes_accessed=8.19e9,
+    collectives={"all-gather": 1e9, "all-reduce": 2e9},
     seconds=1.0,
 )
 
@@ -57,7 +58,8 @@ def test_a_step_for_eight_chips():
     state = 4 * 4 * 64 * 256 / 8
     assert state < plan.arguments < 40 * state
     assert 0 < plan.needed < plan.memory == 16 * 2**30
-    assert plan.roofline > 0
+    assert set(plan.collectives) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert min(plan.bounds.values()) > 0
 
 
 def test_a_batch_that_cannot_be_split_is_copied():
@@ -92,7 +94,9 @@ def test_figures_of_a_plan():
     assert PLAN.memory == 16 * 2**30
     assert PLAN.needed == 2**32
     # Both roofs at 10 ms.
-    assert PLAN.roofline == pytest.approx(0.01)
+    assert PLAN.bounds == pytest.approx(
+        {"compute": 0.01, "memory": 0.01, "network": 0.015}
+    )
 
 
 def test_plans_are_written_read_and_shown(tmp_path):
@@ -103,7 +107,7 @@ def test_plans_are_written_read_and_shown(tmp_path):
     assert header == f"| {' | '.join(HEADER)} |"
     assert row == (
         "| a pair | v5e:2x4, data 2 x fsdp 4 | 1,024.0 MiB | 2,048.0 MiB | 25.0 % "
-        "| 1.97 | 8.19 | 10 |"
+        "| 1.97 | 8.19 | 3 | 15 | network |"
     )
     file.write_text('{"a pair": {"topology": "v5e:2x4"}}')
     with pytest.raises(ValueError, match="write it again with `jaxkd compile`"):

@@ -118,7 +118,7 @@ def test_partition():
     mesh = make_mesh(MeshShape(fsdp=2, tensor=2))
 
     def spec(*shape, min_size=1):
-        return partition(shape, mesh, min_size)
+        return partition(("layer", "kernel"), shape, mesh, min_size)
 
     assert spec(3, 3, 8, 6) == PartitionSpec(None, None, "fsdp", "tensor")
     assert spec(8, 7) == PartitionSpec("fsdp", None)
@@ -126,7 +126,7 @@ def test_partition():
     assert spec(7, 7) == PartitionSpec(None, None)
     assert spec() == PartitionSpec()
     assert spec(8, 8, min_size=65) == PartitionSpec()
-    assert partition((8, 8), make_mesh("one"), 1) == PartitionSpec(None, None)
+    assert partition((), (8, 8), make_mesh("one"), 1) == PartitionSpec(None, None)
 
 
 def test_make_mesh():
