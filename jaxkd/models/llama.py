@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.kernels.attention import attention
 from jaxkd.models.axes import constrain
 from jaxkd.models.rope import RopeScaling, frequencies, rotate
 from jaxkd.types import Network, Outputs
@@ -83,12 +84,12 @@ class Sequence:
 
     Attributes:
         positions: (batch, length), for the rotations.
-        valid: (batch, 1, length or 1, length), keys that a query may attend to, or
-            None where it may attend to all before it.
+        segments: (batch, length), tokens see those of their own segment alone; None
+            where all are of one.
     """
 
     positions: Int[Array, "batch length"]
-    valid: Array | None
+    segments: Int[Array, "batch length"] | None
 
 
 class Attention(nnx.Module):
@@ -127,13 +128,13 @@ class Attention(nnx.Module):
             )
         )
         window = self.config.window
-        gathered = jax.nn.dot_product_attention(
+        gathered = attention(
             query,
             key,
             value,
-            mask=tokens.valid,
-            is_causal=True,
-            local_window_size=None if window is None else (window - 1, 0),
+            causal=True,
+            window=None if window is None else window - 1,
+            segment_ids=tokens.segments,
         )
         return self.out(rearrange(gathered, "b l h d -> b l (h d)"))
 
@@ -265,14 +266,12 @@ def _sequence(ids: Int[Array, "batch length"], inputs: Mapping[str, Array]) -> S
     positions = inputs.get("position_ids")
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    valid = None
+    segments = inputs.get("segment_ids")
     if "attention_mask" in inputs:
-        valid = jnp.asarray(inputs["attention_mask"], bool)[:, None, None]
-    if "segment_ids" in inputs:
-        segments = jnp.asarray(inputs["segment_ids"])
-        same = (segments[:, :, None] == segments[:, None, :])[:, None]
-        valid = same if valid is None else valid & same
-    return Sequence(jnp.asarray(positions), valid)
+        real = jnp.asarray(inputs["attention_mask"], jnp.int32)
+        # Padding is a segment of its own.
+        segments = real if segments is None else jnp.where(real, segments, -1)
+    return Sequence(jnp.asarray(positions), segments)
 
 
 def llama(

@@ -1,5 +1,6 @@
 """The decoder against transformers' logits and hidden states, and its own laws."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_logits_and_hidden_states_are_those_of_transformers(name):
 SMALL = {
     "vocabulary": 17,
     "width": 16,
-    "layers": 3,
+    "layers": 2,
     "heads": 4,
     "hidden": 24,
     "kv_heads": 2,
@@ -117,9 +118,14 @@ def variables():
     return jax.jit(llama(**SMALL).init)(jax.random.key(0))
 
 
+@functools.cache
+def forward(**changes):
+    network = llama(**{**SMALL, **changes})
+    return jax.jit(lambda v, x: network.apply(v, x)[0].logits)
+
+
 def logits(variables, inputs, **changes):
-    outputs, _ = llama(**{**SMALL, **changes}).apply(variables, inputs)
-    return np.asarray(outputs.logits)
+    return np.asarray(forward(**changes)(variables, inputs))
 
 
 def test_a_token_sees_none_after_it(variables):
@@ -131,12 +137,12 @@ def test_a_token_sees_none_after_it(variables):
 
 @pytest.mark.parametrize("changes", [{"scan": False}, {"remat": True}])
 def test_the_blocks_are_the_same_however_they_are_compiled(variables, changes):
-    inputs = {"input_ids": IDS}
+    def gradient(**changes):
+        apply = llama(**{**SMALL, **changes}).apply
+        loss = lambda v: apply(v, {"input_ids": IDS})[0].logits.var()  # noqa: E731
+        return jax.jit(jax.grad(loss))(variables)
 
-    def loss(variables, **changes):
-        return llama(**{**SMALL, **changes}).apply(variables, inputs)[0].logits.var()
-
-    plain, other = (jax.grad(loss)(variables), jax.grad(loss)(variables, **changes))
+    plain, other = gradient(), gradient(**changes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
 
 
@@ -163,8 +169,9 @@ def test_packed_sequences_do_not_see_one_another(variables):
 
 
 def test_the_head_and_the_last_features_make_the_logits(variables):
-    outputs, _ = llama(**SMALL).apply(
-        variables, {"input_ids": IDS}, taps=("final", "head", "block1.attn")
+    network, taps = llama(**SMALL), ("final", "head", "block1.attn")
+    outputs, _ = jax.jit(lambda v, x: network.apply(v, x, taps=taps))(
+        variables, {"input_ids": IDS}
     )
     np.testing.assert_allclose(
         outputs.features["final"] @ outputs.features["head"], outputs.logits, atol=1e-6
@@ -174,10 +181,11 @@ def test_the_head_and_the_last_features_make_the_logits(variables):
 
 def test_bfloat16_stays_bfloat16(variables):
     network = llama(**SMALL).computing_in(jnp.bfloat16)
-    outputs, _ = network.apply(variables, {"input_ids": IDS})
-    assert outputs.logits.dtype == jnp.bfloat16
+    run = jax.jit(lambda v: network.apply(v, {"input_ids": IDS})[0].logits)
+    found = run(variables)
+    assert found.dtype == jnp.bfloat16
     exact = logits(variables, {"input_ids": IDS})
-    np.testing.assert_allclose(outputs.logits.astype(float), exact, atol=0.02)
+    np.testing.assert_allclose(found.astype(float), exact, atol=0.02)
 
 
 def test_low_frequencies_are_slowed_and_high_ones_kept():
