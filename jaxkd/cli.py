@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +22,7 @@ from jaxkd.experiment import (
     Experiment,
     Run,
     load_experiment,
+    on_first_process,
     read_part,
     slugs,
 )
@@ -280,14 +282,14 @@ def _run_command(arguments: Sequence[str]) -> Callable[..., None]:
         folder = (
             folder or Path("runs") / f"{slug}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
         )
-        if folder.exists():
+        if on_first_process(folder.exists):
             raise FileExistsError(
                 f"{folder} exists: go on with it by `jaxkd resume {folder}`, or name a "
                 "new folder"
             )
         from jaxkd.evaluation.results import code_state
 
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=jax.process_count() > 1)
         results = results or _results_file(experiment, preset)
         saved = {
             "experiment": slug,
@@ -297,7 +299,8 @@ def _run_command(arguments: Sequence[str]) -> Callable[..., None]:
             "results": str(results),
             "code": code_state(),
         }
-        (folder / RUN_FILE).write_text(json.dumps(saved, indent=2))
+        if jax.process_index() == 0:
+            (folder / RUN_FILE).write_text(json.dumps(saved, indent=2))
         _execute(experiment, preset, config, seeds, folder, results, saved["code"])
 
     if default is None:
@@ -340,6 +343,8 @@ def _execute(
     started = time.perf_counter()
     with ProgressBar(console) as progress:
         records = experiment.run(config, range(seeds), Run(folder, progress))
+    if jax.process_index():
+        return
     results.parent.mkdir(parents=True, exist_ok=True)
     write_results(
         results,

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxkd.checks import unknown_name
 from jaxkd.evaluation.claims import Claim
 from jaxkd.evaluation.records import Record
@@ -30,8 +33,11 @@ RUN_FILE = "run.json"
 class Run:
     """Where one run of an experiment keeps what it has done.
 
+    Several processes (``jax.distributed``) work at the same part together.
+
     Attributes:
-        folder: holds a folder for each part, with its checkpoints and records.
+        folder: holds a folder for each part, with its checkpoints and records. It is
+            one folder for all processes, on a disk that they share.
         progress: a bar to draw on, or None.
     """
 
@@ -52,12 +58,22 @@ class Run:
         """
         folder = self.folder / name
         done = folder / "records.json"
-        if done.is_file():
+        if on_first_process(done.is_file):
             return read_part(folder)
         folder.mkdir(parents=True, exist_ok=True)
         records = compute(folder)
-        write_atomically(done, json.dumps([dataclasses.asdict(r) for r in records]))
+        if jax.process_index() == 0:
+            write_atomically(done, json.dumps([dataclasses.asdict(r) for r in records]))
         return records
+
+
+def on_first_process(ask: Callable[[], bool]) -> bool:
+    """Return what the first of all processes finds, for all to do the same."""
+    if jax.process_count() == 1:
+        return ask()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return bool(broadcast_one_to_all(np.asarray(ask())))
 
 
 def read_part(folder: Path) -> list[Record]:

@@ -5,21 +5,24 @@ model pins its activations with `constrain`; `RULES` says over which axes of the
 each is split. XLA fills in the rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("dcn", "data", "fsdp"),
+    "length": ("tensor",),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "hidden": ("tensor",),
     "vocabulary": ("tensor",),
 }
 """Axes of the mesh by logical axis. ``embed`` is a weight's axis of the residual
-stream's features; an activation's is not split, and is called None."""
+stream's features; an activation's is not split, and is called None. ``length`` is of
+what is kept between blocks, where every token is for itself (Korthikanti et al. 2022,
+arXiv:2205.05198)."""
 
 PARAMETERS: Mapping[tuple[str, str], tuple[str | None, ...]] = {
     ("embed", "embedding"): ("vocabulary", "embed"),
@@ -85,3 +88,45 @@ def logical_spec(
             parts *= mesh[name]
         placed.append(over if parts > 1 and size % parts == 0 else None)
     return PartitionSpec(*placed)
+
+
+def on_devices(
+    function: Callable[..., Array],
+    arrays: Sequence[Array | None],
+    axes: Sequence[Sequence[str | None]],
+) -> Array:
+    """Return ``function(*arrays)``, computed by every device from its own part.
+
+    For kernels, which XLA cannot split by itself; without a mesh it is the plain call.
+
+    Args:
+        function: what a device does with its part; the result lies as the first array.
+        arrays: to split, or None.
+        axes: the logical axes of each array. Those of one name must all be divisible,
+            or none is split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*arrays)
+    whole = {
+        name
+        for array, names in zip(arrays, axes, strict=True)
+        if array is not None
+        for i, name in enumerate(names)
+        if name and logical_spec(array.shape, names, mesh.shape)[i] is None
+    }
+    specs = [
+        None
+        if array is None
+        else logical_spec(
+            array.shape,
+            [None if name in whole else name for name in names],
+            mesh.shape,
+        )
+        for array, names in zip(arrays, axes, strict=True)
+    ]
+    # Kernels do not say over which axes their results vary, and nothing is sent here.
+    run = jax.shard_map(
+        function, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
+    )
+    return run(*arrays)

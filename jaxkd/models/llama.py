@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxkd.kernels.attention import attention
-from jaxkd.models.axes import constrain
+from jaxkd.models.axes import constrain, on_devices
 from jaxkd.models.rope import RopeScaling, frequencies, rotate
 from jaxkd.types import Network, Outputs
 
@@ -128,13 +128,22 @@ class Attention(nnx.Module):
             )
         )
         window = self.config.window
-        gathered = attention(
-            query,
-            key,
-            value,
-            causal=True,
-            window=None if window is None else window - 1,
-            segment_ids=tokens.segments,
+
+        def attend(query, key, value, segments) -> Array:
+            return attention(
+                query,
+                key,
+                value,
+                causal=True,
+                window=None if window is None else window - 1,
+                segment_ids=segments,
+            )
+
+        heads = ("batch", None, "heads", None)
+        gathered = on_devices(
+            attend,
+            (query, key, value, tokens.segments),
+            (heads, heads, heads, ("batch", None)),
         )
         return self.out(rearrange(gathered, "b l h d -> b l (h d)"))
 
@@ -225,7 +234,7 @@ class Llama(nnx.Module):
         kinds = {".attn" if tap.endswith(".attn") else "" for tap in asked}
 
         def step(x: Array, block: Any) -> tuple[Array, dict[str, Array]]:
-            x = constrain(x, "batch", None, None)
+            x = constrain(x, "batch", "length", None)
             x, attended = nnx.merge(graph, block)(x, tokens)
             found = {"": x, ".attn": attended}
             return x, {kind: found[kind] for kind in kinds}

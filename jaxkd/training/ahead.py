@@ -119,13 +119,15 @@ def slice_devices(topology: str) -> list[Any]:
     """Return the devices of a slice that need not be here.
 
     Args:
-        topology: chip and shape, such as ``v5e:2x4``, ``v5p:4x4x8`` or ``v6e:16x16``.
+        topology: chip and shape, such as ``v5e:2x4``, ``v5p:4x4x8`` or ``v6e:16x16``;
+            ``2xv5e:16x16`` is two slices that a data centre's network joins.
 
     Raises:
         ValueError: an unknown chip, or a shape that does not exist.
         ImportError: ``libtpu`` is not installed.
     """
     _chip(topology)
+    slices, shape = _slices(topology)
     # Without them libtpu looks for a TPU and its neighbours on the network, and lets
     # one process of a machine alone load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -140,7 +142,7 @@ def slice_devices(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        found = topologies.get_topology_desc(shape, "tpu", num_slices=slices)
     except Exception as error:
         raise ValueError(
             f"topology {topology!r} is no slice that libtpu knows ({error}): name one "
@@ -191,8 +193,14 @@ def lower_for_gpu(function: Callable[..., Any], *arguments: PyTree) -> str:
     return exported.mlir_module()
 
 
+def _slices(topology: str) -> tuple[int, str]:
+    """Return how many slices there are, and what each is."""
+    count, times, shape = topology.partition("xv")
+    return (int(count), f"v{shape}") if times and count.isdigit() else (1, topology)
+
+
 def _chip(topology: str) -> Chip:
-    name = topology.partition(":")[0]
+    name = _slices(topology)[1].partition(":")[0]
     if name not in CHIPS:
         raise ValueError(unknown_name("chip", name, CHIPS))
     return CHIPS[name]

@@ -155,18 +155,13 @@ class _Program:
             return float(stated[1]) if stated else 0.0
         if instruction.op not in ("dot", "convolution"):
             return 0.0
+        left, right = (_dimensions(shapes[name]) for name in instruction.operands[:2])
+        if instruction.op == "convolution":
+            return _convolution_flops(instruction, left, right)
+        axes = re.search(r"rhs_contracting_dims=\{([\d,]*)\}", instruction.text)
+        contracted = [int(a) for a in axes[1].split(",") if a] if axes else []
         result = math.prod(_dimensions(instruction.shape))
-        weights = _dimensions(shapes[instruction.operands[1]])
-        if instruction.op == "dot":
-            axes = re.search(r"rhs_contracting_dims=\{([\d,]*)\}", instruction.text)
-            contracted = [int(a) for a in axes[1].split(",") if a] if axes else []
-            return 2.0 * result * math.prod(weights[a] for a in contracted)
-        labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.text)
-        if labels is None:
-            return 0.0
-        # Every element of the result sums over all of a filter but its output features.
-        outputs = weights[labels[1].index("o")]
-        return 2.0 * result * math.prod(weights) / outputs
+        return 2.0 * result * math.prod(right[a] for a in contracted)
 
     def _bytes(self, instruction: _Instruction, shapes: dict[str, str]) -> float:
         if instruction.op in _FREE or _collective(instruction):
@@ -244,6 +239,38 @@ def _closing(text: str) -> int:
     return len(text)
 
 
+def _convolution_flops(
+    convolution: _Instruction, inputs: list[int], weights: list[int]
+) -> float:
+    """Count a convolution's products; those with padding are none.
+
+    TPU programs have products of matrices as convolutions, mostly of padding.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.text)
+    if labels is None:
+        raise ValueError(f"{convolution.name} has no dim_labels")
+    result = _dimensions(convolution.shape)
+    total = 2.0 * result[labels[3].index("b")] * result[labels[3].index("f")]
+    total *= weights[labels[2].index("i")]
+    window = re.search(r"window=\{([^}]*)\}", convolution.text)
+    fields = dict(part.split("=") for part in window[1].split()) if window else {}
+    for axis in sorted(set(labels[2]) - {"i", "o"}):
+
+        def of(name: str, default: str, axis=int(axis)) -> str:
+            return fields[name].split("x")[axis] if name in fields else default
+
+        step, spread = int(of("stride", "1")), int(of("lhs_dilate", "1"))
+        apart, before = int(of("rhs_dilate", "1")), int(of("pad", "0_0").split("_")[0])
+        length = (inputs[labels[1].index(axis)] - 1) * spread + 1
+        taps = [
+            start * step + tap * apart - before
+            for start in range(result[labels[3].index(axis)])
+            for tap in range(weights[labels[2].index(axis)])
+        ]
+        total *= sum(0 <= at < length and at % spread == 0 for at in taps)
+    return total
+
+
 def _called(instruction: _Instruction, name: str) -> str:
     found = re.search(rf"{name}=%?([\w.\-]+)", instruction.text)
     if found is None:
@@ -312,5 +339,5 @@ def _bytes_of(found: re.Match) -> float:
     kind, sizes = found[1], [int(size) for size in found[2].split(",") if size]
     if kind not in _SIZES:
         digits = re.search(r"\d+", kind)
-        return math.prod(sizes) * (int(digits[0]) / 8 if digits else 0)
+        return math.prod(sizes) * int(digits[0]) / 8 if digits else 0.0
     return float(math.prod(sizes) * _SIZES[kind])

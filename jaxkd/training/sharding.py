@@ -1,9 +1,11 @@
 """Meshes, and how a program's state and batches lie on them.
 
-A mesh has three axes. Batches are split over ``data`` and ``fsdp`` together; the state
-is copied along ``data``, split along ``fsdp`` (each device holds its share of every
-large array, and gathers a layer when it runs) and along ``tensor`` (layers' outputs).
-XLA inserts the collectives, so the numbers do not depend on the mesh beyond rounding.
+A mesh has four axes. Batches are split over ``dcn``, ``data`` and ``fsdp`` together;
+the state is copied along ``dcn`` and ``data``, split along ``fsdp`` (each device holds
+its share of every large array, and gathers a layer when it runs) and along ``tensor``
+(layers' outputs). ``dcn`` counts slices of a pod, between which only the data centre's
+network runs. XLA inserts the collectives, so the numbers do not depend on the mesh
+beyond rounding.
 """
 
 import math
@@ -13,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import (
     AxisType,
     Mesh,
@@ -26,8 +29,8 @@ from jaxkd.checks import unknown_name
 from jaxkd.models.axes import logical_spec, parameter_axes
 from jaxkd.types import Batch
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = ("dcn", "data", "fsdp", "tensor")
+BATCH_AXES = ("dcn", "data", "fsdp")
 MIN_SIZE = 2**14
 """Arrays of fewer elements are copied to every device: gathering costs more."""
 
@@ -39,6 +42,7 @@ class MeshShape:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    dcn: int = 1
 
 
 MESHES = {
@@ -47,11 +51,15 @@ MESHES = {
     "fsdp": MeshShape(fsdp=-1),
     "h100-8": MeshShape(fsdp=8),
     "v5e-8": MeshShape(fsdp=8),
-    "v5e-256": MeshShape(fsdp=64, tensor=4),
+    "v6e-8": MeshShape(fsdp=8),
+    "v5p-64": MeshShape(fsdp=16, tensor=4),
     "v5p-128": MeshShape(fsdp=32, tensor=4),
+    "v5e-256": MeshShape(fsdp=64, tensor=4),
     "v6e-256": MeshShape(fsdp=64, tensor=4),
+    "2xv5e-256": MeshShape(dcn=2, fsdp=64, tensor=4),
 }
-"""Mesh shapes by name, from one CPU to a pod slice; a slice's is named by its chips."""
+"""Mesh shapes by name, from one device to two slices of a pod; a slice's is named by
+its chips."""
 
 
 def make_mesh(
@@ -72,7 +80,7 @@ def make_mesh(
             raise ValueError(unknown_name("mesh", shape, MESHES))
         shape = MESHES[shape]
     found = list(jax.devices() if devices is None else devices)
-    given = [shape.data, shape.fsdp, shape.tensor]
+    given = [shape.dcn, shape.data, shape.fsdp, shape.tensor]
     known = math.prod(size for size in given if size != -1)
     if given.count(-1) > 1 or known < 1 or min(given) < -1:
         raise ValueError(f"{shape} must have positive sizes, and -1 at most once")
@@ -89,14 +97,25 @@ def make_mesh(
             f"{shape} uses {needed} of {len(found)} devices: with several processes a "
             "mesh must use them all"
         )
-    if sizes[0] * sizes[1] % jax.process_count():
+    parts = math.prod(sizes[: len(BATCH_AXES)])
+    if parts % jax.process_count():
         raise ValueError(
-            f"{shape} splits a batch into {sizes[0] * sizes[1]} parts, which "
-            f"{jax.process_count()} processes cannot share evenly: make data x fsdp a "
-            "multiple of the processes"
+            f"{shape} splits a batch into {parts} parts, which "
+            f"{jax.process_count()} processes cannot share evenly: make dcn x data x "
+            "fsdp a multiple of the processes"
         )
     automatic = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, automatic, devices=found[:needed])
+    slices = len({getattr(device, "slice_index", 0) for device in found[:needed]})
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, automatic, devices=found[:needed])
+    if slices != shape.dcn:
+        raise ValueError(
+            f"{shape} is for {shape.dcn} slices, but the devices are of {slices}: set "
+            "dcn to the number of slices"
+        )
+    within, between = (1, *sizes[1:]), (sizes[0], 1, 1, 1)
+    placed = create_hybrid_device_mesh(within, between, found[:needed])
+    return Mesh(placed, AXES, axis_types=automatic)
 
 
 def partition(

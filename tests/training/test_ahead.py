@@ -12,7 +12,7 @@ from jax.experimental.pallas import triton as plgpu
 import jaxkd
 from jaxkd import Network, methods, models
 from jaxkd.evaluation.plans import HEADER, plan_markdown, read_plans, write_plans
-from jaxkd.training import DoesNotFit, StepPlan, plan_step
+from jaxkd.training import DoesNotFit, MeshShape, StepPlan, make_mesh, plan_step
 from jaxkd.training.ahead import compile_for, lower_for_gpu, slice_devices
 
 PLAN = StepPlan(
@@ -60,6 +60,15 @@ def test_a_step_for_eight_chips():
     assert 0 < plan.needed < plan.memory == 16 * 2**30
     assert set(plan.collectives) <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert min(plan.bounds.values()) > 0
+
+
+def test_slices_that_a_data_centre_joins():
+    mesh = make_mesh(MeshShape(dcn=2, fsdp=8), slice_devices("2xv5e:2x4"))
+    assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+    plan = plan_step(kd_program(), batch(1024), "2xv5e:2x4", MeshShape(dcn=2, fsdp=8))
+    assert plan.chips == 16
+    with pytest.raises(ValueError, match="is for 1 slices, but the devices are of 2"):
+        make_mesh("fsdp", slice_devices("2xv5e:2x4"))
 
 
 def test_a_batch_that_cannot_be_split_is_copied():

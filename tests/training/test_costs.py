@@ -52,9 +52,18 @@ def test_convolutions():
     x = jax.ShapeDtypeStruct((8, 32, 32, 64), jnp.float32)
     w = jax.ShapeDtypeStruct((3, 3, 64, 128), jnp.float32)
     one = 2 * 8 * 16 * 16 * 9 * 64 * 128
+    # Of the window's taps those on padding, the last row and column, do no work.
+    one *= (47 / 48) ** 2
     assert costs(convolve, x, w).flops == pytest.approx(one)
     both = jax.grad(lambda w, x: (convolve(x, w) ** 2).sum())
     assert costs(both, w, x).flops == pytest.approx(2 * one)
+
+
+def test_products_that_become_convolutions_of_padding():
+    x = jax.ShapeDtypeStruct((4, 1024, 512), jnp.bfloat16)
+    w = jax.ShapeDtypeStruct((512, 32 * 128), jnp.bfloat16)
+    found = costs(lambda x, w: (x @ w).reshape(4, 1024, 32, 128) * 2, x, w)
+    assert found.flops == pytest.approx(2 * 4 * 1024 * 512 * 32 * 128)
 
 
 def test_what_a_kernel_states():

@@ -63,7 +63,7 @@ def one_device(program, data):
         MeshShape(fsdp=4),
         MeshShape(tensor=4),
         MeshShape(data=2, fsdp=2),
-        MeshShape(fsdp=2, tensor=2),
+        MeshShape(dcn=2, fsdp=2),
     ],
     ids=str,
 )
@@ -130,10 +130,11 @@ def test_partition():
 
 
 def test_make_mesh():
-    assert make_mesh().shape == {"data": 4, "fsdp": 1, "tensor": 1}
-    assert make_mesh("one").devices.tolist() == [[[jax.devices()[0]]]]
+    assert make_mesh().shape == {"dcn": 1, "data": 4, "fsdp": 1, "tensor": 1}
+    assert make_mesh("one").devices.tolist() == [[[[jax.devices()[0]]]]]
     assert make_mesh("fsdp").shape["fsdp"] == 4
-    assert make_mesh(MeshShape(-1, 2)).shape == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert tuple(make_mesh(MeshShape(-1, 2)).shape.values()) == (1, 2, 2, 1)
+    assert tuple(make_mesh(MeshShape(dcn=2, fsdp=-1)).shape.values()) == (2, 1, 2, 1)
     assert (
         make_mesh("data", jax.devices()[2:]).devices.ravel().tolist()
         == (jax.devices()[2:])
@@ -144,7 +145,10 @@ def test_make_mesh():
     ("shape", "message"),
     [
         ("fdsp", "unknown mesh 'fdsp': did you mean 'fsdp'"),
-        ("v5e-256", r"fsdp=64, tensor=4\) needs 256 devices, but there are 4: choose"),
+        (
+            "v5e-256",
+            r"fsdp=64, tensor=4, dcn=1\) needs 256 devices, but there are 4: choose",
+        ),
         (MeshShape(-1, 3), "needs a multiple of 3 devices, but there are 4"),
         (MeshShape(-1, -1), "-1 at most once"),
         (MeshShape(0), "must have positive sizes"),
@@ -164,6 +168,7 @@ def test_every_named_mesh_fits_its_slice():
         else:
             chips = int(name.rpartition("-")[2])
             assert shape.data * shape.fsdp * shape.tensor == chips
+            assert shape.dcn == (2 if name.startswith("2x") else 1)
 
 
 def test_shard_batch():
