@@ -32,8 +32,8 @@ def dispatch(op: str, implementation: str, versions: Versions, *arrays: Any) -> 
     """Return the result of the version asked for.
 
     The platform is that which the program is compiled for, not that of this process, so
-    a program compiled ahead of time for a TPU has the TPU's kernels. Derivatives do not
-    go through: operations define theirs outside (``jax.custom_vjp``).
+    a program compiled ahead of time for a TPU has the TPU's kernels. Derivatives are
+    those of the version that runs.
 
     Args:
         op: the operation's name, for errors.
