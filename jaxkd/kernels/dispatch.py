@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -80,7 +81,7 @@ def _refusal(op: str, platforms: tuple[str, ...], like: Callable) -> Callable:
 
     def refuse(*arrays: Any) -> Any:
         shapes, tree = jax.tree.flatten(jax.eval_shape(like, *arrays))
-        avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in shapes)
+        avals = tuple(ShapedArray(x.shape, x.dtype) for x in shapes)
         found = _unsupported.bind(avals=avals, message=message)
         return jax.tree.unflatten(tree, found)
 

@@ -26,6 +26,7 @@ from jaxkd.methods.ft import ft, paraphrased, paraphraser_loss
 from jaxkd.methods.glnn import glnn, labelled_cross_entropy
 from jaxkd.methods.kd import kd
 from jaxkd.methods.kdcl import kdcl
+from jaxkd.methods.linear_kd import linear_kd
 from jaxkd.methods.lskd import lskd
 from jaxkd.methods.mgd import mgd
 from jaxkd.methods.nst import nst
@@ -67,6 +68,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "glnn": glnn,
     "kd": kd,
     "kdcl": kdcl,
+    "linear_kd": linear_kd,
     "lskd": lskd,
     "mgd": mgd,
     "nst": nst,
@@ -118,6 +120,7 @@ __all__ = [
     "kd",
     "kdcl",
     "labelled_cross_entropy",
+    "linear_kd",
     "low_frequency",
     "lskd",
     "mgd",

@@ -1,0 +1,117 @@
+"""Distillation of language models that never holds their logits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
+from jaxkd.methods.base import batch_weights
+from jaxkd.models.axes import logical_spec
+from jaxkd.types import Batch, Method, MethodVariables, Outputs
+
+TAPS = ("final", "head")
+
+
+def linear_kd(
+    divergence: Divergence = forward_kl,
+    *,
+    temperature: float = 1.0,
+    label_weight: float = 0.0,
+) -> Method:
+    """Return a divergence between two language models, from hidden states and heads.
+
+    The same number as `jaxkd.methods.kd`'s, or another divergence's, plus the
+    cross-entropy, by `jaxkd.kernels.linear_distill`. Both networks need the taps
+    ``final`` and ``head``. On a mesh each device has its own tokens and its own part of
+    the vocabulary, and gathers the heads along ``fsdp``.
+
+    Args:
+        divergence: one of `jaxkd.kernels.linear_distill`.
+        temperature: T > 0, of both.
+        label_weight: of the cross-entropy with ``batch["label"]``; the divergence's
+            is 1.
+
+    Raises:
+        ValueError: from ``loss``, ``label_weight`` without labels.
+    """
+
+    def init(key, student, teacher, batch) -> MethodVariables:
+        return {"params": {}, "state": {}}
+
+    def loss(variables, student: Outputs, teacher: Outputs, batch: Batch, key, step):
+        hidden = student.features["final"]
+        labels = batch.get("label") if label_weight else None
+        if label_weight and labels is None:
+            raise ValueError(
+                f"label_weight is {label_weight}, but the batch has no label: add the "
+                "next tokens, or set it to 0"
+            )
+        weights = batch_weights(batch, hidden.shape[:-1])
+        weights = jnp.ones(hidden.shape[:-1]) if weights is None else weights
+
+        def value(arrays: tuple, weights, labels, axis_name: str | None) -> Array:
+            hidden, head, teacher_hidden, teacher_head = arrays
+            found = linear_distill(
+                hidden,
+                head,
+                teacher_hidden,
+                teacher_head,
+                labels,
+                divergence=divergence,
+                weights=weights,
+                label_weights=None if labels is None else label_weight * weights,
+                temperature=temperature,
+                axis_name=axis_name,
+            )
+            return found.loss
+
+        teacher = lax.stop_gradient(teacher)
+        arrays = tuple(
+            outputs.features[tap] for outputs in (student, teacher) for tap in TAPS
+        )
+        total = _on_mesh(value, arrays, weights, labels)
+        scalar = total / jnp.where(weights.sum() > 0, weights.sum(), 1)
+        return scalar, (variables["state"], {"linear_kd": scalar})
+
+    return Method(init, loss, TAPS, TAPS)
+
+
+def _on_mesh(value: Any, arrays: tuple, weights: Array, labels: Array | None) -> Array:
+    """Return the loss of all devices' tokens, each device computing its own part."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return value(arrays, weights, labels, None)
+    tokens, hidden = ("batch", None), ("batch", None, None)
+    head = ("embed", "vocabulary")
+    place = [
+        logical_spec(array.shape, axes, mesh.shape)
+        for array, axes in zip(arrays, (hidden, head) * 2, strict=True)
+    ]
+    by_token = logical_spec(weights.shape, tokens, mesh.shape)
+    split = by_token[0] or ()
+    vocabulary = {spec[1] for spec in (place[1], place[3])}
+    if len(vocabulary) != 1:
+        raise ValueError(
+            f"heads of shapes {arrays[1].shape} and {arrays[3].shape} are not split "
+            "alike over the mesh: pad the vocabularies to one size"
+        )
+    (over,) = vocabulary
+
+    def local(arrays: tuple, weights: Array, labels: Array | None) -> Array:
+        gathered = [
+            array
+            if i % 2 == 0 or not place[i][0]
+            else lax.all_gather(array, place[i][0], axis=0, tiled=True)
+            for i, array in enumerate(arrays)
+        ]
+        found = value(tuple(gathered), weights, labels, over)
+        return lax.psum(found, split) if split else found
+
+    return jax.shard_map(
+        local,
+        in_specs=(tuple(place), by_token, None if labels is None else by_token),
+        out_specs=jax.sharding.PartitionSpec(),
+    )(arrays, weights, labels)
