@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxkd.compression.sparsity import path_name
 from jaxkd.kernels.quant_matmul import QuantizedWeights, quantize
+from jaxkd.types import Network, Variables
 
 Rule = tuple[str, str | None]
 """A regular expression that the end of a weight's path must match, and what it is
@@ -63,6 +64,34 @@ def quantize_layers(
             "rule before them matches: correct or reorder them"
         )
     return found
+
+
+def quantized(
+    network: Network, rules: Iterable[Rule], group: int | None = None
+) -> Network:
+    """Return a network whose weights are rounded once it has been made or loaded.
+
+    For a frozen teacher, or inference; the layers of `jaxkd.models.llama` take
+    quantised kernels.
+
+    Args:
+        network: any whose layers do.
+        rules: as in `quantize_layers`.
+        group: likewise.
+
+    Raises:
+        ValueError: from ``init``, as `quantize_layers`.
+    """
+    rules = list(rules)
+
+    def init(key: PRNGKeyArray) -> Variables:
+        variables = network.init(key)
+        return {
+            **variables,
+            "params": quantize_layers(variables["params"], rules, group),
+        }
+
+    return Network(init, network.apply, network.taps)
 
 
 def average_bits(params: PyTree) -> float:

@@ -25,6 +25,7 @@ from jaxkd.data.sources import (
     Source,
     split,
 )
+from jaxkd.data.text import Windows, tiny_shakespeare, token_files
 from jaxkd.data.transforms import (
     Compose,
     CropResize,
@@ -57,6 +58,7 @@ __all__ = [
     "RecordSource",
     "Source",
     "Transform",
+    "Windows",
     "batches",
     "build_proxy",
     "cifar10",
@@ -73,5 +75,7 @@ __all__ = [
     "split",
     "steps_per_epoch",
     "tfds_dataset",
+    "tiny_shakespeare",
+    "token_files",
     "with_validation",
 ]

@@ -43,6 +43,10 @@ PARAMETERS: Mapping[tuple[str, str], tuple[str | None, ...]] = {
 has those of stacked layers before them."""
 
 
+QUANTIZED = ("codes", "scale", "zero")
+"""Parts of a quantised weight, which have its axes."""
+
+
 def parameter_axes(path: Sequence[str], ndim: int) -> tuple[str | None, ...] | None:
     """Return a weight's logical axes, or None for one that has no name here.
 
@@ -50,6 +54,8 @@ def parameter_axes(path: Sequence[str], ndim: int) -> tuple[str | None, ...] | N
         path: of the array in the state, its last two parts being layer and weight.
         ndim: of the array.
     """
+    if path and path[-1] in QUANTIZED:
+        path = path[:-1]
     axes = PARAMETERS.get((path[-2], path[-1])) if len(path) > 1 else None
     if axes is None or ndim < len(axes):
         return None

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.kernels.attention import attention
 from jaxkd.models.axes import constrain, on_devices
+from jaxkd.models.linear import Linear
 from jaxkd.models.rope import RopeScaling, frequencies, rotate
 from jaxkd.types import Network, Outputs
 
@@ -67,9 +68,9 @@ class Config:
 
     def linear(
         self, features_in: int, features: int, *, bias: bool = False, rngs: nnx.Rngs
-    ) -> nnx.Linear:
+    ) -> Linear:
         """Return a linear layer that starts as a normal of deviation 0.02."""
-        return nnx.Linear(
+        return Linear(
             features_in, features, use_bias=bias, kernel_init=normal, rngs=rngs
         )
 

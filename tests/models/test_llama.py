@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxkd.compression.mixed_bits import quantized
 from jaxkd.models import llama
+from jaxkd.models.axes import parameter_axes
 from jaxkd.models.rope import RopeScaling, frequencies
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
@@ -220,3 +222,20 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 def test_inputs_that_are_no_tokens_are_refused(variables, inputs, message):
     with pytest.raises(ValueError, match=message):
         llama(**SMALL).apply(variables, inputs)
+
+
+def test_quantised_blocks_are_close(variables):
+    trained = llama(**SMALL).with_variables(variables)
+    network = quantized(trained, [(r"blocks\..*\.kernel", "int8")], group=8)
+    rounded = jax.jit(network.init)(jax.random.key(0))
+    found = logits(rounded, {"input_ids": IDS})
+    exact = logits(variables, {"input_ids": IDS})
+    assert 0 < np.abs(found - exact).max() < 0.01 * np.abs(exact).max()
+
+
+def test_weights_are_known_by_their_layers():
+    block = ("student", "params", "blocks", "mlp", "down")
+    assert parameter_axes((*block, "kernel"), 3) == (None, "hidden", "embed")
+    assert parameter_axes((*block, "kernel", "codes"), 3) == (None, "hidden", "embed")
+    assert parameter_axes((*block[:-1], "other", "kernel"), 2) is None
+    assert parameter_axes((), 0) is None
