@@ -4,7 +4,8 @@ Every method compares the two networks' next-token distributions through hidden 
 and heads (`jaxkd.methods.linear_kd`). ``small`` writes Shakespeare character by
 character and asks which divergence helps. ``paper`` has the shapes of Llama 3.1 8B and
 Llama 3.2 1B on 256 windows of 4,096 tokens, ``paper_int8`` the same with the teacher's
-blocks in 8 bits, and ``paper_70b`` the 70B teacher.
+blocks in 8 bits, and ``paper_70b`` the 70B teacher. ``plain`` is ``paper`` with logits,
+scores and all activations in memory, which does not fit.
 """
 
 import time
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.text import language_records, load_text, train_on_text
-from jaxkd import distill, methods, models
+from jaxkd import combine, distill, methods, models
 from jaxkd.checks import unknown_name
 from jaxkd.compression.mixed_bits import quantized
 from jaxkd.evaluation.claims import exceeds
@@ -41,7 +42,7 @@ DIVERGENCES = {
     "skew_reverse_kl": divergences.skew_reverse_kl(0.1),
     "total_variation": divergences.total_variation,
 }
-METHODS = ("cross_entropy", *DIVERGENCES)
+METHODS = ("cross_entropy", "logits_kl", *DIVERGENCES)
 
 SETTING = "tiny_shakespeare"
 CLAIMS = [
@@ -66,7 +67,8 @@ class Config:
         weights: folder of the trained teacher; empty to train one here.
         teacher_bits: what the teacher's blocks are rounded to, such as ``int8``, or "".
         teacher_steps: of its training here.
-        methods: the rows, names of `METHODS`.
+        methods: the rows, names of `METHODS`; ``logits_kl`` is ``forward_kl`` written
+            plainly.
         label_weight: of the cross-entropy beside a divergence.
         steps: of every student.
         batch_size: windows.
@@ -89,7 +91,7 @@ class Config:
     weights: str = ""
     teacher_bits: str = ""
     teacher_steps: int = 2000
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = ("cross_entropy", *DIVERGENCES)
     label_weight: float = 0.5
     steps: int = 600
     batch_size: int = 16
@@ -157,6 +159,12 @@ PRESETS = {
     "small": Config(),
     "paper": _8B,
     "paper_int8": replace(_8B, teacher_bits="int8"),
+    "plain": replace(
+        _8B,
+        teacher={**_8B.teacher, "implementation": "reference"},
+        student={**_8B.student, "implementation": "reference", "remat": False},
+        methods=("logits_kl",),
+    ),
     "paper_70b": replace(
         _8B,
         teacher={
@@ -179,8 +187,11 @@ def objective(config: Config, name: str) -> Method:
     """
     if name not in METHODS:
         raise ValueError(unknown_name("method", name, METHODS))
+    labels = methods.cross_entropy()
     if name == "cross_entropy":
-        return methods.cross_entropy()
+        return labels
+    if name == "logits_kl":
+        return combine((1.0, methods.kd(1.0)), (config.label_weight, labels))
     return methods.linear_kd(DIVERGENCES[name], label_weight=config.label_weight)
 
 

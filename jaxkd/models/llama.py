@@ -47,6 +47,7 @@ class Config:
         scan: whether the blocks are one compiled loop; else they are unrolled, which
             compiles slowly, but lets XLA drop the taps that are not asked for.
         remat: whether a block's activations are computed anew in the backward pass.
+        implementation: of the attention; see `jaxkd.kernels`.
     """
 
     vocabulary: int
@@ -65,6 +66,7 @@ class Config:
     window: int | None
     scan: bool
     remat: bool
+    implementation: str
 
     def linear(
         self, features_in: int, features: int, *, bias: bool = False, rngs: nnx.Rngs
@@ -138,6 +140,7 @@ class Attention(nnx.Module):
                 causal=True,
                 window=None if window is None else window - 1,
                 segment_ids=segments,
+                implementation=self.config.implementation,
             )
 
         heads = ("batch", None, "heads", None)
@@ -302,6 +305,7 @@ def llama(
     window: int | None = None,
     scan: bool = True,
     remat: bool = False,
+    implementation: str = "auto",
 ) -> Network:
     """Return a decoder-only language model; see `Config` for the arguments.
 
@@ -322,6 +326,7 @@ def llama(
         window: tokens that one attends to, as in Mistral.
         scan: whether the blocks are one compiled loop.
         remat: whether blocks are computed anew in the backward pass.
+        implementation: of the attention.
 
     Raises:
         ValueError: heads that do not divide the width, key-value heads that do not
@@ -354,5 +359,6 @@ def llama(
         window=window,
         scan=scan,
         remat=remat,
+        implementation=implementation,
     )
     return Network.from_nnx(lambda rngs: Llama(config, rngs=rngs))

@@ -6,9 +6,11 @@ known before a chip is paid for.
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ from jax.sharding import (
 from jaxtyping import PyTree
 
 from jaxkd.checks import unknown_name
+from jaxkd.training.buffers import DUMP, biggest_buffers
 from jaxkd.training.costs import program_costs
 from jaxkd.training.sharding import (
     BATCH_AXES,
@@ -112,7 +115,7 @@ class StepPlan:
 
 
 class DoesNotFit(ValueError):
-    """A program needs more memory than a chip has."""
+    """A program needs more memory than a chip has; its biggest buffers are named."""
 
 
 def slice_devices(topology: str) -> list[Any]:
@@ -237,14 +240,18 @@ def plan_step(
         donate_argnums=0,
         out_shardings=(shardings, everywhere),
     )
-    try:
-        compiled = step.lower(placed, _split(batch, where)).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "memory" not in str(error).lower():
-            raise
-        raise DoesNotFit(
-            f"a step does not fit a chip of {topology}: {str(error)[:2000]}"
-        ) from None
+    lowered = step.lower(placed, _split(batch, where))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            compiled = lowered.compile({**DUMP, "xla_dump_to": folder})
+        except jax.errors.JaxRuntimeError as error:
+            if "memory" not in str(error).lower():
+                raise
+            biggest = "\n  ".join(biggest_buffers(Path(folder)))
+            raise DoesNotFit(
+                f"a step does not fit a chip of {topology}: {str(error)[:2000]}\n"
+                f"The biggest buffers:\n  {biggest}"
+            ) from None
     memory: Any = compiled.memory_analysis()
     costs = program_costs(compiled.as_text() or "")
     return StepPlan(

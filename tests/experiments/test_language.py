@@ -55,11 +55,12 @@ def test_a_short_run_has_records_of_every_method(tmp_path, monkeypatch):
         steps=3,
         warmup=1,
         teacher_bits="int8",
-        methods=("cross_entropy", "forward_kl"),
+        methods=("cross_entropy", "forward_kl", "logits_kl"),
     )
     records = run(config, [0], Run(tmp_path))
     found = {(r.method, r.metric): r.value for r in records}
     assert {method for method, _ in found} == {"teacher", *config.methods}
+    assert found["logits_kl", "nll"] == pytest.approx(found["forward_kl", "nll"])
     for method in ("teacher", *config.methods):
         assert 0 < found[method, "nll"] < 2 * np.log(11)
         assert found[method, "perplexity"] == pytest.approx(
@@ -68,7 +69,7 @@ def test_a_short_run_has_records_of_every_method(tmp_path, monkeypatch):
 
 
 def test_unknown_methods_and_absent_text_are_said(tmp_path):
-    assert set(PRESETS["small"].methods) == set(METHODS)
+    assert {*PRESETS["small"].methods, "logits_kl"} == set(METHODS)
     with pytest.raises(ValueError, match="unknown method 'forward'"):
         experiment.objective(PRESETS["small"], "forward")
     with pytest.raises(FileNotFoundError, match="llama3_tokens"):

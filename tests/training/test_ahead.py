@@ -1,5 +1,6 @@
 """Steps compiled for TPU slices that are not here, and what is refused."""
 
+import re
 from typing import Any
 
 import jax
@@ -86,8 +87,10 @@ def test_what_does_not_fit_says_so():
 
     network = Network.from_apply(init, apply)
     program = jaxkd.distill(network, None, methods.cross_entropy(), optax.sgd(0.1))
-    with pytest.raises(DoesNotFit, match="does not fit a chip of v5e:2x2"):
+    with pytest.raises(DoesNotFit, match="does not fit a chip of v5e:2x2") as found:
         plan_step(program, batch(2**15), "v5e:2x2")
+    # The first layer's activations, a fourth of the examples on each chip.
+    assert re.search(r"64.00 GiB \w+\[8192,2097152\] .*(tanh|dot)", str(found.value))
 
 
 def test_unknown_slices_are_refused():
