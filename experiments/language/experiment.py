@@ -10,7 +10,7 @@ scores and all activations in memory, which does not fit.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,37 @@ DIVERGENCES = {
 }
 METHODS = ("cross_entropy", "logits_kl", *DIVERGENCES)
 
+_LLAMA3 = {"kv_heads": 8, "rope_theta": 500_000.0, "epsilon": 1e-5}
+_LONG = {"rope_scaling": RopeScaling(factor=8.0), **_LLAMA3}
+SIZES: dict[str, dict[str, Any]] = {
+    "chars-64": {"width": 64, "layers": 2, "heads": 4, "hidden": 160},
+    "chars-128": {"width": 128, "layers": 4, "heads": 4, "hidden": 320},
+    "llama3.2-1b": {
+        **_LLAMA3,
+        "width": 2048,
+        "layers": 16,
+        "heads": 32,
+        "hidden": 8192,
+        "tied": True,
+        "rope_scaling": RopeScaling(factor=32.0),
+    },
+    "llama3.1-8b": {
+        **_LONG,
+        "width": 4096,
+        "layers": 32,
+        "heads": 32,
+        "hidden": 14_336,
+    },
+    "llama3.1-70b": {
+        **_LONG,
+        "width": 8192,
+        "layers": 80,
+        "heads": 64,
+        "hidden": 28_672,
+    },
+}
+"""Arguments of `jaxkd.models.llama` but the vocabulary."""
+
 SETTING = "tiny_shakespeare"
 CLAIMS = [
     exceeds("forward_kl", "cross_entropy", "nll", SETTING),
@@ -62,8 +93,9 @@ class Config:
         vocabulary: of the token files.
         length: tokens of a window.
         test_windows: to evaluate on; 0 for all.
-        teacher: arguments of ``jaxkd.models.llama`` but the vocabulary.
+        teacher: a name of `SIZES`.
         student: likewise.
+        plain: whether attention's scores and all activations are kept in memory.
         weights: folder of the trained teacher; empty to train one here.
         teacher_bits: what the teacher's blocks are rounded to, such as ``int8``, or "".
         teacher_steps: of its training here.
@@ -82,12 +114,9 @@ class Config:
     vocabulary: int = 0
     length: int = 64
     test_windows: int = 512
-    teacher: dict[str, Any] = field(
-        default_factory=lambda: {"width": 128, "layers": 4, "heads": 4, "hidden": 320}
-    )
-    student: dict[str, Any] = field(
-        default_factory=lambda: {"width": 64, "layers": 2, "heads": 4, "hidden": 160}
-    )
+    teacher: str = "chars-128"
+    student: str = "chars-64"
+    plain: bool = False
     weights: str = ""
     teacher_bits: str = ""
     teacher_steps: int = 2000
@@ -108,8 +137,12 @@ class Config:
 
     def networks(self, vocabulary: int) -> tuple[Network, Network]:
         """Return student and teacher."""
+        how: dict[str, Any] = {"remat": True}
+        if self.plain:
+            how = {"implementation": "reference"}
         student, teacher = (
-            models.llama(vocabulary, **sizes) for sizes in (self.student, self.teacher)
+            models.llama(vocabulary, **SIZES[name], **how)
+            for name in (self.student, self.teacher)
         )
         return student.computing_in(self.compute), teacher
 
@@ -121,31 +154,14 @@ class Config:
         return quantized(teacher, [(r"blocks\..*\.kernel", self.teacher_bits)])
 
 
-_LLAMA3 = {"kv_heads": 8, "rope_theta": 500_000.0, "epsilon": 1e-5}
-_8B = Config(
+_LLAMA3_8B = Config(
     setting="llama3",
     text="llama3_tokens",
     vocabulary=128_256,
     length=4096,
     test_windows=0,
-    teacher={
-        **_LLAMA3,
-        "width": 4096,
-        "layers": 32,
-        "heads": 32,
-        "hidden": 14_336,
-        "rope_scaling": RopeScaling(factor=8.0),
-    },
-    student={
-        **_LLAMA3,
-        "width": 2048,
-        "layers": 16,
-        "heads": 32,
-        "hidden": 8192,
-        "tied": True,
-        "rope_scaling": RopeScaling(factor=32.0),
-        "remat": True,
-    },
+    teacher="llama3.1-8b",
+    student="llama3.2-1b",
     weights="llama3.1-8b",
     methods=("forward_kl",),
     steps=10_000,
@@ -157,25 +173,10 @@ _8B = Config(
 
 PRESETS = {
     "small": Config(),
-    "paper": _8B,
-    "paper_int8": replace(_8B, teacher_bits="int8"),
-    "plain": replace(
-        _8B,
-        teacher={**_8B.teacher, "implementation": "reference"},
-        student={**_8B.student, "implementation": "reference", "remat": False},
-        methods=("logits_kl",),
-    ),
-    "paper_70b": replace(
-        _8B,
-        teacher={
-            **_8B.teacher,
-            "width": 8192,
-            "layers": 80,
-            "heads": 64,
-            "hidden": 28_672,
-        },
-        weights="llama3.1-70b",
-    ),
+    "paper": _LLAMA3_8B,
+    "paper_int8": replace(_LLAMA3_8B, teacher_bits="int8"),
+    "paper_70b": replace(_LLAMA3_8B, teacher="llama3.1-70b", weights="llama3.1-70b"),
+    "plain": replace(_LLAMA3_8B, methods=("logits_kl",), plain=True),
 }
 
 
@@ -270,9 +271,9 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     """Return the step of each method of the preset, and its batch."""
     student, teacher = config.networks(config.vocabulary)
     tokens = jax.ShapeDtypeStruct((config.batch_size, config.length), jnp.int32)
-    size = "70b" if config.teacher["width"] > 4096 else "8b"
+    bits = config.teacher_bits and f" {config.teacher_bits}"
     return {
-        f"{size}{config.teacher_bits and '-' + config.teacher_bits}-1b {name}": (
+        f"{config.teacher}{bits}, {config.student}, {name}": (
             distill(
                 student,
                 config.frozen(teacher),

@@ -47,10 +47,11 @@ def test_a_short_run_has_records_of_every_method(tmp_path, monkeypatch):
     windows = (data.Windows("toy", part, 8, 11) for part in (tokens, tokens[:200]))
     monkeypatch.setattr(experiment, "load_text", lambda *_, found=tuple(windows): found)
     tiny = {"width": 8, "layers": 1, "heads": 2, "hidden": 8}
+    monkeypatch.setitem(experiment.SIZES, "tiny", tiny)
     config = replace(
         PRESETS["small"],
-        teacher=tiny,
-        student=tiny,
+        teacher="tiny",
+        student="tiny",
         teacher_steps=3,
         steps=3,
         warmup=1,
