@@ -1,0 +1,38 @@
+"""The loss of a language model over a text, to the last token."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from jaxkd.data import Source, Windows
+from jaxkd.evaluation.language import token_evaluator
+from jaxkd.types import Network
+
+TABLE = np.random.default_rng(0).normal(size=(5, 5))
+BIGRAMS = Network.from_apply(
+    lambda key: jnp.asarray(TABLE), lambda params, inputs: params[inputs["input_ids"]]
+)
+VARIABLES = {"params": jnp.asarray(TABLE), "stats": {}}
+TOKENS = np.random.default_rng(1).integers(0, 5, 41)
+
+
+def test_every_token_counts_once():
+    """Also in a last batch that is not full."""
+    windows = Windows("toy", TOKENS, 4, 5)
+    metrics = token_evaluator(BIGRAMS, windows, batch_size=4)(VARIABLES)
+    expected = -log_softmax(TABLE, axis=1)[TOKENS[:-1], TOKENS[1:]].mean()
+    np.testing.assert_allclose(metrics["nll"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["perplexity"], np.exp(expected), rtol=1e-5)
+
+
+def test_masked_tokens_do_not_count():
+    batch = Windows("toy", TOKENS, 4, 5).take(np.arange(6))
+    mask = np.random.default_rng(2).random((6, 4)) < 0.5
+    source = Source("masked", {**batch, "mask": mask}, 5)
+    found = token_evaluator(BIGRAMS, source, batch_size=4)(VARIABLES)
+    losses = -log_softmax(TABLE, axis=1)[batch["input_ids"], batch["label"]]
+    np.testing.assert_allclose(found["nll"], losses[mask].mean(), rtol=1e-5)
+    nothing = Source("nothing", {**batch, "mask": np.zeros_like(mask)}, 5)
+    with pytest.raises(ValueError, match=r"'nothing' has no token"):
+        token_evaluator(BIGRAMS, nothing)(VARIABLES)

@@ -1,0 +1,165 @@
+"""CAST's presets, the methods' programs, and a run of seconds."""
+
+import lzma
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.cast.arms import make_arms
+from experiments.cast.claims import every_seed_below, falls_along
+from experiments.cast.config import METHODS, PRESETS, SCOPE
+from experiments.cast.experiment import CLAIMS, PAPER, full_scale, load_text, run
+from jaxkd.compression.sparsity import named, weights_in_scope
+from jaxkd.evaluation.claims import Status
+from jaxkd.evaluation.records import Record
+from jaxkd.experiment import Run
+from jaxkd.programs.distill import network_inputs
+
+SMALL, FULL = PRESETS["small"], PRESETS["paper"]
+TINY = {"width": 16, "layers": 2, "heads": 2, "hidden": 32}
+
+
+@pytest.fixture
+def text(monkeypatch, tmp_path):
+    """A text of 2,000 characters of ten kinds, where the real one would be."""
+    (tmp_path / "text").mkdir()
+    letters = np.random.default_rng(0).integers(0, 10, 2000)
+    content = "".join("abcdefghi\n"[i] for i in letters)
+    file = tmp_path / "text" / "tiny_shakespeare.txt.xz"
+    file.write_bytes(lzma.compress(content.encode()))
+    monkeypatch.setenv("JAXKD_DATA", str(tmp_path))
+
+
+def tiny(**changes):
+    return replace(
+        SMALL,
+        model=TINY,
+        length=8,
+        test_windows=6,
+        teacher_steps=2,
+        steps=3,
+        batch_size=4,
+        **changes,
+    )
+
+
+def test_the_presets_are_the_protocols():
+    assert SMALL.model == {
+        "width": 64,
+        "layers": 6,
+        "heads": 4,
+        "kv_heads": 2,
+        "hidden": 160,
+    }
+    assert (SMALL.length, SMALL.steps, SMALL.mask_every) == (64, 600, 10)
+    assert (SMALL.learning_rate, SMALL.final_learning_rate) == (1e-3, 1e-4)
+    assert (SMALL.decay, SMALL.decays, SMALL.groups) == (1e-3, (1e-4, 3e-4), 2)
+    assert (FULL.learning_rate, FULL.decay) == (2e-5, 4e-7)
+    assert (FULL.batch_size, FULL.length, FULL.steps) == (256, 4096, 7500)
+    assert (FULL.eta, FULL.groups, FULL.mask_every) == (1 / 3, 2, 10)
+    assert (FULL.warmup, FULL.clip, FULL.compute) == (0.05, 1.0, "bfloat16")
+    rate = FULL.rate()
+    np.testing.assert_allclose([rate(375), rate(7500)], [2e-5, 2e-6], rtol=1e-4)
+    assert {name.split("/")[0] for name in PAPER} == {FULL.setting}
+
+
+def test_the_pull_can_reach_as_far_as_most_dropped_weights():
+    np.testing.assert_allclose(SMALL.budget, 0.11, rtol=0.01)
+
+
+def test_full_scale_is_llama_2_7b_with_half_of_its_projections_dropped():
+    program, batch = full_scale(FULL)["cast"]
+    state = jax.eval_shape(program.init, jax.random.key(0), batch)
+    after, metrics = jax.eval_shape(program.step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert metrics["loss"].shape == ()
+    found = named(state.student["params"]["network"])
+    assert sum(weight.size for weight in found.values()) == 6_738_415_616
+    masks = named(state.opt_state)
+    dropped = sum(x.size for x in masks.values() if x.dtype == bool) // 2
+    assert dropped == 3_238_002_688
+    # The dense model is kept in the dtype it computes in, the student in float32.
+    assert {x.dtype.name for x in jax.tree.leaves(state.teacher)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(state.student)} == {"float32"}
+
+
+def test_every_method_trains_the_same_scope(text):
+    config = tiny(methods=(*METHODS, "cast_no_ramp"))
+    train, _ = load_text(config)
+    network = config.network(train.classes)
+    fast = {"xla_backend_optimization_level": 0}
+    variables = jax.jit(network.init, compiler_options=fast)(jax.random.key(0))
+    assert len(weights_in_scope(variables["params"], SCOPE)) == 7
+    made = make_arms(config, network, variables)
+    assert set(made) == {*METHODS, "cast_no_ramp", "cast_0.0001", "cast_0.0003"}
+    batch = train.take(np.arange(4))
+    assert made["one_shot"].program is None
+    # The others differ from these in numbers alone.
+    for name in ("fixed_mask", "sr_ste", "ast", "cast"):
+        program = made[name].program
+        state = jax.eval_shape(program.init, jax.random.key(0), batch)
+        _, metrics = jax.eval_shape(program.step, state, batch)
+        assert {"cross_entropy", "kd"} <= set(metrics)
+    fixed = made["fixed_mask"].student.init(jax.random.key(0))
+    for weight in weights_in_scope(fixed["params"], SCOPE).values():
+        assert np.mean(np.asarray(weight) == 0) == 0.5
+    with pytest.raises(ValueError, match=r"unknown method 'cost'.*did you mean 'cast'"):
+        make_arms(replace(config, methods=("cost",)), network, variables)
+
+
+def test_a_short_run_prunes_what_it_says(text, tmp_path):
+    config = tiny(methods=("one_shot", "cast"), decays=())
+    records = run(config, [0], Run(tmp_path / "run"))
+    found = {(r.method, r.metric): r.value for r in records}
+    assert {method for method, _ in found} == {"teacher", "one_shot", "cast"}
+    for method in config.methods:
+        assert found[method, "exact_groups"] == 1
+        gap = found[method, "nll"] - found[method, "dense_nll"]
+        assert found[method, "pruning_gap"] == pytest.approx(gap, abs=1e-9)
+    assert found["one_shot", "dense_nll"] == pytest.approx(found["teacher", "nll"])
+    assert found["cast", "fold_error"] < 1e-6
+    assert found["cast", "smallest_scale"] > 0.9
+    curve = next(r.curve for r in records if (r.method, r.metric) == ("cast", "nll"))
+    assert len(curve) == 3
+    assert all(claim.judge(records).numbers for claim in CLAIMS)
+
+
+def test_the_network_reads_what_the_windows_hold(text):
+    _, test = load_text(tiny())
+    batch = test.take(np.arange(2))
+    assert set(network_inputs(batch)) == {"input_ids"}
+    assert len(test) == 6
+
+
+def records_of(**values):
+    return [
+        Record(method, seed, "pruning_gap", value, 1.0, "s")
+        for method, several in values.items()
+        for seed, value in enumerate(several)
+    ]
+
+
+def test_a_bound_is_for_every_seed():
+    claim = every_seed_below("cast", "pruning_gap", 0.01, "s")
+    assert claim.judge(records_of(cast=[0.001, 0.002])).status == Status.HOLDS
+    assert claim.judge(records_of(cast=[0.001, 0.02])).status == Status.FAILS
+    assert claim.judge([]).status == Status.NOT_ESTABLISHED
+
+
+def test_a_fall_is_from_each_to_the_next():
+    claim = falls_along(("a", "b", "c"), "pruning_gap", "s")
+    judged = [
+        claim.judge(records_of(a=[3.0], b=[b], c=[1.0])).status for b in (2.0, 0.5)
+    ]
+    assert judged == [Status.HOLDS, Status.FAILS]
+    assert claim.judge(records_of(a=[3.0])).status == Status.NOT_ESTABLISHED
+
+
+def test_absent_texts_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXKD_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"dolmino_llama2/train\.npy"):
+        load_text(FULL)
