@@ -75,6 +75,22 @@ def kl_divergence(
     return jnp.sum(p * (log_p - log_q) + (jnp.exp(log_q) - p), axis=-1)
 
 
+def tempered(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    temperature: float | Float[Array, ""],
+) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"]]:
+    """Return log softmax(z/T) of student and teacher, the teacher's frozen.
+
+    Raises:
+        ValueError: shapes differ, or T is not above 0.
+    """
+    check_same_shape(student_logits, teacher_logits, "logits")
+    check_positive("temperature", temperature)
+    log_s = jax.nn.log_softmax(as_float(student_logits) / temperature)
+    return log_s, jax.nn.log_softmax(frozen(teacher_logits) / temperature)
+
+
 def kd_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -95,10 +111,7 @@ def kd_loss(
     Raises:
         ValueError: shapes differ, or T is not above 0.
     """
-    check_same_shape(student_logits, teacher_logits, "logits")
-    check_positive("temperature", temperature)
-    log_s = jax.nn.log_softmax(as_float(student_logits) / temperature)
-    log_t = jax.nn.log_softmax(frozen(teacher_logits) / temperature)
+    log_s, log_t = tempered(student_logits, teacher_logits, temperature)
     return temperature**2 * kl_divergence(log_t, log_s)
 
 
@@ -123,10 +136,7 @@ def reverse_kd_loss(
     Raises:
         ValueError: shapes differ, or T is not above 0.
     """
-    check_same_shape(student_logits, teacher_logits, "logits")
-    check_positive("temperature", temperature)
-    log_s = jax.nn.log_softmax(as_float(student_logits) / temperature)
-    log_t = jax.nn.log_softmax(frozen(teacher_logits) / temperature)
+    log_s, log_t = tempered(student_logits, teacher_logits, temperature)
     return temperature**2 * kl_divergence(log_s, log_t)
 
 
