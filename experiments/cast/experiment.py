@@ -10,7 +10,6 @@ hold up what they are for. They report Llama 2 7B at +0.09 perplexity.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from experiments.cast.arms import Arm, arms, make_arms
 from experiments.cast.claims import CLAIMS as CLAIMS
 from experiments.cast.config import PRESETS as PRESETS
 from experiments.cast.config import SCOPE, Config
-from jaxkd import data, distill, training
+from experiments.text import language_records, load_text, train_on_text
+from jaxkd import data, distill
 from jaxkd.compression.sparse_training import finalize
 from jaxkd.compression.sparsity import masked_magnitude_ratio, nm_masks, prune
 from jaxkd.evaluation.language import token_evaluator
@@ -39,22 +39,6 @@ MESH = "v5e-256"
 PAPER = {"llama2-7b/cast": {"perplexity": 5.58}}
 
 
-def load_text(config: Config) -> tuple[data.Examples, data.Examples]:
-    """Return the windows to train and to evaluate on.
-
-    Raises:
-        FileNotFoundError: they are not there; the message says what to put where.
-    """
-    if config.text == "tiny_shakespeare":
-        found = data.tiny_shakespeare(config.length)
-    else:
-        found = data.token_files(config.text, config.length, config.vocabulary)
-    if not config.test_windows:
-        return found.train, found.test
-    tokens = found.test.tokens[: config.test_windows * config.length + 1]
-    return found.train, replace(found.test, tokens=tokens)
-
-
 def trained(
     run: Run,
     program: Program,
@@ -66,22 +50,19 @@ def trained(
     name: str,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
 ) -> tuple[Any, list[dict[str, int | float]]]:
-    """Return a program's last state and its evaluations, three over the run."""
-    epochs = -(-steps // data.steps_per_epoch(train, config.batch_size))
-    with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-        return training.fit(
-            program,
-            data.batches(train, config.batch_size, epochs=epochs, seed=seed),
-            key=jax.random.key(seed),
-            steps=steps,
-            mesh=training.make_mesh(MESH) if jax.process_count() > 1 else None,
-            evaluate=evaluate,
-            evaluate_every=max(steps // 3, 1) if evaluate else None,
-            checkpoints=checkpoints,
-            checkpoint_every=max(steps // 3, 1),
-            progress=run.progress,
-            name=name,
-        )
+    """Return a program's last state and its evaluations."""
+    return train_on_text(
+        run,
+        program,
+        train,
+        batch_size=config.batch_size,
+        steps=steps,
+        seed=seed,
+        folder=folder,
+        name=name,
+        mesh=MESH,
+        evaluate=evaluate,
+    )
 
 
 def dense_model(
@@ -149,17 +130,22 @@ def sparse_metrics(
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     """Train the dense model, and sparse ones from it by every method."""
-    train, test = load_text(config)
+    train, test = load_text(
+        config.text, config.length, config.vocabulary, config.test_windows
+    )
     network = config.network(train.classes)
     started = time.perf_counter()
     variables = dense_model(run, config, network, train)
     seconds = time.perf_counter() - started
     records = run.part(
         "dense model",
-        lambda folder: [
-            Record("teacher", 0, metric, value, seconds, config.setting)
-            for metric, value in token_evaluator(network, test)(variables).items()
-        ],
+        lambda folder: language_records(
+            config.setting,
+            "teacher",
+            0,
+            [token_evaluator(network, test)(variables)],
+            seconds,
+        ),
     )
     for name, arm in make_arms(config, network, variables).items():
         measure = sparse_metrics(arm, network, test)
@@ -182,7 +168,7 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
                     lambda state: measure(state.student),
                 )
             seconds = time.perf_counter() - started
-            return student_records(config, name, seed, history, seconds)
+            return language_records(config.setting, name, seed, history, seconds)
 
         # Without training there is nothing random.
         for seed in seeds if arm.program else seeds[:1]:
@@ -191,26 +177,6 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
                 lambda folder, seed=seed, one=train_one: one(seed, folder),
             )
     return records
-
-
-def student_records(
-    config: Config, method: str, seed: int, history: list[dict], seconds: float
-) -> list[Record]:
-    """Return one student's last evaluation, the loss with its course."""
-    last = history[-1]
-    return [
-        Record(
-            method,
-            seed,
-            metric,
-            value,
-            seconds,
-            config.setting,
-            tuple(entry[metric] for entry in history) if metric == "nll" else (),
-        )
-        for metric, value in last.items()
-        if metric != "step" and not metric.startswith("train_")
-    ]
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
