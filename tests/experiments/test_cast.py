@@ -10,7 +10,8 @@ import pytest
 from experiments.cast.arms import make_arms
 from experiments.cast.claims import every_seed_below, falls_along
 from experiments.cast.config import METHODS, PRESETS, SCOPE
-from experiments.cast.experiment import CLAIMS, PAPER, full_scale, load_text, run
+from experiments.cast.experiment import CLAIMS, PAPER, full_scale, run
+from experiments.text import load_text
 from jaxkd.compression.sparsity import named, weights_in_scope
 from jaxkd.evaluation.claims import Status
 from jaxkd.evaluation.records import Record
@@ -87,9 +88,13 @@ def test_full_scale_is_llama_2_7b_with_half_of_its_projections_dropped():
     assert {x.dtype.name for x in jax.tree.leaves(state.student)} == {"float32"}
 
 
+def text_of(config):
+    return load_text(config.text, config.length, config.vocabulary, config.test_windows)
+
+
 def test_every_method_trains_the_same_scope(text):
     config = tiny(methods=(*METHODS, "cast_no_ramp"))
-    train, _ = load_text(config)
+    train, _ = text_of(config)
     network = config.network(train.classes)
     fast = {"xla_backend_optimization_level": 0}
     variables = jax.jit(network.init, compiler_options=fast)(jax.random.key(0))
@@ -129,7 +134,7 @@ def test_a_short_run_prunes_what_it_says(text, tmp_path):
 
 
 def test_the_network_reads_what_the_windows_hold(text):
-    _, test = load_text(tiny())
+    _, test = text_of(tiny())
     batch = test.take(np.arange(2))
     assert set(network_inputs(batch)) == {"input_ids"}
     assert len(test) == 6
@@ -162,4 +167,4 @@ def test_a_fall_is_from_each_to_the_next():
 def test_absent_texts_are_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXKD_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"dolmino_llama2/train\.npy"):
-        load_text(FULL)
+        text_of(FULL)
