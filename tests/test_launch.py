@@ -17,29 +17,37 @@ RUN = (
 )
 
 
-def launch(folder, results, processes=2):
-    """Start the processes as SLURM would, and return what they have written."""
+def slurm(index, processes, port):
+    """Return the environment of a process that SLURM started."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "SLURM_JOB_ID": str(port),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(processes),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": "0",
+    }
+
+
+def free_port():
     with socket.socket() as found:
         found.bind(("localhost", 0))
-        port = found.getsockname()[1]
+        return found.getsockname()[1]
+
+
+def launch(folder, results, processes=2):
+    """Start the processes as SLURM would, and return what they have written."""
+    port = free_port()
     started = []
     for index in range(processes):
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "SLURM_JOB_ID": str(port),
-            "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_NTASKS": str(processes),
-            "SLURM_PROCID": str(index),
-            "SLURM_LOCALID": "0",
-        }
         command = [sys.executable, LAUNCH, *RUN, "--folder", folder]
         started.append(
             subprocess.Popen(
                 [*map(str, command), "--results", str(results)],
                 cwd=ROOT,
-                env=environment,
+                env=slurm(index, processes, port),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -79,19 +87,12 @@ def test_processes_run_an_experiment_as_one_and_go_on_with_it(tmp_path):
     ],
 )
 def test_what_cannot_be_launched_says_so(given, status, message):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": "localhost:0",
-    }
-    for name, value in (("NTASKS", "1"), ("PROCID", "0"), ("LOCALID", "0")):
-        environment |= {f"SLURM_{name}": value}
-    environment |= {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost"}
     found = subprocess.run(
         [sys.executable, str(LAUNCH), *given],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment,
+        env=slurm(0, 1, free_port()),
         timeout=120,
     )
     assert found.returncode == status

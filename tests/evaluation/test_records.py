@@ -78,8 +78,8 @@ def test_select_keeps_to_method_metric_and_setting_and_sorts_by_seed():
         ("last_accuracy", [0.90, 0.92, 0.94], "92.0 ± 1.2"),
         ("last_accuracy", [0.919], "91.9"),
         ("nll", [0.5, 0.3, 0.4], "0.400 ± 0.058"),
-        ("perplexity", [1.0, 3.0, 5.0], "3 ± 1.2"),
-        ("perplexity", [1234.5678], "1235"),
+        ("decibels", [1.0, 3.0, 5.0], "3 ± 1.2"),
+        ("decibels", [1234.5678], "1235"),
     ],
 )
 def test_summaries_as_text(metric, values, expected):

@@ -150,7 +150,7 @@ def test_only_the_best_student_is_marked(source):
 
 
 def test_records_without_curves_give_one_plot_less(tmp_path):
-    found = records("kd", [0.5, 0.6], metric="perplexity", length=0)
+    found = records("kd", [0.5, 0.6], metric="decibels", length=0)
     paths = write_report(results(found), [], tmp_path)
     assert [path.name for path in paths] == ["report.html", "comparison.png"]
     page = Page(paths[0].read_text(encoding="utf-8"))
