@@ -151,6 +151,7 @@ def compile_(
     if only is not None and only not in programs:
         raise ValueError(unknown_name(f"program of {slug}", only, programs))
     topology, mesh = topology or experiment.topology, mesh or experiment.mesh
+    path = experiment.folder / "results" / "compiled.json"
     plans, failures = {}, 0
     for name in programs if only is None else [only]:
         console.print(f"{name} for {topology}, mesh {mesh} …", soft_wrap=True)
@@ -159,18 +160,21 @@ def compile_(
         except DoesNotFit as error:
             failures += 1
             console.print(f"[red]does not fit:[/red] {escape(str(error))}")
+            continue
+        write_plans(path, {**(read_plans(path) if path.is_file() else {}), **plans})
     table = Table(*HEADER, box=None)
     for row in plan_rows(plans):
         table.add_row(*row)
     console.print(table)
     for name, plan in plans.items():
-        sent = ", ".join(
-            f"{n / 1e9:.3g} by {kind}" for kind, n in plan.collectives.items()
+        sent = [f"{n / 1e9:.3g} by {kind}" for kind, n in plan.collectives.items()]
+        console.print(
+            f"{name}: code {plan.code / 2**20:.1f} MiB, GB sent: "
+            f"{', '.join(sent) or 0}",
+            soft_wrap=True,
         )
-        console.print(f"{name}: code {plan.code / 2**20:.1f} MiB, GB sent: {sent or 0}")
-    path = experiment.folder / "results" / "compiled.json"
-    write_plans(path, {**(read_plans(path) if path.is_file() else {}), **plans})
-    console.print(f"written: {path}", soft_wrap=True)
+    if plans:
+        console.print(f"written: {path}", soft_wrap=True)
     return 1 if failures else 0
 
 
