@@ -118,7 +118,7 @@ def wanda_score(
     weights: Float[Array, "*layers inputs outputs"],
     input_norms: Float[Array, "*layers inputs"],
 ) -> Float[Array, "*layers inputs outputs"]:
-    """Return |W|·‖x‖₂, which prunes better than magnitudes where nothing is retrained.
+    """Return ``|W|·‖x‖₂``, better than magnitudes where nothing is retrained.
 
     Sun et al. 2023 (Wanda), arXiv:2306.11695, Eq. 1. A factor of the input alone counts
     here since the inputs of a group compete.

@@ -30,7 +30,7 @@ class ScalingLaw:
         return self.floor + self.scale * np.asarray(tokens, float) ** -self.exponent
 
     def relative_error(self, tokens: Numbers, losses: Numbers) -> float:
-        """Return the mean of |predicted − measured| over measured.
+        """Return the mean of ``|predicted − measured| / measured``.
 
         Args:
             tokens: budgets that the law was not fitted to.

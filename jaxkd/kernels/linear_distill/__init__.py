@@ -43,14 +43,14 @@ class LinearDistill(NamedTuple):
     """What `linear_distill` returns.
 
     Attributes:
-        loss: the weighted sum of all, to differentiate.
+        loss: the weighted sum of all, a scalar, to differentiate.
         divergence: T²·D of each token, 0 where its weight is 0; without gradient.
         cross_entropy: likewise.
     """
 
-    loss: Float[Array, ""]
-    divergence: Float[Array, "*batch"]
-    cross_entropy: Float[Array, "*batch"]
+    loss: Array
+    divergence: Array
+    cross_entropy: Array
 
 
 def linear_distill(
