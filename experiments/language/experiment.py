@@ -76,10 +76,11 @@ SIZES: dict[str, dict[str, Any]] = {
 """Arguments of `jaxkd.models.llama` but the vocabulary."""
 
 SETTING = "tiny_shakespeare"
+# A loss is better below: each claim is that the second method beats the first.
 CLAIMS = [
-    exceeds("forward_kl", "cross_entropy", "nll", SETTING),
-    exceeds("jensen_shannon", "cross_entropy", "nll", SETTING),
-    exceeds("forward_kl", "reverse_kl", "nll", SETTING),
+    exceeds("cross_entropy", "forward_kl", "nll", SETTING),
+    exceeds("cross_entropy", "jensen_shannon", "nll", SETTING),
+    exceeds("reverse_kl", "forward_kl", "nll", SETTING),
 ]
 
 
