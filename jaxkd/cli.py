@@ -133,12 +133,7 @@ def compile_(
         mesh: how the slice is used, such as data or fsdp; None for the experiment's.
         only: the name of one program.
     """
-    from jaxkd.evaluation.plans import (
-        HEADER,
-        plan_rows,
-        read_plans,
-        write_plans,
-    )
+    from jaxkd.evaluation.plans import print_plans, read_plans, write_plans
     from jaxkd.training.ahead import DoesNotFit, plan_step
 
     experiment = load_experiment(slug)
@@ -162,17 +157,7 @@ def compile_(
             console.print(f"[red]does not fit:[/red] {escape(str(error))}")
             continue
         write_plans(path, {**(read_plans(path) if path.is_file() else {}), **plans})
-    table = Table(*HEADER, box=None)
-    for row in plan_rows(plans):
-        table.add_row(*row)
-    console.print(table)
-    for name, plan in plans.items():
-        sent = [f"{n / 1e9:.3g} by {kind}" for kind, n in plan.collectives.items()]
-        console.print(
-            f"{name}: code {plan.code / 2**20:.1f} MiB, GB sent: "
-            f"{', '.join(sent) or 0}",
-            soft_wrap=True,
-        )
+    print_plans(console, plans)
     if plans:
         console.print(f"written: {path}", soft_wrap=True)
     return 1 if failures else 0

@@ -8,6 +8,7 @@ hold up what they are for. They report Llama 2 7B at +0.09 perplexity.
 ``paper`` is Llama 2 7B with 7.9 billion tokens.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,44 +40,18 @@ MESH = "v5e-256"
 PAPER = {"llama2-7b/cast": {"perplexity": 5.58}}
 
 
-def trained(
-    run: Run,
-    program: Program,
-    train: data.Examples,
-    config: Config,
-    steps: int,
-    seed: int,
-    folder: Path,
-    name: str,
-    evaluate: Callable[[Any], dict[str, float]] | None = None,
-) -> tuple[Any, list[dict[str, int | float]]]:
-    """Return a program's last state and its evaluations."""
-    return train_on_text(
-        run,
-        program,
-        train,
-        batch_size=config.batch_size,
-        steps=steps,
-        seed=seed,
-        folder=folder,
-        name=name,
-        mesh=MESH,
-        evaluate=evaluate,
-    )
-
-
 def dense_model(
-    run: Run, config: Config, network: Network, train: data.Examples
+    run: Run, config: Config, network: Network, fit: Callable[..., Any]
 ) -> Variables:
-    """Return the dense model's variables: those of a folder, or trained here."""
+    """Return the dense model's variables: those of a folder, or trained by ``fit``."""
     if config.weights:
         folder = data.data_file(f"{config.weights}/config.json").parent
         return load_pretrained(folder)[1]
     steps = config.teacher_steps
     rate = optax.cosine_decay_schedule(config.teacher_learning_rate, steps)
     program = distill(network, None, cross_entropy(), optax.adamw(rate))
-    state, _ = trained(
-        run, program, train, config, steps, 0, run.folder / "teacher", "teacher"
+    state, _ = fit(
+        program, steps=steps, seed=0, folder=run.folder / "teacher", name="teacher"
     )
     return state.student
 
@@ -135,7 +110,10 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     )
     network = config.network(train.classes)
     started = time.perf_counter()
-    variables = dense_model(run, config, network, train)
+    fit = functools.partial(
+        train_on_text, run, train=train, batch_size=config.batch_size, mesh=MESH
+    )
+    variables = dense_model(run, config, network, fit)
     seconds = time.perf_counter() - started
     records = run.part(
         "dense model",
@@ -156,16 +134,13 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
             if arm.program is None:
                 history = [measure(arm.student.init(jax.random.key(seed)))]
             else:
-                _, history = trained(
-                    run,
+                _, history = fit(
                     arm.program,
-                    train,
-                    config,
-                    config.steps,
-                    seed,
-                    folder,
-                    f"{name} seed {seed}",
-                    lambda state: measure(state.student),
+                    steps=config.steps,
+                    seed=seed,
+                    folder=folder,
+                    name=f"{name} seed {seed}",
+                    evaluate=lambda state: measure(state.student),
                 )
             seconds = time.perf_counter() - started
             return language_records(config.setting, name, seed, history, seconds)

@@ -8,6 +8,7 @@ blocks in 8 bits, and ``paper_70b`` the 70B teacher. ``plain`` is ``paper`` with
 scores and all activations in memory, which does not fit.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.text import language_records, load_text, train_on_text
-from jaxkd import combine, distill, methods, models
+from jaxkd import combine, data, distill, methods, models
 from jaxkd.checks import unknown_name
 from jaxkd.compression.mixed_bits import quantized
 from jaxkd.evaluation.claims import exceeds
@@ -97,7 +98,7 @@ class Config:
         teacher: a name of `SIZES`.
         student: likewise.
         plain: whether attention's scores and all activations are kept in memory.
-        weights: folder of the trained teacher; empty to train one here.
+        weights: folder of the trained teacher below JAXKD_DATA; empty to train one.
         teacher_bits: what the teacher's blocks are rounded to, such as ``int8``, or "".
         teacher_steps: of its training here.
         methods: the rows, names of `METHODS`; ``logits_kl`` is ``forward_kl`` written
@@ -205,29 +206,22 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     )
     student, teacher = config.networks(train.classes)
 
-    def fit(program, steps, seed, folder, name, evaluate=None):
-        return train_on_text(
-            run,
-            program,
-            train,
-            batch_size=config.batch_size,
-            steps=steps,
-            seed=seed,
-            folder=folder,
-            name=name,
-            mesh=MESH,
-            evaluate=evaluate,
-        )
+    fit = functools.partial(
+        train_on_text, run, train=train, batch_size=config.batch_size, mesh=MESH
+    )
 
     started = time.perf_counter()
     if config.weights:
-        variables = load_pretrained(Path(config.weights))[1]
+        folder = data.data_file(f"{config.weights}/config.json").parent
+        variables = load_pretrained(folder)[1]
     else:
         steps = config.teacher_steps
         program = distill(
             teacher, None, methods.cross_entropy(), config.optimizer(steps)
         )
-        state, _ = fit(program, steps, 0, run.folder / "teacher", "teacher")
+        state, _ = fit(
+            program, steps=steps, seed=0, folder=run.folder / "teacher", name="teacher"
+        )
         variables = state.student
     taught = config.frozen(teacher.with_variables(variables))
     seconds = time.perf_counter() - started
@@ -255,7 +249,12 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
             measure: Callable[[Any], dict[str, float]]
             measure = lambda state: evaluate(state.student)  # noqa: E731
             _, history = fit(
-                program, config.steps, seed, folder, f"{name} seed {seed}", measure
+                program,
+                steps=config.steps,
+                seed=seed,
+                folder=folder,
+                name=f"{name} seed {seed}",
+                evaluate=measure,
             )
             seconds = time.perf_counter() - started
             return language_records(config.setting, name, seed, history, seconds)

@@ -5,6 +5,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from jaxkd.evaluation.results import write_atomically
 from jaxkd.training.ahead import StepPlan
 
@@ -52,6 +55,21 @@ def plan_markdown(plans: Mapping[str, StepPlan]) -> str:
     rule = ("---",) * 2 + ("---:",) * (len(HEADER) - 3) + ("---",)
     lines = [HEADER, rule, *plan_rows(plans)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def print_plans(console: Console, plans: Mapping[str, StepPlan]) -> None:
+    """Print the table, and what each program sends by the kind of collective."""
+    table = Table(*HEADER, box=None)
+    for row in plan_rows(plans):
+        table.add_row(*row)
+    console.print(table)
+    for name, plan in plans.items():
+        sent = [f"{n / 1e9:.3g} by {kind}" for kind, n in plan.collectives.items()]
+        console.print(
+            f"{name}: code {plan.code / 2**20:.1f} MiB, GB sent: "
+            f"{', '.join(sent) or 0}",
+            soft_wrap=True,
+        )
 
 
 def write_plans(path: Path, plans: Mapping[str, StepPlan]) -> None:

@@ -367,3 +367,20 @@ def test_bad_inputs(unchecked_shapes):
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_block_sparse_attention_for_tpus_and_a_gpu():
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    x = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)
+    table = bigbird_table(8, 1, 2)
+
+    def loss(q, k, v):
+        return block_sparse_attention(q, k, v, table).astype(jnp.float32).sum()
+
+    for topology in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
+        compiled = compile_for(topology, jax.grad(loss, (0, 1, 2)), x, x, x)
+        assert "splash" in compiled.as_text()
+    text = lower_for_gpu(loss, x, x, x)
+    # XLA's version, which makes no array of all scores.
+    assert "dot_general" in text
+    assert "1024x1024x" not in text
