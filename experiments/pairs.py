@@ -170,7 +170,6 @@ def run_pair(
                 seeds,
                 teacher_logits=logits,
                 measure=measure,
-                spec=spec.student,
             )
     return records
 

@@ -5,7 +5,7 @@ differentiated, vmapped over seeds and sharded over a mesh without knowing the o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
@@ -68,11 +68,14 @@ class Network:
         init: ``key -> variables``.
         apply: ``(variables, inputs, *, taps, train, key) -> (Outputs, variables)``.
         taps: the names of the features that can be asked for.
+        spec: of the zoo's networks, (name in `jaxkd.models.MODELS`, all arguments of
+            that constructor), from which folders of weights say what they hold.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
     apply: Apply
     taps: tuple[str, ...] = ()
+    spec: tuple[str, Mapping[str, Any]] | None = field(default=None, compare=False)
 
     @classmethod
     def from_nnx(
@@ -149,7 +152,7 @@ class Network:
         def init(key: PRNGKeyArray) -> Variables:
             return jax.tree.map(jnp.copy, variables)
 
-        return Network(init, self.apply, self.taps)
+        return replace(self, init=init)
 
     def astype(self, dtype: Any) -> "Network":
         """Return this network with floating-point parameters and inputs of a dtype.
@@ -170,7 +173,7 @@ class Network:
             outputs, _ = self.apply(_cast(variables, dtype), inputs, **kwargs)
             return outputs, variables
 
-        return Network(init, apply, self.taps)
+        return replace(self, init=init, apply=apply)
 
     def computing_in(self, dtype: Any) -> "Network":
         """Return this network computing in a dtype from parameters kept as they are.
@@ -189,7 +192,7 @@ class Network:
             outputs, changed = self.apply(low, inputs, train=True, **kwargs)
             return outputs, {**variables, "stats": changed["stats"]}
 
-        return Network(self.init, apply, self.taps)
+        return replace(self, apply=apply)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -200,11 +203,15 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
 
 
 def _cast_inputs(inputs: Inputs, dtype: Any) -> Inputs:
-    """Cast inputs, but for the time of diffusion models: bf16 has 3 digits of it."""
+    """Cast inputs, but not the time of diffusion models: bf16 has 3 digits of it.
+
+    A language model's cache keeps its own dtype too, which may be smaller.
+    """
     cast: Any = _cast(inputs, dtype)
-    if isinstance(inputs, Mapping) and "time" in inputs:
-        return {**cast, "time": inputs["time"]}
-    return cast
+    if not isinstance(inputs, Mapping):
+        return cast
+    kept = {name: inputs[name] for name in ("time", "cache") if name in inputs}
+    return {**cast, **kept}
 
 
 class Method(NamedTuple):

@@ -207,7 +207,6 @@ def run_pair(job: Job) -> list[Record]:
             job.seeds,
             teacher_logits=teacher_logits,
             measure=watch(recipe),
-            spec=spec.student if recipe.student is pair.student else None,
         )
     return records
 

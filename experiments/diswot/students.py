@@ -170,6 +170,5 @@ def distil_students(
                     student,
                     seeds,
                     teacher_logits=logits,
-                    spec=spec(blocks),
                 )
     return records

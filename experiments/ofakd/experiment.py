@@ -130,7 +130,6 @@ def run_setting(
             teacher_logits=logits,
             variables=(lambda s: s.average) if averaged else (lambda s: s.student),
             measure=measure,
-            spec=setting.student,
         )
     return records
 
@@ -267,8 +266,8 @@ def teacher_variables(
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is missing: put the trained teacher there, written by "
-            f"jaxkd.interop.save_pretrained({str(folder)!r}, {model!r}, ...), or set "
-            "teachers to the folder that holds it"
+            f"jaxkd.interop.save_pretrained({str(folder)!r}, network, variables), or "
+            "set teachers to the folder that holds it"
         )
     return load_pretrained(folder)[1]
 

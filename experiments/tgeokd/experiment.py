@@ -183,7 +183,6 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
                 seeds,
                 teacher_logits=logits,
                 measure=shares(arm, student, teacher, variables),
-                spec=student_spec,
             )
     return records
 

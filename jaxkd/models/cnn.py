@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.models.blocks import BatchNorm
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 
@@ -86,6 +87,7 @@ class CNN(nnx.Module):
         return Outputs(self.head(features["pooled"]), features)
 
 
+@recorded
 def cnn(
     channels_in: int = 1,
     channels: Sequence[int] = (16, 32, 64),

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.models.blocks import check_channels
+from jaxkd.models.recorded import recorded
 from jaxkd.models.tokens import MLP, layer_norm, linear, named_size, normal
 from jaxkd.types import Network, Outputs
 
@@ -107,6 +108,7 @@ class ConvNeXt(nnx.Module):
         return Outputs(self.head(pooled), {**features, "pooled": pooled})
 
 
+@recorded
 def convnext(
     size: str | Sequence[int] = "tiny", classes: int = 1000, *, channels_in: int = 3
 ) -> Network:

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.models.conditioning import Conditioning, unpack
+from jaxkd.models.recorded import recorded
 from jaxkd.models.tokens import MLP, PatchEmbed, named_size
 from jaxkd.models.vit import Attention
 from jaxkd.types import Network, Outputs
@@ -148,6 +149,7 @@ class DiT(nnx.Module):
         return Outputs(pixels, features)
 
 
+@recorded
 def dit(
     size: str | Sequence[int] = "small",
     *,

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.graphs import Graph, SparseMatrix, edge_sum
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 xavier_uniform = nnx.initializers.xavier_uniform()
@@ -195,6 +196,7 @@ def _network(layer: Any, features, hidden, classes, layers, dropout) -> Network:
     return Network.from_nnx(build)
 
 
+@recorded
 def gcn(
     features: int,
     classes: int,
@@ -217,6 +219,7 @@ def gcn(
     return _network(GraphConv, features, hidden, classes, layers, dropout)
 
 
+@recorded
 def graphsage(
     features: int,
     classes: int,
@@ -228,6 +231,7 @@ def graphsage(
     return _network(SAGEConv, features, hidden, classes, layers, dropout)
 
 
+@recorded
 def node_mlp(
     features: int,
     classes: int,
@@ -242,6 +246,7 @@ def node_mlp(
     return _network(NodeLinear, features, hidden, classes, layers, dropout)
 
 
+@recorded
 def gat(
     features: int,
     classes: int,

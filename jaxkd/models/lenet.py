@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 
@@ -57,6 +58,7 @@ class LeNet(nnx.Module):
         return Outputs(self.head(features["pooled"]), features)
 
 
+@recorded
 def lenet(
     size: int = 28,
     channels_in: int = 1,

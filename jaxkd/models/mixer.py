@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.recorded import recorded
 from jaxkd.models.tokens import MLP, PatchEmbed, layer_norm, linear, named_size
 from jaxkd.types import Network, Outputs
 
@@ -118,6 +119,7 @@ RESMLP_SIZES = {"s12": (384, 12), "s24": (384, 24)}
 """Width and blocks (Touvron)."""
 
 
+@recorded
 def mlp_mixer(
     size: str | Sequence[int] = "small",
     classes: int = 1000,
@@ -158,6 +160,7 @@ def mlp_mixer(
     return Network.from_nnx(build)
 
 
+@recorded
 def resmlp(
     size: str | Sequence[int] = "s12",
     classes: int = 1000,

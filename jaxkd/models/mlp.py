@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 
@@ -41,6 +42,7 @@ class MLP(nnx.Module):
         return Outputs(self.head(x), {**features, "pooled": x})
 
 
+@recorded
 def mlp(
     features: int = 64, widths: Sequence[int] = (256, 256), classes: int = 10
 ) -> Network:

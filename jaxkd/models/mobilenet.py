@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.models.blocks import BatchNorm, check_channels, conv, stage_taps
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 Form = Literal["cifar", "imagenet"]
@@ -120,6 +121,7 @@ class MobileNetV2(nnx.Module):
         return Outputs(self.fc(pooled), features)
 
 
+@recorded
 def mobilenet_v2(
     width: float = 0.5,
     classes: int = 100,

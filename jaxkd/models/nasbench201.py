@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.checks import unknown_name
 from jaxkd.models.blocks import BatchNorm, check_channels, conv
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -173,6 +174,7 @@ class NASBench201(nnx.Module):
         return Outputs(self.fc(pooled), {**features, "pooled": pooled})
 
 
+@recorded
 def nasbench201(
     cell: str,
     classes: int = 10,

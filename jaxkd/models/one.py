@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxkd.losses.online import one_gate_logits
 from jaxkd.models.blocks import BatchNorm
 from jaxkd.models.cnn import Stage
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 
@@ -61,6 +62,7 @@ class ONECNN(nnx.Module):
         return Outputs(combined, {**features, "gate": gate})
 
 
+@recorded
 def one_cnn(
     channels_in: int = 1,
     channels: Sequence[int] = (16, 32, 64),

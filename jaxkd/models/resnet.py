@@ -20,6 +20,7 @@ from jaxkd.models.blocks import (
     conv,
     stage_taps,
 )
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 Shortcut = Literal["projection", "identity"]
@@ -179,6 +180,7 @@ class ResNet(nnx.Module):
         return features.outputs(self.fc)
 
 
+@recorded
 def cifar_resnet(
     depth: int | Sequence[int] = 20,
     classes: int = 100,
@@ -243,6 +245,7 @@ BLOCKS = {
 """The block and blocks a stage of ImageNet ResNets, by depth."""
 
 
+@recorded
 def imagenet_resnet(
     depth: int = 50,
     classes: int = 1000,

@@ -18,6 +18,7 @@ from jaxkd.models.blocks import (
     conv,
     stage_taps,
 )
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 STEM = 24
@@ -208,6 +209,7 @@ class ShuffleNetV2(nnx.Module):
         return Outputs(self.fc(pooled), {**features.found, "pooled": pooled})
 
 
+@recorded
 def shufflenet_v1(classes: int = 100, *, channels_in: int = 3) -> Network:
     """Return ShuffleNet V1 for CIFAR, with 3 groups and 240, 480 and 960 channels.
 
@@ -222,6 +224,7 @@ def shufflenet_v1(classes: int = 100, *, channels_in: int = 3) -> Network:
     )
 
 
+@recorded
 def shufflenet_v2(classes: int = 100, *, channels_in: int = 3) -> Network:
     """Return ShuffleNet V2 1x for CIFAR, with 116, 232, 464 and 1024 channels.
 

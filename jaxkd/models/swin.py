@@ -9,6 +9,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.recorded import recorded
 from jaxkd.models.tokens import (
     MLP,
     PatchEmbed,
@@ -256,6 +257,7 @@ class Swin(nnx.Module):
         return Outputs(self.head(pooled), {**features, "final": x, "pooled": pooled})
 
 
+@recorded
 def swin(
     size: str | Sequence[int] = "tiny",
     classes: int = 1000,

@@ -39,9 +39,13 @@ def named_size(
     return tuple(size)
 
 
-def linear(features_in: int, features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(
+    features_in: int, features: int, use_bias: bool = True, *, rngs: nnx.Rngs
+) -> nnx.Linear:
     """Return a linear layer that starts as `normal`."""
-    return nnx.Linear(features_in, features, kernel_init=normal, rngs=rngs)
+    return nnx.Linear(
+        features_in, features, use_bias=use_bias, kernel_init=normal, rngs=rngs
+    )
 
 
 def layer_norm(width: int, epsilon: float = 1e-6, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -66,6 +70,7 @@ class PatchEmbed(nnx.Module):
         patch_size: int,
         channels_in: int,
         width: int,
+        use_bias: bool = True,
         *,
         rngs: nnx.Rngs,
     ):
@@ -76,7 +81,8 @@ class PatchEmbed(nnx.Module):
             )
         self.shape = (image_size, image_size, channels_in)
         self.size, self.tokens = patch_size, (image_size // patch_size) ** 2
-        self.projection = linear(patch_size**2 * channels_in, width, rngs=rngs)
+        features_in = patch_size**2 * channels_in
+        self.projection = linear(features_in, width, use_bias, rngs=rngs)
 
     def __call__(
         self, image: Float[Array, "batch height width channels"]

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.models.conditioning import Conditioning, unpack
+from jaxkd.models.recorded import recorded
 from jaxkd.models.vit import Attention
 from jaxkd.types import Network, Outputs
 
@@ -243,6 +244,7 @@ class UNet(nnx.Module):
         return Outputs(self.head(jax.nn.silu(self.norm(x))), features)
 
 
+@recorded
 def unet(
     image_size: int = 64,
     *,

@@ -17,6 +17,7 @@ from jaxkd.models.blocks import (
     conv,
     stage_taps,
 )
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -77,6 +78,7 @@ class VGG(nnx.Module):
         return features.outputs(self.fc)
 
 
+@recorded
 def vgg(depth: int = 8, classes: int = 100, *, channels_in: int = 3) -> Network:
     """Return VGG-8 or VGG-13 for CIFAR.
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.models.blocks import BatchNorm, check_channels, conv, stage_taps
+from jaxkd.models.recorded import recorded
 from jaxkd.types import Network, Outputs
 
 
@@ -98,6 +99,7 @@ class WideResNet(nnx.Module):
         return Outputs(self.fc(pooled), {**features, "pooled": pooled})
 
 
+@recorded
 def wide_resnet(
     depth: int = 40,
     width: int = 2,

@@ -8,9 +8,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from jaxkd import models
-from jaxkd.interop import folders
+from jaxkd import models, training
+from jaxkd.interop import folders, shards
+from jaxkd.types import Network
 
 # Tiny programs run once: without LLVM's optimisation they compile five times faster.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -19,6 +21,14 @@ MODELS = {
     "cnn": ({"channels_in": 1, "channels": [3, 4], "classes": 5}, (8, 8, 1)),
     "mlp": ({"features": 6, "widths": [4], "classes": 3}, (6,)),
     "one_cnn": ({"channels": [2, 3], "branches": 2}, (8, 8, 1)),
+}
+LLAMA = {
+    "vocabulary": 32,
+    "width": 16,
+    "layers": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "hidden": 24,
 }
 
 
@@ -30,12 +40,28 @@ def trained(name):
     return network, jax.tree.map(lambda x: x * 1.5 + 0.25, variables), shape
 
 
+def saved(folder, name):
+    network, variables, shape = trained(name)
+    folders.save_pretrained(folder, network, variables, input_shape=shape)
+    return network, variables, shape
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    network = models.llama(**LLAMA)
+    return network, compiled(network.init)(jax.random.key(0))
+
+
 @pytest.fixture
 def folder(tmp_path):
-    _, variables, shape = trained("mlp")
-    return folders.save_pretrained(
-        tmp_path / "new" / "mlp", "mlp", MODELS["mlp"][0], variables, shape
-    )
+    saved(tmp_path / "new" / "mlp", "mlp")
+    return tmp_path / "new" / "mlp"
+
+
+@pytest.fixture
+def checkpoint(tmp_path, decoder):
+    """A decoder in Hugging Face's format, in several files."""
+    return folders.save_pretrained(tmp_path / "llama", *decoder, max_shard_size=8000)
 
 
 def assert_identical(a, b):
@@ -45,13 +71,13 @@ def assert_identical(a, b):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_round_trip_is_bit_for_bit(tmp_path, name, dtype):
     network, variables, shape = trained(name)
     params = jax.tree.map(lambda x: x.astype(dtype), variables["params"])
     variables = {**variables, "params": params}
-    folders.save_pretrained(tmp_path, name, MODELS[name][0], variables, shape)
+    folders.save_pretrained(tmp_path, network, variables, input_shape=shape)
     again, loaded = folders.load_pretrained(tmp_path)
     assert_identical(loaded, variables)
     assert again.taps == network.taps
@@ -64,48 +90,175 @@ def test_round_trip_is_bit_for_bit(tmp_path, name, dtype):
     assert (config["model"], config["input_shape"]) == (name, list(shape))
 
 
-def test_saving_again_replaces_the_weights(folder):
-    _, variables, shape = trained("mlp")
-    changed = jax.tree.map(lambda x: -x, variables)
-    folders.save_pretrained(folder, "mlp", MODELS["mlp"][0], changed, shape)
-    assert_identical(folders.load_pretrained(folder)[1], changed)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_several_files_are_the_same_arrays_on_every_mesh(tmp_path, decoder, dtype):
+    network, variables = decoder
+    variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+    folders.save_pretrained(tmp_path, network, variables, max_shard_size=8000)
+    files = sorted(file.name for file in tmp_path.glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert len(files) > 1
+    assert_identical(folders.load_pretrained(tmp_path)[1], variables)
+    mesh = training.make_mesh(training.MeshShape(fsdp=2, tensor=2))
+    _, spread = folders.load_pretrained(tmp_path, mesh=mesh)
+    assert_identical(spread, variables)
+    assert spread["params"]["embed"]["embedding"].sharding.mesh == mesh
 
 
-@pytest.mark.parametrize("name", [folders.CONFIG, folders.WEIGHTS])
-def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name} is missing: load_pretrained"):
-        folders.load_pretrained(folder)
+def test_large_arrays_are_read_in_the_parts_that_a_device_holds(tmp_path, monkeypatch):
+    network = models.llama(**{**LLAMA, "width": 64, "hidden": 128})
+    variables = compiled(network.init)(jax.random.key(0))
+    folders.save_pretrained(tmp_path, network, variables)
+    taken = []
+    whole = shards.Shards.read
+
+    def read(self, name, index=...):
+        found = whole(self, name, index)
+        taken.append((name, found.shape))
+        return found
+
+    monkeypatch.setattr(shards.Shards, "read", read)
+    mesh = training.make_mesh(training.MeshShape(fsdp=2, tensor=2))
+    _, spread = folders.load_pretrained(tmp_path, mesh=mesh)
+    assert_identical(spread, variables)
+    up = {shape for name, shape in taken if name.endswith("0.mlp.up_proj.weight")}
+    assert up == {(64, 32)}
+
+
+def test_a_dtype_and_arguments_replace_the_folders(checkpoint, decoder):
+    network, variables = folders.load_pretrained(
+        checkpoint, dtype=jnp.bfloat16, remat=True
+    )
+    assert network.spec is not None
+    assert network.spec[1]["remat"]
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), decoder[1])
+    assert_identical(variables, cast)
+    with pytest.raises(ValueError, match="what was given make arguments that 'llama'"):
+        folders.load_pretrained(checkpoint, rematerialise=True)
+
+
+def test_saving_again_replaces_the_weights_and_nothing_else(checkpoint):
+    (checkpoint / "notes.txt").write_text("mine")
+    network, variables, _ = trained("mlp")
+    folders.save_pretrained(checkpoint, network, variables)
+    assert_identical(folders.load_pretrained(checkpoint)[1], variables)
+    names = sorted(file.name for file in checkpoint.iterdir())
+    assert names == [folders.CONFIG, shards.WEIGHTS, "notes.txt"]
+    assert sorted(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_a_save_that_is_cut_off_is_no_model(checkpoint, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    network, variables, _ = trained("mlp")
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "write_shards", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            folders.save_pretrained(checkpoint, network, variables)
+    assert before == {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    folders.save_pretrained(checkpoint, network, variables)
+    assert_identical(folders.load_pretrained(checkpoint)[1], variables)
+
+
+def test_the_tokeniser_and_further_keys_go_along(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (source / "pytorch_model.bin").write_text("not this")
+    network, variables, _ = trained("mlp")
+    to = folders.save_pretrained(
+        tmp_path / "to",
+        network,
+        variables,
+        tokenizer=source,
+        config={"eos_token_id": 2},
+    )
+    names = sorted(file.name for file in to.iterdir())
+    assert names == [folders.CONFIG, shards.WEIGHTS, "tokenizer.json"]
+    assert json.loads((to / folders.CONFIG).read_text())["eos_token_id"] == 2
+    with pytest.raises(FileNotFoundError, match="holds no tokeniser, such as"):
+        folders.save_pretrained(to, network, variables, tokenizer=tmp_path)
+
+
+def rewritten(checkpoint, change):
+    """Change the tensors of a single-file checkpoint."""
+    path = checkpoint / shards.WEIGHTS
+    arrays = load_file(path)
+    change(arrays)
+    save_file(arrays, path)
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * 99],
-    ids=["emptied", "truncated", "overwritten"],
+    ("change", "message"),
+    [
+        (
+            lambda arrays: arrays.pop("model.layers.1.mlp.up_proj.weight"),
+            r"lacks model.layers.1.mlp.up_proj.weight \(is config.json of these",
+        ),
+        (
+            lambda arrays: arrays.update(more=np.zeros(2)),
+            "has more for which the model has no place",
+        ),
+        (
+            lambda arrays: arrays.update({"model.norm.weight": np.zeros(17)}),
+            r"model.norm.weight has shape \(17,\), but the model has \(16,\) there",
+        ),
+        (
+            lambda arrays: arrays.update({"lm_head.weight": np.zeros((16, 32))}),
+            r"lm_head.weight has shape \(16, 32\), but the model has \(32, 16\)",
+        ),
+    ],
 )
-def test_damaged_weights_are_named(folder, damage):
-    path = folder / folders.WEIGHTS
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"safetensors is damaged .*: export the mode"):
+def test_tensors_that_are_not_the_models_are_named(tmp_path, decoder, change, message):
+    folders.save_pretrained(tmp_path, *decoder)
+    rewritten(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        folders.load_pretrained(tmp_path)
+
+
+def test_many_missing_tensors_are_counted(checkpoint):
+    path = checkpoint / folders.CONFIG
+    path.write_text(path.read_text().replace('hidden_layers": 3', 'hidden_layers": 9'))
+    with pytest.raises(ValueError, match=r"lacks model.layers.3\.\S+, .* and \d+ more"):
+        folders.load_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("name", [folders.CONFIG, shards.WEIGHTS])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
         folders.load_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("{", r"config.json cannot be read \(JSONDecodeError.*: export the model"),
+        ("{", r"config.json cannot be read \(JSONDecodeError.*: fetch or export"),
         ("[]", "config.json cannot be read"),
         ('{"model": "mlp"}', r"config.json cannot be read \(KeyError\('arguments'\)"),
+        ('{"architectures": []}', "cannot be read .*architectures is empty"),
+        ('{"architectures": ["A"]}', r"cannot be read \(KeyError\('model_type'\)"),
+        (
+            '{"architectures": ["LlamaForCausalLMs"], "model_type": "llama"}',
+            "unknown architecture 'LlamaForCausalLMs': did you mean 'LlamaForCaus",
+        ),
+        (
+            '{"architectures": ["A"], "model_type": "a", "quantization_config": {"b":'
+            " 4}}",
+            "config.json is of quantised weights, which are not read",
+        ),
         ({"model": "mpl"}, "unknown model 'mpl': did you mean 'mlp'"),
         ({"arguments": {"feature": 6}}, r"config.json .*'feature'.*: export the model"),
-        ({"arguments": [6]}, r"config.json .*: export the model"),
+        ({"arguments": [6]}, "config.json .*not a mapping.*: export the model again"),
         (
             {"arguments": {"features": 6, "widths": [5], "classes": 3}},
-            r"safetensors: params/h.* shape \(3,\)|safetensors: params/.* has shape",
+            r"params/h\S+ has shape \(\S*, ?\S*\), but the model has",
         ),
         (
             {"arguments": {"features": 6, "widths": [4, 4], "classes": 3}},
-            r"params/hidden/1/bias has shape None, but .*\(4,\) there",
+            "lacks params/hidden/1/bias",
         ),
     ],
 )
@@ -119,20 +272,19 @@ def test_a_bad_config_is_answered(folder, change, message):
 
 
 def test_saving_refuses_what_could_not_be_loaded(tmp_path):
-    _, variables, shape = trained("mlp")
-    with pytest.raises(ValueError, match="unknown model 'mlpp'"):
-        folders.save_pretrained(tmp_path / "a", "mlpp", {}, variables, shape)
+    network, variables, _ = trained("mlp")
+    unnamed = Network(network.init, network.apply)
+    with pytest.raises(ValueError, match="not made by a constructor of"):
+        folders.save_pretrained(tmp_path / "a", unnamed, variables)
+    other = models.mlp(6, classes=3)
     with pytest.raises(ValueError, match=r"variables: params/head/kernel has shape"):
-        folders.save_pretrained(
-            tmp_path / "a", "mlp", {"features": 6, "classes": 3}, variables, shape
-        )
-    assert not (tmp_path / "a").exists()
+        folders.save_pretrained(tmp_path / "a", other, variables)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_exported_program_equals_the_network_at_any_batch_size(tmp_path, name):
-    network, variables, shape = trained(name)
-    folders.save_pretrained(tmp_path, name, MODELS[name][0], variables, shape)
+    network, variables, shape = saved(tmp_path, name)
     path = folders.export_program(tmp_path)
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     assert {"cpu", "cuda", "tpu"} == set(program.platforms)
@@ -142,3 +294,10 @@ def test_exported_program_equals_the_network_at_any_batch_size(tmp_path, name):
         assert found.dtype == jnp.float32
         expected = compiled(network.apply)(variables, x)[0].logits
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_needs_the_shape_of_an_example(tmp_path):
+    network, variables, _ = trained("mlp")
+    folders.save_pretrained(tmp_path, network, variables)
+    with pytest.raises(ValueError, match="has no input_shape: save the network with"):
+        folders.export_program(tmp_path)

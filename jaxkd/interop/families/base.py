@@ -1,0 +1,162 @@
+"""What a family of Hugging Face models is: its config, and where its tensors go.
+
+A family is data and small functions, so that reading, placing on a mesh, checking and
+writing are done once for all of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from einops import rearrange
+
+LINEAR = "outputs inputs -> inputs outputs"
+"""The layout of a PyTorch linear layer's weight, which is our kernel transposed."""
+
+Place = tuple[slice, ...]
+"""A part of an array: a slice, with start and stop, of each axis."""
+
+
+class Source(NamedTuple):
+    """The tensors of a checkpoint that make up one of our arrays.
+
+    Attributes:
+        names: of tensors that lie side by side along ``axis``, all of one width, such
+            as queries, keys and values. With ``layers`` they have ``{}`` for a layer's
+            number.
+        layout: how einops brings a tensor to ours, such as `LINEAR`; as it is if empty.
+        layers: how many are stacked along our first axis; None for no such axis.
+        sizes: of the axes that the layout splits or joins.
+        axis: of ours, counted from the last.
+    """
+
+    names: tuple[str, ...]
+    layout: str = ""
+    layers: int | None = None
+    share: tuple[int, int] = (0, 1)
+    sizes: Mapping[str, int] = MappingProxyType({})
+    axis: int = -1
+
+    def places(self, shape: Sequence[int]) -> dict[str, Place]:
+        """Return where in our array of that shape each tensor lies, by its name."""
+        found = {}
+        for layer in range(self.layers or 1):
+            for i, name in enumerate(self.names):
+                place = [slice(0, size) for size in shape]
+                if self.layers is not None:
+                    place[0] = slice(layer, layer + 1)
+                if len(self.names) > 1:
+                    width = shape[self.axis] // len(self.names)
+                    place[self.axis] = slice(i * width, (i + 1) * width)
+                found[name.format(layer)] = tuple(place)
+        return found
+
+    def theirs(self, parts: Sequence[Any]) -> Any:
+        """Return a tensor from the pieces of our arrays that share it, in order."""
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        whole = whole if self.layers is None else whole[0, ...]
+        if not self.layout:
+            return whole
+        theirs, ours = self.layout.split("->")
+        return rearrange(whole, f"{ours}->{theirs}", **self.sizes)
+
+    def read(
+        self,
+        part: Place,
+        shape: Sequence[int],
+        dtype: np.dtype,
+        tensor: Callable[[str, Any], np.ndarray],
+    ) -> np.ndarray:
+        """Return a part of our array, reading no more than it needs.
+
+        Args:
+            part: of our array.
+            shape: of our array.
+            dtype: of the result.
+            tensor: ``(name, index) -> part of that tensor``.
+        """
+        found = np.empty([at.stop - at.start for at in part], dtype)
+        for name, place in self.places(shape).items():
+            both = [
+                slice(max(at.start, own.start), min(at.stop, own.stop))
+                for at, own in zip(part, place, strict=True)
+            ]
+            if all(at.start < at.stop for at in both):
+                inside = list(_shifted(both, place))
+                if self.share[1] > 1:
+                    start = self.share[0] * shape[-1]
+                    inside[-1] = slice(
+                        inside[-1].start + start, inside[-1].stop + start
+                    )
+                own = tuple(inside if self.layers is None else inside[1:])
+                found[_shifted(both, part)] = self._piece(name, own, tensor)
+        return found
+
+    def _piece(self, name: str, index: Place, tensor: Callable) -> np.ndarray:
+        """Return a part of a tensor in our layout."""
+        if not self.layout:
+            return tensor(name, index)
+        theirs, ours = (side.split() for side in self.layout.split("->"))
+        if set(theirs) != set(ours):  # Axes are split or joined.
+            return rearrange(tensor(name, ...), self.layout, **self.sizes)[index]
+        permuted = tuple(index[ours.index(axis)] for axis in theirs)
+        return rearrange(tensor(name, permuted), self.layout)
+
+
+def _shifted(place: Sequence[slice], origin: Place) -> Place:
+    """Return a place counted from another's start."""
+    return tuple(
+        slice(at.start - zero.start, at.stop - zero.start)
+        for at, zero in zip(place, origin, strict=True)
+    )
+
+
+class Family(NamedTuple):
+    """Models of one constructor, as Hugging Face's folders hold them.
+
+    Attributes:
+        model: the constructor's name in `jaxkd.models.MODELS`.
+        architectures: names of ``config.json`` that it reads.
+        arguments: ``config -> the constructor's arguments``; refuses with a ValueError
+            what the constructor cannot build.
+        config: ``all of the constructor's arguments -> config``, with ``architectures``
+            and ``model_type``; refuses with a ValueError what transformers cannot
+            build.
+        tensors: ``all of the constructor's arguments -> the source of every array``, by
+            its path such as ``params/blocks/mlp/up/kernel``.
+        renamed: (regular expression, replacement) after which the names of a file, of
+            older releases or of the model without its head, equal those of
+            ``tensors`` after the same.
+        ignored: regular expressions of tensors that files may have beyond those, such
+            as buffers.
+        head: the head's tensor, if it alone tells whether a model is ``tied``, whatever
+            its config says.
+    """
+
+    model: str
+    architectures: tuple[str, ...]
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    tensors: Callable[[Mapping[str, Any]], dict[str, Source]]
+    renamed: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+    head: str | None = None
+
+
+def require(config: Mapping[str, Any], key: str, *supported: Any) -> None:
+    """Refuse a config with another value than those that are built here.
+
+    Args:
+        config: of ``config.json``.
+        key: may be missing.
+        *supported: values.
+
+    Raises:
+        ValueError: the value is another.
+    """
+    if key in config and config[key] not in supported:
+        raise ValueError(
+            f"config.json has {key} = {config[key]!r}, which jaxkd does not build: it "
+            f"knows {', '.join(map(repr, supported))}"
+        )

@@ -1,0 +1,262 @@
+"""Hugging Face's checkpoints: read as they are, and written back bit for bit."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxkd import models, training
+from jaxkd.interop import load_pretrained, save_pretrained
+from jaxkd.interop.families import FAMILIES, family_reading, llama
+from jaxkd.models.rope import RopeScaling
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "hf"
+CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+
+
+def config_of(name):
+    return json.loads((GOLDEN / name / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_is_written_as_it_was_read(name, tmp_path):
+    mesh = training.make_mesh(training.MeshShape(fsdp=2, tensor=2))
+    for placed in (None, mesh):
+        network, variables = load_pretrained(GOLDEN / name, mesh=placed)
+        save_pretrained(tmp_path, network, variables)
+        written, original = (
+            (folder / "model.safetensors").read_bytes()
+            for folder in (tmp_path, GOLDEN / name)
+        )
+        assert written == original
+    written = json.loads((tmp_path / "config.json").read_text())
+    original = config_of(name)
+    different = {k for k in written if k in original and written[k] != original[k]}
+    # Where no layer has a window, it says nothing.
+    assert different <= {"max_window_layers"}
+    again, variables = load_pretrained(tmp_path)
+    save_pretrained(tmp_path, again, variables)
+    assert json.loads((tmp_path / "config.json").read_text()) == written
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_family_has_a_source_for_every_array(name):
+    config = config_of(name)
+    family = family_reading(config)
+    network = models.create(family.model, **family.arguments(config))
+    shapes = jax.tree_util.tree_leaves_with_path(
+        jax.eval_shape(network.init, jax.random.key(0))
+    )
+    paths = {"/".join(key.key for key in path) for path, _ in shapes}
+    assert network.spec is not None
+    assert set(family.tensors(network.spec[1])) == paths
+
+
+def test_no_two_families_read_or_write_the_same():
+    names = [name for family in FAMILIES for name in family.architectures]
+    assert len(names) == len(set(names))
+    assert len(FAMILIES) == len({family.model for family in FAMILIES})
+    assert {family.model for family in FAMILIES} <= set(models.MODELS)
+
+
+LLAMA31 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({}, (10_000.0, None)),
+        ({"rope_theta": 5e5, "rope_scaling": None}, (5e5, None)),
+        ({"rope_theta": 5e5, "rope_scaling": LLAMA31}, (5e5, RopeScaling())),
+        (
+            {"rope_parameters": {**LLAMA31, "rope_theta": 5e5, "factor": 32.0}},
+            (5e5, RopeScaling(factor=32.0)),
+        ),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, (1e6, None)),
+    ],
+)
+def test_old_and_new_keys_of_rotations_are_read(rope, expected):
+    config = {**config_of("llama"), "rope_parameters": None, **rope}
+    found = llama.FAMILY.arguments(config)
+    assert (found["rope_theta"], found["rope_scaling"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({"model_type": "llama", "sliding_window": 8}, None),
+        ({"model_type": "mistral", "sliding_window": 8}, 8),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "mistral"}, 4096),
+        ({"model_type": "qwen2", "sliding_window": 8}, None),
+        (
+            {"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True},
+            None,
+        ),
+        (
+            {
+                "model_type": "qwen3",
+                "sliding_window": 8,
+                "use_sliding_window": True,
+                "max_window_layers": 0,
+            },
+            8,
+        ),
+    ],
+)
+def test_windows_are_those_of_every_layer(changes, window):
+    assert llama.FAMILY.arguments({**config_of("llama"), **changes})["window"] == window
+
+
+def test_a_head_has_128_features_in_qwen3_unless_it_says_otherwise():
+    config = {**config_of("qwen3"), "hidden_size": 1024}
+    del config["head_dim"]
+    assert llama.FAMILY.arguments(config)["head_dim"] == 128
+    assert llama.FAMILY.arguments({**config, "model_type": "llama"})["head_dim"] is None
+
+
+@pytest.mark.parametrize(
+    ("switches", "model_type"),
+    [
+        ({}, "llama"),
+        ({"window": 5}, "mistral"),
+        ({"qkv_bias": True}, "qwen2"),
+        ({"qkv_bias": True, "window": 5, "tied": True}, "qwen2"),
+        ({"qk_norm": True, "head_dim": 6}, "qwen3"),
+        ({"rope_scaling": RopeScaling(2.0, 1.5, 3.0, 64), "rope_theta": 5e5}, "llama"),
+    ],
+)
+def test_every_decoder_comes_back_from_its_config(switches, model_type):
+    network = models.llama(8, 8, 1, 2, 8, epsilon=1e-5, **switches)
+    assert network.spec is not None
+    config = json.loads(json.dumps(llama.FAMILY.config(network.spec[1])))
+    assert config["model_type"] == model_type
+    again = models.llama(**llama.FAMILY.arguments(config))
+    shape = jax.eval_shape(network.init, jax.random.key(0))
+    assert shape == jax.eval_shape(again.init, jax.random.key(0))
+    assert again.spec is not None
+    for name in ("rope_scaling", "rope_theta", "window", "epsilon", "tied"):
+        assert again.spec[1][name] == network.spec[1][name]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"attention_bias": True}, "attention_bias = True, which jaxkd does"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu', .* it knows 'silu'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}},
+            "rope_type = 'yarn', .* it knows 'default', 'llama3'",
+        ),
+        (
+            "llama",
+            {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
+            "rope_type = 'linear'",
+        ),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            "max_window_layers = 1: the first layers see all",
+        ),
+        ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx = True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
+        ("bert", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ("bert", {"is_decoder": True}, "is_decoder = True"),
+        ("bert", {"position_embedding_type": "relative_key"}, "'relative_key'"),
+        ("bert", {"architectures": ["RobertaModel"]}, "architectures = 'RobertaModel'"),
+        ("bert_mlm", {"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+    ],
+)
+def test_what_is_not_built_is_refused(name, changes, message):
+    config = {**config_of(name), **changes}
+    with pytest.raises(ValueError, match=message):
+        family_reading(config).arguments(config)
+
+
+def test_a_decoder_that_transformers_lacks_is_refused():
+    network = models.llama(8, 8, 1, 2, 8, qkv_bias=True, qk_norm=True)
+    assert network.spec is not None
+    with pytest.raises(ValueError, match="no Llama-like model with both qkv_bias and"):
+        llama.FAMILY.config(network.spec[1])
+
+
+def renamed(name, to, change):
+    """Copy a golden checkpoint with its tensors under other names."""
+    to.mkdir()
+    (to / "config.json").write_text((GOLDEN / name / "config.json").read_text())
+    save_file(
+        change(load_file(GOLDEN / name / "model.safetensors")), to / "model.safetensors"
+    )
+    return to
+
+
+def older_bert(tensors):
+    new = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in tensors.items()
+    }
+    more = {
+        "bert.pooler.dense.weight": np.zeros((64, 64)),
+        "cls.seq_relationship.bias": np.zeros(2),
+        "cls.predictions.decoder.weight": new["bert.embeddings.word_embeddings.weight"],
+        "bert.embeddings.position_ids": np.zeros((1, 64)),
+    }
+    return {**new, **more}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (
+            "gpt2",
+            lambda t: {
+                **{name.removeprefix("transformer."): x for name, x in t.items()},
+                "h.0.attn.bias": np.zeros((1, 1, 4, 4)),
+            },
+        ),
+        (
+            "qwen2",
+            lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"]},
+        ),
+        ("bert_mlm", older_bert),
+    ],
+    ids=["gpt2", "qwen2", "bert_mlm"],
+)
+def test_names_of_older_files_are_known(name, change, tmp_path):
+    _, expected = load_pretrained(GOLDEN / name)
+    _, found = load_pretrained(renamed(name, tmp_path / "old", change))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_an_encoder_is_taken_out_from_under_its_head(tmp_path):
+    network, whole = load_pretrained(GOLDEN / "bert")
+    base, bare = load_pretrained(GOLDEN / "bert", head=None)
+    assert base.taps == network.taps
+    for name in ("embeddings", "blocks", "pooler"):
+        jax.tree.map(
+            np.testing.assert_array_equal, bare["params"][name], whole["params"][name]
+        )
+    assert set(whole["params"]) - set(bare["params"]) == {"head"}
+    save_pretrained(tmp_path, base, bare)
+    names = load_file(tmp_path / "model.safetensors")
+    assert "embeddings.word_embeddings.weight" in names
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [
+        "BertModel"
+    ]
+    with pytest.raises(
+        ValueError, match=r"lacks cls\.predictions\.bias, .* and 2 more"
+    ):
+        load_pretrained(GOLDEN / "bert", head="masked_lm")

@@ -1,0 +1,44 @@
+"""Every constructor of the zoo records what it was called with."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxkd import models
+from jaxkd.types import Network
+
+NEEDED = {
+    "cell": "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+    "classes": 3,
+    "features": 3,
+    "heads": 2,
+    "hidden": 8,
+    "layers": 1,
+    "vocabulary": 8,
+    "width": 8,
+}
+"""Values of the parameters that have no default."""
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_the_spec_is_the_name_and_all_arguments(name, monkeypatch):
+    monkeypatch.setattr(Network, "from_nnx", lambda build: Network(build, build))
+    parameters = inspect.signature(models.MODELS[name]).parameters
+    given = {key: NEEDED[key] for key, p in parameters.items() if p.default is p.empty}
+    defaults = {key: p.default for key, p in parameters.items()}
+    assert models.create(name, **given).spec == (name, {**defaults, **given})
+
+
+def test_the_spec_stays_with_the_same_network():
+    network = models.mlp(6, widths=[4])
+    assert network.spec == ("mlp", {"features": 6, "widths": [4], "classes": 10})
+    variables = network.init(jax.random.key(0))
+    for same in (
+        network.with_variables(variables),
+        network.astype(jnp.bfloat16),
+        network.computing_in(jnp.bfloat16),
+    ):
+        assert same.spec is network.spec
+    assert models.with_logits(network, "pooled").spec is None
