@@ -7,183 +7,23 @@ biases in its projections, Qwen3 (arXiv:2505.09388) norms of queries and keys.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
-from jaxkd.kernels.attention import attention
-from jaxkd.models.axes import constrain, on_devices
-from jaxkd.models.linear import Linear
-from jaxkd.models.rope import RopeScaling, frequencies, rotate
+from jaxkd.models.axes import constrain
+from jaxkd.models.llama_blocks import (
+    Block,
+    Config,
+    by_block,
+    normal,
+    run_blocks,
+    tap_kinds,
+)
+from jaxkd.models.recorded import recorded
+from jaxkd.models.rope import RopeScaling
+from jaxkd.models.sequence import open_cache, sequence, token_ids
 from jaxkd.types import Network, Outputs
-
-normal = nnx.initializers.normal(0.02)
-
-
-@dataclass(frozen=True)
-class Config:
-    """The sizes and switches of one model.
-
-    Attributes:
-        vocabulary: tokens that there are.
-        width: features of the residual stream.
-        layers: transformer blocks.
-        heads: of the queries.
-        kv_heads: of keys and values; each serves ``heads / kv_heads`` query heads.
-        hidden: width of the MLPs.
-        head_dim: features of a head.
-        rope_theta: base of the rotations' frequencies.
-        rope_scaling: stretches them to longer contexts, or None.
-        epsilon: of the norms.
-        qkv_bias: whether queries, keys and values have biases.
-        qk_norm: whether each head's queries and keys are normalised.
-        tied: whether the head is the embedding.
-        window: tokens that one attends to, itself included; None for all before it.
-        scan: whether the blocks are one compiled loop; else they are unrolled, which
-            compiles slowly, but lets XLA drop the taps that are not asked for.
-        remat: whether a block's activations are computed anew in the backward pass.
-        implementation: of the attention; see `jaxkd.kernels`.
-    """
-
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    hidden: int
-    head_dim: int
-    rope_theta: float
-    rope_scaling: RopeScaling | None
-    epsilon: float
-    qkv_bias: bool
-    qk_norm: bool
-    tied: bool
-    window: int | None
-    scan: bool
-    remat: bool
-    implementation: str
-
-    def linear(
-        self, features_in: int, features: int, *, bias: bool = False, rngs: nnx.Rngs
-    ) -> Linear:
-        """Return a linear layer that starts as a normal of deviation 0.02."""
-        return Linear(
-            features_in, features, use_bias=bias, kernel_init=normal, rngs=rngs
-        )
-
-    def norm(self, features: int, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
-        """Return a root-mean-square norm."""
-        return nnx.RMSNorm(features, epsilon=self.epsilon, rngs=rngs)
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """What blocks know of the tokens beside their features.
-
-    Attributes:
-        positions: (batch, length), for the rotations.
-        segments: (batch, length), tokens see those of their own segment alone; None
-            where all are of one.
-    """
-
-    positions: Int[Array, "batch length"]
-    segments: Int[Array, "batch length"] | None
-
-
-class Attention(nnx.Module):
-    """Causal self-attention whose key-value heads serve several query heads each."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.config = config
-        width, dim, bias = config.width, config.head_dim, config.qkv_bias
-        self.query = config.linear(width, config.heads * dim, bias=bias, rngs=rngs)
-        self.key = config.linear(width, config.kv_heads * dim, bias=bias, rngs=rngs)
-        self.value = config.linear(width, config.kv_heads * dim, bias=bias, rngs=rngs)
-        self.out = config.linear(config.heads * dim, width, rngs=rngs)
-        if config.qk_norm:
-            self.query_norm = config.norm(dim, rngs=rngs)
-            self.key_norm = config.norm(dim, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "batch length width"], tokens: Sequence
-    ) -> Float[Array, "batch length width"]:
-        """Return what every token gathers from itself and those before it."""
-        query, key, value = (
-            rearrange(layer(x), "b l (h d) -> b l h d", d=self.config.head_dim)
-            for layer in (self.query, self.key, self.value)
-        )
-        if self.config.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
-        radians = frequencies(
-            self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
-        )
-        query, key, value = (
-            constrain(part, "batch", None, "heads", None)
-            for part in (
-                rotate(query, tokens.positions, radians),
-                rotate(key, tokens.positions, radians),
-                value,
-            )
-        )
-        window = self.config.window
-
-        def attend(query, key, value, segments) -> Array:
-            return attention(
-                query,
-                key,
-                value,
-                causal=True,
-                window=None if window is None else window - 1,
-                segment_ids=segments,
-                implementation=self.config.implementation,
-            )
-
-        heads = ("batch", None, "heads", None)
-        gathered = on_devices(
-            attend,
-            (query, key, value, tokens.segments),
-            (heads, heads, heads, ("batch", None)),
-        )
-        return self.out(rearrange(gathered, "b l h d -> b l (h d)"))
-
-
-class GatedMLP(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.gate = config.linear(config.width, config.hidden, rngs=rngs)
-        self.up = config.linear(config.width, config.hidden, rngs=rngs)
-        self.down = config.linear(config.hidden, config.width, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "batch length width"]
-    ) -> Float[Array, "batch length width"]:
-        """Return as many features."""
-        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
-        return self.down(constrain(hidden, "batch", None, "hidden"))
-
-
-class Block(nnx.Module):
-    """Attention and an MLP, each normalised before and added after."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.attention_norm = config.norm(config.width, rngs=rngs)
-        self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = config.norm(config.width, rngs=rngs)
-        self.mlp = GatedMLP(config, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "batch length width"], tokens: Sequence
-    ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch length width"]]:
-        """Return the block's output, and the attention's before it was added."""
-        attended = self.attention(self.attention_norm(x), tokens)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), attended
 
 
 class Llama(nnx.Module):
@@ -192,7 +32,8 @@ class Llama(nnx.Module):
     Taps: ``embed``, ``block0`` … and ``final`` (after the last norm), (batch, length,
     width); ``block{i}.attn``, what a block's attention adds; ``head``, the output
     projection (width, vocabulary), for losses that never hold the logits: with
-    ``final`` it is all they need, and XLA drops logits that nobody reads.
+    ``final`` it is all they need, and XLA drops logits that nobody reads; ``cache``, a
+    `KVCache` of the tokens read, to go on from.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -212,10 +53,10 @@ class Llama(nnx.Module):
             self.head = config.linear(config.width, config.vocabulary, rngs=rngs)
         blocks = [f"block{i}" for i in range(config.layers)]
         attended = [f"{block}.attn" for block in blocks]
-        self.taps = ("embed", *blocks, *attended, "final", "head")
+        self.taps = ("embed", *blocks, *attended, "final", "head", "cache")
 
     def __call__(
-        self, inputs: Mapping[str, Array], *, taps: tuple[str, ...] = ()
+        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
     ) -> Outputs:
         """Return logits (batch, length, vocabulary), and the features asked for.
 
@@ -223,70 +64,38 @@ class Llama(nnx.Module):
             inputs: ``input_ids`` (batch, length); ``attention_mask`` (batch, length), 0
                 for padding; of packed sequences ``segment_ids`` (batch, length), which
                 do not see one another; ``position_ids`` (batch, length), without which
-                positions count from 0.
+                positions count from 0; ``cache``, what was read before these tokens,
+                from which positions then count on; ``logits_to_keep``, places of the
+                tokens whose ``final`` and logits alone are returned.
             taps: see the class.
 
         Raises:
-            ValueError: ``input_ids`` that are missing or have another shape.
+            ValueError: ``input_ids`` that are missing or have another shape, a cache
+                without room for them, or one of packed sequences.
         """
-        ids = _token_ids(inputs)
+        ids, config = token_ids(inputs), self.config
         x = self.embed.embedding[...][ids]
-        tokens = _sequence(ids, inputs)
-        graph, blocks = nnx.split(self.blocks)
-
-        asked = [tap for tap in taps if tap.startswith("block")]
-        kinds = {".attn" if tap.endswith(".attn") else "" for tap in asked}
-
-        def step(x: Array, block: Any) -> tuple[Array, dict[str, Array]]:
-            x = constrain(x, "batch", "length", None)
-            x, attended = nnx.merge(graph, block)(x, tokens)
-            found = {"": x, ".attn": attended}
-            return x, {kind: found[kind] for kind in kinds}
-
-        features = {"embed": x}
-        unroll = 1 if self.config.scan else self.config.layers
-        body = jax.checkpoint(step) if self.config.remat else step
-        x, found = jax.lax.scan(body, x, blocks, unroll=unroll)
-        for kind, stacked in found.items():
-            for i in range(self.config.layers):
-                features[f"block{i}{kind}"] = stacked[i]
-        x = self.norm(x)
-        head = (
-            self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
+        sizes = config.layers, config.kv_heads, config.head_dim, x.dtype
+        cache = open_cache(inputs, taps, *sizes)
+        tokens = sequence(inputs, cache, config.window)
+        features: dict[str, Any] = {"embed": x}
+        x, cache, found = run_blocks(
+            config, self.blocks, x, tokens, cache, tap_kinds(taps)
         )
+        features |= by_block(found)
+        if (kept := inputs.get("logits_to_keep")) is not None:
+            x = x[:, kept]
+        x = self.norm(x)
+        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
         head = head.astype(x.dtype)
         logits = constrain(x @ head, "batch", None, "vocabulary")
         features |= {"final": x, "head": head}
+        if cache is not None:
+            features["cache"] = cache.passed(ids.shape[1])
         return Outputs(logits, {tap: features[tap] for tap in taps})
 
 
-def _token_ids(inputs: Mapping[str, Array]) -> Int[Array, "batch length"]:
-    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
-        given = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
-        raise ValueError(
-            f"a language model reads a dict with input_ids (batch, length), got {given}"
-        )
-    ids = jnp.asarray(inputs["input_ids"])
-    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(
-            f"input_ids must be integers of shape (batch, length), got {ids.dtype} of "
-            f"shape {ids.shape}"
-        )
-    return ids
-
-
-def _sequence(ids: Int[Array, "batch length"], inputs: Mapping[str, Array]) -> Sequence:
-    positions = inputs.get("position_ids")
-    if positions is None:
-        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    segments = inputs.get("segment_ids")
-    if "attention_mask" in inputs:
-        real = jnp.asarray(inputs["attention_mask"], jnp.int32)
-        # Padding is a segment of its own.
-        segments = real if segments is None else jnp.where(real, segments, -1)
-    return Sequence(jnp.asarray(positions), segments)
-
-
+@recorded
 def llama(
     vocabulary: int,
     width: int,
@@ -332,17 +141,7 @@ def llama(
         ValueError: heads that do not divide the width, key-value heads that do not
             divide the heads, or an odd ``head_dim``.
     """
-    kv_heads = heads if kv_heads is None else kv_heads
-    if head_dim is None and width % heads:
-        raise ValueError(
-            f"width {width} is no multiple of {heads} heads: give head_dim"
-        )
-    head_dim = width // heads if head_dim is None else head_dim
-    if heads % kv_heads:
-        raise ValueError(f"heads {heads} must be a multiple of kv_heads {kv_heads}")
-    if head_dim % 2:
-        raise ValueError(f"head_dim {head_dim} must be even: features turn in pairs")
-    config = Config(
+    config = Config.of(
         vocabulary=vocabulary,
         width=width,
         layers=layers,

@@ -1,94 +1,30 @@
 """The decoder against transformers' logits and hidden states, and its own laws."""
 
 import functools
-import json
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from jaxkd.compression.mixed_bits import quantized
+from jaxkd.interop import load_pretrained
 from jaxkd.models import llama
 from jaxkd.models.axes import parameter_axes
 from jaxkd.models.rope import RopeScaling, frequencies
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
-LAYERS = {
-    "self_attn.q_proj": "attention.query",
-    "self_attn.k_proj": "attention.key",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.o_proj": "attention.out",
-    "self_attn.q_norm": "attention.query_norm",
-    "self_attn.k_norm": "attention.key_norm",
-    "mlp.gate_proj": "mlp.gate",
-    "mlp.up_proj": "mlp.up",
-    "mlp.down_proj": "mlp.down",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "mlp_norm",
-}
-
-
-def checkpoint(name):
-    """Return (constructor's arguments, variables, what transformers computed)."""
-    config = json.loads((GOLDEN / name / "config.json").read_text())
-    rope = config["rope_parameters"]
-    scaling = None
-    if rope["rope_type"] == "llama3":
-        scaling = RopeScaling(
-            rope["factor"],
-            rope["low_freq_factor"],
-            rope["high_freq_factor"],
-            rope["original_max_position_embeddings"],
-        )
-    arguments = {
-        "vocabulary": config["vocab_size"],
-        "width": config["hidden_size"],
-        "layers": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "kv_heads": config["num_key_value_heads"],
-        "hidden": config["intermediate_size"],
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": scaling,
-        "epsilon": config["rms_norm_eps"],
-        "qkv_bias": name == "qwen2",
-        "qk_norm": name == "qwen3",
-        "tied": config["tie_word_embeddings"],
-    }
-    tensors = load_file(GOLDEN / name / "model.safetensors")
-    params = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype),
-        jax.eval_shape(llama(**arguments).init, jax.random.key(0))["params"],
-    )
-    params["embed"]["embedding"] = tensors["model.embed_tokens.weight"]
-    params["norm"]["scale"] = tensors["model.norm.weight"]
-    if not arguments["tied"]:
-        params["head"]["kernel"] = tensors["lm_head.weight"].T
-    for theirs, ours in LAYERS.items():
-        for kind in ("weight", "bias"):
-            names = [
-                f"model.layers.{i}.{theirs}.{kind}" for i in range(arguments["layers"])
-            ]
-            if names[0] not in tensors:
-                continue
-            stacked = np.stack([tensors[name].T for name in names])
-            part = params["blocks"]
-            for key in ours.split("."):
-                part = part[key]
-            leaf = "bias" if kind == "bias" else next(k for k in part if k != "bias")
-            assert part[leaf].shape == stacked.shape
-            part[leaf] = stacked
-    return arguments, {"params": params, "stats": {}}, np.load(GOLDEN / name / "io.npz")
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_rope31", "qwen2", "qwen3"])
 def test_logits_and_hidden_states_are_those_of_transformers(name):
-    arguments, variables, expected = checkpoint(name)
-    network = llama(**arguments)
-    last = arguments["layers"] - 1
-    taps = ("embed", *(f"block{i}" for i in range(last)), "final")
+    network, variables = load_pretrained(GOLDEN / name)
+    expected = np.load(GOLDEN / name / "io.npz")
+    # Transformers' last hidden state is after the norm.
+    blocks = [tap for tap in network.taps if re.fullmatch(r"block\d+", tap)]
+    taps = ("embed", *blocks[:-1], "final")
     inputs = {key: expected[key] for key in ("input_ids", "attention_mask")}
     outputs, _ = jax.jit(lambda v, x: network.apply(v, x, taps=taps))(variables, inputs)
     real = expected["attention_mask"] > 0
