@@ -11,6 +11,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.recorded import recorded
 from jaxkd.models.tokens import (
     MLP,
     PatchEmbed,
@@ -53,13 +54,24 @@ class Block(nnx.Module):
         heads: of the attention.
         drop_path: rate at which a training example skips a branch (stochastic depth,
             Huang et al. 2016, arXiv:1603.09382).
+        hidden: width of the MLP; None for four times that of a token.
+        epsilon: of the norms.
     """
 
-    def __init__(self, width: int, heads: int, drop_path: float, *, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(width, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        drop_path: float,
+        *,
+        hidden: int | None = None,
+        epsilon: float = 1e-6,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = layer_norm(width, epsilon, rngs=rngs)
         self.attention = Attention(width, heads, rngs=rngs)
-        self.norm2 = layer_norm(width, rngs=rngs)
-        self.mlp = MLP(width, 4 * width, rngs=rngs)
+        self.norm2 = layer_norm(width, epsilon, rngs=rngs)
+        self.mlp = MLP(width, 4 * width if hidden is None else hidden, rngs=rngs)
         self.drop = (
             nnx.Dropout(drop_path, broadcast_dims=(1, 2), rngs=rngs)
             if drop_path
@@ -97,6 +109,8 @@ class ViT(nnx.Module):
         drop_path: float,
         channels_in: int,
         *,
+        hidden: int | None = None,
+        epsilon: float = 1e-6,
         rngs: nnx.Rngs,
     ):
         width, depth, heads = size
@@ -107,11 +121,12 @@ class ViT(nnx.Module):
         self.prefix, self.positions = (
             nnx.Param(normal(rngs.params(), shape)) for shape in shapes
         )
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nnx.List(
-            Block(width, heads, drop_path * i / max(depth - 1, 1), rngs=rngs)
-            for i in range(depth)
+            Block(width, heads, rate, hidden=hidden, epsilon=epsilon, rngs=rngs)
+            for rate in rates
         )
-        self.norm = layer_norm(width, rngs=rngs)
+        self.norm = layer_norm(width, epsilon, rngs=rngs)
         self.head = linear(width, classes, rngs=rngs)
         self.distillation_head = (
             linear(width, classes, rngs=rngs) if distilled else None
@@ -142,6 +157,7 @@ class ViT(nnx.Module):
         return Outputs(logits, features)
 
 
+@recorded
 def vit(
     size: str | Sequence[int] = "tiny",
     classes: int = 1000,
@@ -151,6 +167,8 @@ def vit(
     distilled: bool = False,
     drop_path: float = 0.0,
     channels_in: int = 3,
+    hidden: int | None = None,
+    epsilon: float = 1e-6,
 ) -> Network:
     """Return a vision transformer.
 
@@ -163,6 +181,8 @@ def vit(
         distilled: whether there is a distillation token with its own head.
         drop_path: rate of stochastic depth at the last block, rising linearly from 0.
         channels_in: the image's channels.
+        hidden: width of the MLPs; None for four times that of the tokens.
+        epsilon: of the norms.
 
     Raises:
         ValueError: an unknown size, a width that the heads do not divide, patches that
@@ -185,6 +205,8 @@ def vit(
             distilled,
             drop_path,
             channels_in,
+            hidden=hidden,
+            epsilon=epsilon,
             rngs=rngs,
         )
     )
