@@ -169,6 +169,40 @@ def _plain(record: Example, rng: np.random.Generator | None) -> Example:
     return {"image": record["image"], "label": np.int32(record["label"])}
 
 
+def tfds_splits(
+    name: str, splits: list[str], data_dir: str | Path | None
+) -> tuple[dict[str, Any], list[Any]]:
+    """Return the features of a data set of tensorflow-datasets, and splits' records.
+
+    Args:
+        name: of the data set, prepared as array_record files.
+        splits: such as ``["train", "test"]``.
+        data_dir: of prepared data sets; None for the library's own default.
+
+    Raises:
+        ImportError: tensorflow-datasets is not installed.
+        FileNotFoundError: the data set is not prepared. It says how to.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise ImportError(
+            f"tfds/{name} needs tensorflow-datasets: pip install 'jaxkd[tfds]'"
+        ) from None
+    try:
+        builder: Any = tfds.builder(name, data_dir=data_dir)
+        records = builder.as_data_source(split=splits)
+    except Exception as error:  # not found, not prepared, of another format
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        where = data_dir or "$TFDS_DATA_DIR or ~/tensorflow_datasets"
+        raise FileNotFoundError(
+            f"tensorflow-datasets has no {name!r} in {where} that can be read in any "
+            f"order ({reason[0]:.200}): prepare it by `tfds build {name} "
+            "--file_format=array_record` where TensorFlow is installed"
+        ) from error
+    return dict(builder.info.features.items()), list(records)
+
+
 def tfds_dataset(
     name: str,
     *,
@@ -198,24 +232,7 @@ def tfds_dataset(
         FileNotFoundError: the data set is not prepared. It says how to.
         ValueError: it has no labels.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise ImportError(
-            f"tfds/{name} needs tensorflow-datasets: pip install 'jaxkd[tfds]'"
-        ) from None
-    try:
-        builder: Any = tfds.builder(name, data_dir=data_dir)
-        records = builder.as_data_source(split=["train", test])
-    except Exception as error:  # not found, not prepared, of another format
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        where = data_dir or "$TFDS_DATA_DIR or ~/tensorflow_datasets"
-        raise FileNotFoundError(
-            f"tensorflow-datasets has no {name!r} in {where} that can be read in any "
-            f"order ({reason[0]:.200}): prepare it by `tfds build {name} "
-            "--file_format=array_record` where TensorFlow is installed"
-        ) from error
-    features = dict(builder.info.features.items())
+    features, records = tfds_splits(name, ["train", test], data_dir)
     classes = getattr(features.get("label"), "num_classes", None)
     if classes is None or "image" not in features:
         raise ValueError(

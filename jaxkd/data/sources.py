@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Integer
 
 from jaxkd.checks import check_batch
 
@@ -214,6 +215,57 @@ class _Chosen(Sequence):
 
     def __getitem__(self, position: Any) -> Any:
         return self._records[int(self._positions[position])]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the examples of any source, numbered anew.
+
+    Attributes:
+        source: has the examples.
+        positions: theirs in the source.
+
+    Raises:
+        ValueError: no position, or one that is none of the source's.
+    """
+
+    source: Examples
+    positions: Integer[np.ndarray, "examples"]
+
+    def __post_init__(self):
+        size, chosen = len(self.source), self.positions
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= size:
+            raise ValueError(
+                f"positions must be some of 0 to {size - 1}, the examples of "
+                f"{self.source.name}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The source's, and how many of its examples."""
+        return f"{self.source.name}[{len(self)}]"
+
+    @property
+    def classes(self) -> int:
+        """Labels are below it."""
+        return self.source.classes
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.positions)
+
+    def take(
+        self, positions: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the source's examples, with their numbers here as ``index``."""
+        found = self.source.take(self.positions[positions], rng)
+        return {**found, "index": np.asarray(positions, np.int32)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of the source's and the positions."""
+        chosen = {"positions": self.positions}
+        return f"{_checksum(chosen, zlib.crc32(self.source.fingerprint.encode())):08x}"
 
 
 def split[S: (Source, RecordSource)](

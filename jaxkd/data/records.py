@@ -1,0 +1,267 @@
+"""Records of text in files: JSON lines, plain text, tables, Parquet and ArrayRecord.
+
+Records are dicts, and can be read in any order: JSON lines that are not compressed,
+Parquet and ArrayRecord files are never read at once.
+"""
+
+import bisect
+import functools
+import gzip
+import itertools
+import json
+import lzma
+import mmap
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxkd.data.datasets import tfds_splits
+
+Part = Literal["line", "paragraph", "file"]
+Record = Mapping[str, Any]
+
+
+def open_records(*paths: str | Path, part: Part = "line") -> Sequence[Record]:
+    """Return the records of one or several files of one kind, after one another.
+
+    The file's name says what it is:
+
+    * ``.jsonl``, an object a line;
+    * ``.tsv``, rows of a table whose first line names the columns, without quotes;
+    * ``.txt``, parts of a text as ``{"text": …}``;
+    * ``.parquet``, rows (``pip install 'jaxkd[parquet]'``);
+    * ``.array_record``, each record an object in JSON.
+
+    The first three may be compressed (``.xz``, ``.gz``).
+
+    Args:
+        *paths: of the files.
+        part: what a record of a ``.txt`` file is: a ``line``, a ``paragraph`` (between
+            blank lines), or the ``file``. Blank ones are left out.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: no files, a name of another kind, a file that cannot be read; when a
+            record is read, one that is no object.
+        ImportError: pyarrow is not installed.
+    """
+    if not paths:
+        raise ValueError("open_records() needs at least one file")
+    opened = [_open(Path(path), part) for path in paths]
+    return opened[0] if len(opened) == 1 else _Chained(opened)
+
+
+def tfds_records(
+    name: str, split: str, *, data_dir: str | Path | None = None
+) -> Sequence[Record]:
+    """Return the records of a split of tensorflow-datasets, without TensorFlow.
+
+    Args:
+        name: such as ``"ag_news_subset"``, prepared as array_record files; see
+            `jaxkd.data.tfds_dataset`.
+        split: such as ``"train"``.
+        data_dir: of prepared data sets; None for the library's own default.
+
+    Raises:
+        ImportError: tensorflow-datasets is not installed.
+        FileNotFoundError: the data set is not prepared. It says how to.
+    """
+    return tfds_splits(name, [split], data_dir)[1][0]
+
+
+def texts(records: Iterable[Record], field: str = "text") -> Iterator[str]:
+    """Yield one field of every record, as text.
+
+    Args:
+        records: of `open_records` or `tfds_records`, whose texts are bytes.
+        field: its name.
+
+    Raises:
+        ValueError: a record without it, or in which it is no text. It names the record.
+    """
+    for i, record in enumerate(records):
+        value = record.get(field)
+        value = value.decode() if isinstance(value, bytes) else value
+        if not isinstance(value, str):
+            raise ValueError(
+                f"record {i} has no text in its field {field!r}: it has "
+                f"{ {name: type(v).__name__ for name, v in record.items()} }"
+            )
+        yield value
+
+
+def _open(path: Path, part: Part) -> Sequence[Record]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: put the file there")
+    name = path.name.removesuffix(".xz").removesuffix(".gz")
+    # Shards are named such as x.array_record-00000-of-00004.
+    if ".array_record" in name:
+        return _ArrayRecords(path)
+    if name.endswith(".parquet"):
+        return _Parquet(path)
+    if name.endswith(".jsonl"):
+        return _JsonLines(path)
+    if name.endswith(".txt"):
+        text = _read(path).decode()
+        blocks = {"line": str.splitlines, "paragraph": _paragraphs}
+        parts = blocks[part](text) if part in blocks else [text]
+        return [{"text": block} for block in parts if block.strip()]
+    if name.endswith(".tsv"):
+        return _table(path)
+    raise ValueError(
+        f"{path} is of no kind that is known: name it .jsonl, .txt, .tsv (each also "
+        "with .xz or .gz), .parquet or .array_record"
+    )
+
+
+def _read(path: Path) -> bytes:
+    """Return a file's content, decompressed, and UTF-8 for sure."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".xz":
+            content = lzma.decompress(content)
+        elif path.suffix == ".gz":
+            content = gzip.decompress(content)
+        content.decode()
+    except (lzma.LZMAError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
+    return content
+
+
+def _paragraphs(text: str) -> list[str]:
+    lines = itertools.groupby(text.splitlines(), lambda line: bool(line.strip()))
+    return ["\n".join(group) for full, group in lines if full]
+
+
+def _table(path: Path) -> list[Record]:
+    # Only \n ends a row: texts hold other characters that splitlines() would cut at.
+    lines = _read(path).decode().rstrip("\n").split("\n")
+    columns, *rows = (line.split("\t") for line in lines)
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns):
+            raise ValueError(
+                f"{path}: line {number} has {len(row)} columns, but the first line "
+                f"names {len(columns)} ({', '.join(columns)})"
+            )
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _parsed(content: bytes, where: str) -> Record:
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is a {type(record).__name__}: give an object")
+    return record
+
+
+class _JsonLines(Sequence):
+    """Lines of a file that stays on disk, unless it is compressed."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        if path.suffix == ".jsonl" and path.stat().st_size:
+            with path.open("rb") as file:
+                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        else:
+            self._content = _read(path)
+        bytes_ = np.frombuffer(self._content, np.uint8)
+        chunk = 2**24
+        found = [
+            i + np.flatnonzero(bytes_[i : i + chunk] == ord("\n"))
+            for i in range(0, len(bytes_), chunk)
+        ]
+        ends = np.concatenate([*found, [len(bytes_)]]).astype(np.int64)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        # The last line ends in \n as a rule, and nothing is after it.
+        self._lines = np.stack([starts, ends], axis=1)[starts < ends]
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, position: Any) -> Record:
+        start, end = self._lines[position]
+        return _parsed(self._content[start:end], f"{self._path}: record {position}")
+
+
+class _Parquet(Sequence):
+    """Rows of a Parquet file, a row group in memory at a time."""
+
+    def __init__(self, path: Path):
+        try:
+            from pyarrow import ArrowException
+            from pyarrow.parquet import ParquetFile
+        except ImportError:
+            raise ImportError(
+                f"{path} needs pyarrow: pip install 'jaxkd[parquet]'"
+            ) from None
+        try:
+            self._file: Any = ParquetFile(path)
+        except (ArrowException, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
+        meta = self._file.metadata
+        sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        self._ends = list(itertools.accumulate(sizes))
+        self._lock = threading.Lock()
+        self._group = functools.lru_cache(maxsize=2)(self._read_group)
+
+    def _read_group(self, group: int) -> list[Record]:
+        return self._file.read_row_group(group).to_pylist()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, position: Any) -> Record:
+        group, row = _place(self._ends, position)
+        with self._lock:
+            return self._group(group)[row]
+
+
+class _ArrayRecords(Sequence):
+    """Objects in JSON in an ArrayRecord file."""
+
+    def __init__(self, path: Path):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._path = path
+        try:
+            self._records: Any = ArrayRecordDataSource(str(path))
+            self._size = len(self._records)
+        except Exception as error:  # the package raises nothing narrower
+            raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, position: Any) -> Record:
+        if not 0 <= position < self._size:
+            raise IndexError(position)
+        return _parsed(self._records[position], f"{self._path}: record {position}")
+
+
+class _Chained(Sequence):
+    """Sequences after one another."""
+
+    def __init__(self, parts: Sequence[Sequence[Record]]):
+        self._parts = parts
+        self._ends = list(itertools.accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, position: Any) -> Record:
+        part, row = _place(self._ends, position)
+        return self._parts[part][row]
+
+
+def _place(ends: list[int], position: int) -> tuple[int, int]:
+    """Return the part and the place in it, of parts that end there."""
+    if not ends or not 0 <= position < ends[-1]:
+        raise IndexError(position)
+    part = bisect.bisect_right(ends, position)
+    return part, position - (ends[part - 1] if part else 0)
