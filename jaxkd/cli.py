@@ -1,4 +1,4 @@
-"""The command ``jaxkd``: list, show, run, resume, report, export, compile."""
+"""The command ``jaxkd``: experiments, their reports, exports, and teacher caches."""
 
 import dataclasses
 import inspect
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxkd.cache_command import cache_teacher
 from jaxkd.checks import unknown_name
 from jaxkd.experiment import (
     RUN_FILE,
@@ -347,9 +348,6 @@ def _execute(
     report(experiment.slug, preset, results)
 
 
-COMMANDS = ("list", "show", "run", "report", "resume", "export", "compile")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status.
 
@@ -358,19 +356,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command = arguments[0] if arguments else "--help"
-        if command not in COMMANDS and not command.startswith("-"):
-            raise ValueError(unknown_name("command", command, COMMANDS))
-        run = _run_command(arguments[1:] if command == "run" else [])
+        commands = {
+            "list": list_experiments,
+            "show": show,
+            "run": _run_command(arguments[1:] if command == "run" else []),
+            "report": report,
+            "resume": resume,
+            "export": export,
+            "compile": compile_,
+            "cache-teacher": cache_teacher,
+        }
+        if command not in commands and not command.startswith("-"):
+            raise ValueError(unknown_name("command", command, commands))
         status = tyro.extras.subcommand_cli_from_dict(
-            {
-                "list": list_experiments,
-                "show": show,
-                "run": run,
-                "report": report,
-                "resume": resume,
-                "export": export,
-                "compile": compile_,
-            },
+            commands,
             args=arguments or ["--help"],
             prog="jaxkd",
             description=__doc__,

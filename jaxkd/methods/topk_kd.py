@@ -1,0 +1,76 @@
+"""Distillation from the k best tokens of a teacher: cached, served, or in the step."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxkd.losses.topk import (
+    top_k_kd_loss,
+    top_k_log_probs,
+    top_k_reverse_kd_loss,
+)
+from jaxkd.methods.base import from_loss
+from jaxkd.types import Batch, Method, Outputs
+
+
+def top_k_targets(teacher: Outputs, batch: Batch, k: int | None) -> tuple[Array, Array]:
+    """Return a teacher's best tokens and log-probabilities, from its logits or a batch.
+
+    Args:
+        teacher: its outputs; without logits the batch is read.
+        batch: ``teacher_ids`` and ``teacher_log_probs`` (…, k), best first.
+        k: how many of them; None for all that the batch has.
+
+    Raises:
+        ValueError: there is neither, the batch has fewer than k, or k is None where a
+            teacher runs in the step.
+    """
+    if teacher.logits is not None:
+        if k is None:
+            raise ValueError(
+                "k is None, but the teacher runs in the step and has its whole "
+                "vocabulary: say how many of its best tokens to learn from, or use kd()"
+            )
+        return top_k_log_probs(teacher.logits, k)
+    if "teacher_ids" not in batch or "teacher_log_probs" not in batch:
+        raise ValueError(
+            f"there is no teacher, and the batch has {sorted(batch)}, but no "
+            "teacher_ids and teacher_log_probs: train on data.CachedTeacher or "
+            "data.ServedTeacher, or pass distill() the teacher"
+        )
+    ids, log_probs = batch["teacher_ids"], batch["teacher_log_probs"]
+    if k is not None and jnp.shape(ids)[-1] < k:
+        raise ValueError(
+            f"k is {k}, but the batch holds the teacher's {jnp.shape(ids)[-1]} best "
+            "tokens: lower k, or make the cache again with more"
+        )
+    return ids[..., :k], log_probs[..., :k]
+
+
+def topk_kd(
+    k: int | None = None, *, reverse: bool = False, rest: bool = True
+) -> Method:
+    """Return KL(teacher ‖ student) on the teacher's k best tokens.
+
+    The student is trained by ``distill(student, None, topk_kd(), …)`` on batches of
+    `jaxkd.data.CachedTeacher` or `jaxkd.data.ServedTeacher`. With a teacher in the step
+    instead, the loss is the same number from its logits. Beside the labels, which a
+    cache has too, as in ``combine((0.5, cross_entropy()), (0.5, topk_kd()))``.
+
+    Args:
+        k: how many tokens; None for all that the batch has.
+        reverse: KL(student ‖ teacher) instead.
+        rest: whether all other tokens together are a further class; otherwise both
+            distributions are normalised over the k.
+
+    Raises:
+        ValueError: k is below 1; from ``loss``, as `top_k_targets`.
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    loss = top_k_reverse_kd_loss if reverse else top_k_kd_loss
+    return from_loss(
+        lambda student, teacher, batch: loss(
+            student.logits, *top_k_targets(teacher, batch, k), rest=rest
+        ),
+        name="topk_kd",
+    )
