@@ -58,6 +58,7 @@ from jaxkd.losses.features import (
     vid_loss,
 )
 from jaxkd.losses.few_shot import clap_class_weights, clap_loss, cosine_logits
+from jaxkd.losses.first import first_loss, recalibrate_top_k, smooth_top_k
 from jaxkd.losses.fusion import (
     ada_alpha,
     class_average_predictions,
@@ -71,6 +72,13 @@ from jaxkd.losses.graphs import (
     edge_low_frequency_loss,
     neighbor_cosine,
 )
+from jaxkd.losses.language import (
+    adaptive_kl_loss,
+    adaptive_kl_weights,
+    divergence_loss,
+    relation_loss,
+    uld_loss,
+)
 from jaxkd.losses.online import (
     balance_weights,
     bdkd_loss,
@@ -79,14 +87,38 @@ from jaxkd.losses.online import (
     one_gate_logits,
     one_loss,
 )
+from jaxkd.losses.policy import (
+    length_normalized_returns,
+    policy_gradient_loss,
+    reverse_kl_rewards,
+    whiten,
+)
 from jaxkd.losses.pooling import adaptive_average_pool, match_size, nearest_resize
+from jaxkd.losses.preferences import dpo_loss, rrhf_loss
 from jaxkd.losses.ranking import plackett_luce_loss, pld_loss, teacher_ranking
 from jaxkd.losses.relations import cc_loss, pkt_loss, rkd_loss, sp_loss
+from jaxkd.losses.sinkd import sinkd_loss
+from jaxkd.losses.taid import (
+    TaidState,
+    taid_init,
+    taid_loss,
+    taid_target,
+    taid_update,
+)
+from jaxkd.losses.topk import (
+    gather_log_probs,
+    top_k_kd_loss,
+    top_k_log_probs,
+    top_k_reverse_kd_loss,
+)
 
 __all__ = [
+    "TaidState",
     "ab_loss",
     "ada_alpha",
     "adaptive_average_pool",
+    "adaptive_kl_loss",
+    "adaptive_kl_weights",
     "ambiguity_filter",
     "at_loss",
     "attention_map",
@@ -114,24 +146,29 @@ __all__ = [
     "dho_loss",
     "diffuse",
     "dist_loss",
+    "divergence_loss",
     "dkd_loss",
     "dml_loss",
+    "dpo_loss",
     "dual_head_log_probs",
     "edge_difference_log_probs",
     "edge_high_frequency_loss",
     "edge_low_frequency_loss",
     "era_sharpen",
     "fd_distill_loss",
+    "first_loss",
     "fsp_loss",
     "fsp_matrix",
     "ft_loss",
     "fused_kd_loss",
+    "gather_log_probs",
     "hcl_loss",
     "hint_loss",
     "ickd_loss",
     "kd_loss",
     "kdcl_targets",
     "kl_divergence",
+    "length_normalized_returns",
     "masked_ensemble",
     "match_size",
     "mgd_loss",
@@ -147,20 +184,36 @@ __all__ = [
     "pkt_loss",
     "plackett_luce_loss",
     "pld_loss",
+    "policy_gradient_loss",
     "prediction_entropy",
+    "recalibrate_top_k",
+    "relation_loss",
     "reverse_kd_loss",
+    "reverse_kl_rewards",
     "rkd_loss",
+    "rrhf_loss",
     "sample_negatives",
     "signal_step_coef",
+    "sinkd_loss",
+    "smooth_top_k",
     "sp_loss",
     "standardize_logits",
+    "taid_init",
+    "taid_loss",
+    "taid_target",
+    "taid_update",
     "target_mask",
     "teacher_ranking",
     "to_signal",
+    "top_k_kd_loss",
+    "top_k_log_probs",
+    "top_k_reverse_kd_loss",
     "trilateral_features",
+    "uld_loss",
     "vid_log_scale_init",
     "vid_loss",
     "vp_schedule",
     "weighted_mean",
+    "whiten",
     "wls_alpha",
 ]

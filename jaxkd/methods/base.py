@@ -24,7 +24,8 @@ def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:
     """Return the weights of a batch for losses of ``shape``; None if all count alike.
 
     Args:
-        batch: its ``mask`` and ``weight``, (batch,) or (batch, tokens), are multiplied.
+        batch: its ``mask`` and ``weight``, (batch,) or (batch, tokens), are multiplied,
+            and for losses of the tokens that the network reads ``attention_mask`` too.
         shape: of the losses. A token mask weighs a loss of whole examples by whether
             the example has any token.
 
@@ -44,6 +45,11 @@ def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:
                 f"have shape {shape}: give one value an example or token"
             )
         weights = expand_weights(weights, shape)
+        total = weights if total is None else total * weights
+    # Of an encoder-decoder it is of the encoder's tokens, and losses of the decoder's.
+    padding = None if "decoder_input_ids" in batch else batch.get("attention_mask")
+    if padding is not None and jnp.shape(padding) == shape[:2]:
+        weights = expand_weights(as_float(padding), shape)
         total = weights if total is None else total * weights
     return total
 

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
 from jaxkd.methods.base import batch_weights
@@ -41,49 +42,90 @@ def linear_kd(
     def init(key, student, teacher, batch) -> MethodVariables:
         return {"params": {}, "state": {}}
 
-    def loss(variables, student: Outputs, teacher: Outputs, batch: Batch, key, step):
-        hidden = student.features["final"]
-        labels = batch.get("label") if label_weight else None
-        if label_weight and labels is None:
-            raise ValueError(
-                f"label_weight is {label_weight}, but the batch has no label: add the "
-                "next tokens, or set it to 0"
-            )
-        weights = batch_weights(batch, hidden.shape[:-1])
-        weights = jnp.ones(hidden.shape[:-1]) if weights is None else weights
-
-        def value(arrays: tuple, weights, labels, axis_name: str | None) -> Array:
-            hidden, head, teacher_hidden, teacher_head = arrays
-            found = linear_distill(
-                hidden,
-                head,
-                teacher_hidden,
-                teacher_head,
-                labels,
-                divergence=divergence,
-                weights=weights,
-                label_weights=None if labels is None else label_weight * weights,
-                temperature=temperature,
-                axis_name=axis_name,
-            )
-            return found.loss
-
-        teacher = lax.stop_gradient(teacher)
-        arrays = tuple(
-            outputs.features[tap] for outputs in (student, teacher) for tap in TAPS
+    def loss(variables, student, teacher, batch, key, step):
+        scalar = linear_kd_loss(
+            student,
+            teacher,
+            batch,
+            divergence,
+            temperature=temperature,
+            label_weight=label_weight,
         )
-        total = _on_mesh(value, arrays, weights, labels)
-        scalar = total / jnp.where(weights.sum() > 0, weights.sum(), 1)
         return scalar, (variables["state"], {"linear_kd": scalar})
 
     return Method(init, loss, TAPS, TAPS)
 
 
-def _on_mesh(value: Any, arrays: tuple, weights: Array, labels: Array | None) -> Array:
+def linear_kd_loss(
+    student: Outputs,
+    teacher: Outputs,
+    batch: Batch,
+    divergence: Divergence,
+    *,
+    temperature: float = 1.0,
+    label_weight: float = 0.0,
+    interpolation: Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Return the masked mean over tokens that `linear_kd` trains with.
+
+    Args:
+        student: with the taps `TAPS`.
+        teacher: likewise; it gets no gradient.
+        batch: its ``label`` if ``label_weight`` is not 0, its masks.
+        divergence: one of `jaxkd.kernels.linear_distill`.
+        temperature: T > 0, of both.
+        label_weight: of the cross-entropy.
+        interpolation: see `jaxkd.kernels.linear_distill.linear_distill`.
+
+    Raises:
+        ValueError: ``label_weight`` without labels.
+    """
+    hidden = student.features["final"]
+    labels = batch.get("label") if label_weight else None
+    if label_weight and labels is None:
+        raise ValueError(
+            f"label_weight is {label_weight}, but the batch has no label: add the "
+            "next tokens, or set it to 0"
+        )
+    weights = batch_weights(batch, hidden.shape[:-1])
+    weights = jnp.ones(hidden.shape[:-1]) if weights is None else weights
+
+    def value(arrays, weights, labels, interpolation, axis_name: str | None) -> Array:
+        hidden, head, teacher_hidden, teacher_head = arrays
+        found = linear_distill(
+            hidden,
+            head,
+            teacher_hidden,
+            teacher_head,
+            labels,
+            divergence=divergence,
+            weights=weights,
+            label_weights=None if labels is None else label_weight * weights,
+            temperature=temperature,
+            interpolation=interpolation,
+            axis_name=axis_name,
+        )
+        return found.loss
+
+    teacher = lax.stop_gradient(teacher)
+    arrays = tuple(
+        outputs.features[tap] for outputs in (student, teacher) for tap in TAPS
+    )
+    total = _on_mesh(value, arrays, weights, labels, interpolation)
+    return total / jnp.where(weights.sum() > 0, weights.sum(), 1)
+
+
+def _on_mesh(
+    value: Any,
+    arrays: tuple,
+    weights: Array,
+    labels: Array | None,
+    interpolation: Array | None,
+) -> Array:
     """Return the loss of all devices' tokens, each device computing its own part."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return value(arrays, weights, labels, None)
+        return value(arrays, weights, labels, interpolation, None)
     tokens, hidden = ("batch", None), ("batch", None, None)
     head = ("embed", "vocabulary")
     place = [
@@ -100,18 +142,20 @@ def _on_mesh(value: Any, arrays: tuple, weights: Array, labels: Array | None) ->
         )
     (over,) = vocabulary
 
-    def local(arrays: tuple, weights: Array, labels: Array | None) -> Array:
+    def local(arrays: tuple, weights, labels, interpolation) -> Array:
         gathered = [
             array
             if i % 2 == 0 or not place[i][0]
             else lax.all_gather(array, place[i][0], axis=0, tiled=True)
             for i, array in enumerate(arrays)
         ]
-        found = value(tuple(gathered), weights, labels, over)
+        found = value(tuple(gathered), weights, labels, interpolation, over)
         return lax.psum(found, split) if split else found
 
-    return jax.shard_map(
-        local,
-        in_specs=(tuple(place), by_token, None if labels is None else by_token),
-        out_specs=jax.sharding.PartitionSpec(),
-    )(arrays, weights, labels)
+    whole = PartitionSpec()
+    specs = (
+        *(tuple(place), by_token, None if labels is None else by_token),
+        None if interpolation is None else whole,
+    )
+    run = jax.shard_map(local, in_specs=specs, out_specs=whole)
+    return run(arrays, weights, labels, interpolation)

@@ -18,6 +18,7 @@ from jaxkd.programs.federated import (
     fd_client,
     federated_distillation,
 )
+from jaxkd.programs.on_policy import on_policy
 
 __all__ = [
     "AveragedState",
@@ -36,6 +37,7 @@ __all__ = [
     "federated_distillation",
     "gradient_cosine",
     "look_ahead_gradient",
+    "on_policy",
     "with_average",
     "with_best",
 ]

@@ -28,6 +28,7 @@ TEXT_INPUTS = (
     "attention_mask",
     "segment_ids",
     "position_ids",
+    "token_type_ids",
     "decoder_input_ids",
     "pixel_values",
 )
@@ -61,6 +62,20 @@ def network_inputs(batch: Batch) -> Inputs:
             f"one of {', '.join(TEXT_INPUTS)}"
         )
     return inputs
+
+
+def teacher_inputs(batch: Batch) -> Inputs:
+    """Return what a teacher reads: its own tokens if the batch has them.
+
+    They are the text inputs with ``teacher_`` before their names, of a teacher whose
+    tokenizer is not the student's; without them it reads what the student does.
+    """
+    own = {
+        name: batch[f"teacher_{name}"]
+        for name in TEXT_INPUTS
+        if f"teacher_{name}" in batch
+    }
+    return own or network_inputs(batch)
 
 
 def distill(
@@ -137,7 +152,7 @@ def distillation(
         if teacher is None:
             return Outputs(None, {})
         outputs, _ = teacher.apply(
-            variables, network_inputs(batch), taps=method.teacher_taps
+            variables, teacher_inputs(batch), taps=method.teacher_taps
         )
         return jax.lax.stop_gradient(outputs)
 

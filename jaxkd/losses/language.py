@@ -1,0 +1,199 @@
+"""Losses on a language model's next-token distributions, one value a token.
+
+They are for logits in memory; `jaxkd.kernels.linear_distill` computes the entrywise
+ones from hidden states and heads without any.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from jaxkd.kernels.linear_distill.divergences import Divergence, forward_kl
+from jaxkd.losses.basics import as_float, check_positive, frozen
+from jaxkd.losses.divergences import kl_divergence, tempered
+
+
+def divergence_loss(
+    student_logits: Float[Array, "*batch vocabulary"],
+    teacher_logits: Float[Array, "*batch vocabulary"],
+    divergence: Divergence = forward_kl,
+    temperature: float = 1.0,
+) -> Float[Array, "*batch"]:
+    """Return T²·D(softmax(z_t/T), softmax(z_s/T)) for any divergence.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        divergence: D, one of `jaxkd.kernels.linear_distill`.
+        temperature: T > 0.
+
+    Raises:
+        ValueError: shapes differ, or T is not above 0.
+    """
+    log_s, log_t = tempered(student_logits, teacher_logits, temperature)
+    return temperature**2 * divergence(log_t, log_s).sum(-1)
+
+
+def adaptive_kl_weights(
+    student_logits: Float[Array, "*batch vocabulary"],
+    teacher_logits: Float[Array, "*batch vocabulary"],
+    share: float = 0.5,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Return the weights of forward and reverse KL in `adaptive_kl_loss`.
+
+    They are the shares of Σ|p − q| that lie in the teacher's head and in its tail, and
+    a half each where the two distributions are equal. No gradient.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        share: μ in (0, 1), as in `adaptive_kl_loss`.
+
+    Raises:
+        ValueError: shapes differ, or μ is outside (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be in (0, 1), got {share}")
+    log_s, log_t = tempered(frozen(student_logits), teacher_logits, 1.0)
+    p, q = jnp.exp(log_t), jnp.exp(log_s)
+    order = jnp.argsort(-p, axis=-1)
+    ranked = jnp.take_along_axis(p, order, axis=-1)
+    head = (jnp.cumsum(ranked, axis=-1) < share).at[..., 0].set(True)
+    gap = jnp.abs(jnp.take_along_axis(q, order, axis=-1) - ranked)
+    total = gap.sum(-1)
+    in_head = jnp.where(head, gap, 0).sum(-1)
+    weight = jnp.where(total > 0, in_head / jnp.where(total > 0, total, 1), 0.5)
+    return weight, 1 - weight
+
+
+def adaptive_kl_loss(
+    student_logits: Float[Array, "*batch vocabulary"],
+    teacher_logits: Float[Array, "*batch vocabulary"],
+    share: float = 0.5,
+) -> Float[Array, "*batch"]:
+    """Forward and reverse KL, each weighted by where the student errs.
+
+    Wu et al. 2024 (AKL), arXiv:2404.02657, Section 4: forward KL mends the head of the
+    teacher's distribution first and reverse KL its tail. The head is the tokens, most
+    probable first, whose probabilities sum to less than μ, and the first.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        share: μ in (0, 1), of the probability that is the head's.
+
+    Raises:
+        ValueError: shapes differ, or μ is outside (0, 1).
+    """
+    head, tail = adaptive_kl_weights(student_logits, teacher_logits, share)
+    log_s, log_t = tempered(student_logits, teacher_logits, 1.0)
+    return head * kl_divergence(log_t, log_s) + tail * kl_divergence(log_s, log_t)
+
+
+def uld_loss(
+    student_logits: Float[Array, "batch student_length student_vocabulary"],
+    teacher_logits: Float[Array, "batch teacher_length teacher_vocabulary"],
+    student_mask: Shaped[Array, "batch student_length"],
+    teacher_mask: Shaped[Array, "batch teacher_length"],
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> Float[Array, "batch"]:
+    """Universal logit distillation, between networks with different tokenizers.
+
+    Boizard et al. 2024, arXiv:2402.12030, Eq. 6: Σ over tokens and ranks of the
+    difference between the student's and the teacher's sorted probabilities, a
+    Wasserstein distance with equal costs, over the number of tokens. The n-th token of
+    the student's answer meets the n-th of the teacher's, up to the end of the shorter;
+    the smaller vocabulary is filled up with zeros.
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t, of the same text in the teacher's tokens.
+        student_mask: 1 where the student predicts a token of the answer.
+        teacher_mask: likewise, of the teacher.
+        student_temperature: above 0.
+        teacher_temperature: above 0.
+
+    Returns:
+        The loss of each example, 0 for an empty answer.
+
+    Raises:
+        ValueError: a temperature that is not above 0, or batches or masks that differ
+            in size.
+    """
+    check_positive("student_temperature", student_temperature)
+    check_positive("teacher_temperature", teacher_temperature)
+    for name, mask, logits in (
+        ("student_mask", student_mask, student_logits),
+        ("teacher_mask", teacher_mask, teacher_logits),
+    ):
+        if mask.shape != (student_logits.shape[0], logits.shape[1]):
+            raise ValueError(
+                f"{name} has shape {mask.shape} but its logits have {logits.shape} and "
+                f"the student's batch is {student_logits.shape[0]}: give one value a "
+                "token of the same examples"
+            )
+    length = min(student_logits.shape[1], teacher_logits.shape[1])
+    vocabulary = max(student_logits.shape[2], teacher_logits.shape[2])
+
+    def ranked(logits: Array, mask: Array) -> Array:
+        """Return sorted probabilities, the answer's tokens first."""
+        answer_first = jnp.argsort(mask <= 0, axis=1, stable=True)[:, :length]
+        logits = jnp.take_along_axis(logits, answer_first[..., None], axis=1)
+        probabilities = -jnp.sort(-jax.nn.softmax(logits), axis=-1)
+        return jnp.pad(
+            probabilities, ((0, 0), (0, 0), (0, vocabulary - logits.shape[-1]))
+        )
+
+    student = ranked(as_float(student_logits) / student_temperature, student_mask)
+    teacher = ranked(frozen(teacher_logits) / teacher_temperature, teacher_mask)
+    gap = student - teacher
+    # JAX gives |x| the slope 1 at 0.
+    distances = jnp.where(gap == 0, 0, jnp.abs(gap)).sum(-1)
+    tokens = jnp.minimum((student_mask > 0).sum(1), (teacher_mask > 0).sum(1))
+    counted = jnp.arange(length) < tokens[:, None]
+    return jnp.where(counted, distances, 0).sum(1) / jnp.maximum(tokens, 1)
+
+
+def relation_loss(
+    student: Float[Array, "batch length student_width"],
+    teacher: Float[Array, "batch length teacher_width"],
+    heads: int,
+    mask: Shaped[Array, "batch length"] | None = None,
+) -> Float[Array, "batch length"]:
+    """KL of how each token relates to the others, by heads of features.
+
+    Wang et al. 2020 (MiniLMv2), arXiv:2012.15828, Eq. 4: relations are
+    softmax(A·Aᵀ/√d) of queries, keys, values or hidden states A, cut into as many
+    heads of features in both networks, whose widths may differ.
+
+    Args:
+        student: A of the student.
+        teacher: A of the teacher.
+        heads: that the features are cut into; the mean over them is returned.
+        mask: (batch, length) 0 for tokens that others do not relate to.
+
+    Returns:
+        The loss of each token.
+
+    Raises:
+        ValueError: other tokens, or heads that do not divide a width.
+    """
+    if student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            f"student has shape {student.shape} but teacher {teacher.shape}: run both "
+            "networks on the same tokens"
+        )
+
+    def log_relations(x: Array) -> Array:
+        batch, length, width = x.shape
+        if width % heads:
+            raise ValueError(f"heads {heads} do not divide {width} features")
+        x = x.reshape(batch, length, heads, width // heads)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", x, x) / (width // heads) ** 0.5
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None, :] > 0, scores, -1e30)
+        return jax.nn.log_softmax(scores)
+
+    log_s, log_t = log_relations(as_float(student)), log_relations(frozen(teacher))
+    return kl_divergence(log_t, log_s).mean(1)

@@ -1,0 +1,108 @@
+"""Distillation as reinforcement learning: the teacher judges the student's own text.
+
+Gu et al. 2023 (MiniLLM), arXiv:2306.08543: the gradient of the reverse KL over whole
+answers, estimated from sampled ones. Arrays are (batch, length), of an answer's tokens;
+``mask`` is 0 after its end.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from jaxkd.losses.basics import as_float, check_same_shape, frozen
+
+Tokens = Float[Array, "batch length"]
+Mask = Shaped[Array, "batch length"]
+
+
+def reverse_kl_rewards(
+    log_p: Tokens, log_q: Tokens, limit: float | None = None
+) -> Tokens:
+    """Return log p − log q of the sampled tokens, without gradient.
+
+    Args:
+        log_p: the teacher's log-probabilities of them.
+        log_q: the student's.
+        limit: rewards are clipped to ± it; None leaves them.
+    """
+    check_same_shape(log_q, log_p, "log_probs")
+    rewards = frozen(log_p) - frozen(log_q)
+    return rewards if limit is None else jnp.clip(rewards, -limit, limit)
+
+
+def length_normalized_returns(
+    rewards: Tokens, mask: Mask, discount: float = 0.95
+) -> Tokens:
+    """Return each token's discounted rewards to come, over how many tokens they are.
+
+    MiniLLM, Section 2.2 (length normalisation, without which short answers win).
+
+    Args:
+        rewards: of each token.
+        mask: 0 for tokens that do not count.
+        discount: γ in [0, 1] a token.
+
+    Raises:
+        ValueError: γ is outside [0, 1].
+    """
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount must be in [0, 1], got {discount}")
+    mask = as_float(mask)
+
+    def back(carry: tuple, now: tuple) -> tuple:
+        (total, left), (reward, real) = carry, now
+        total, left = reward * real + discount * total, left + real
+        return (total, left), total / jnp.maximum(left, 1)
+
+    columns = jnp.moveaxis(frozen(rewards), 1, 0), jnp.moveaxis(mask, 1, 0)
+    start = jnp.zeros(rewards.shape[0]), jnp.zeros(rewards.shape[0])
+    _, returns = jax.lax.scan(back, start, columns, reverse=True)
+    return jnp.moveaxis(returns, 0, 1) * mask
+
+
+def whiten(values: Tokens, mask: Mask | None = None) -> Tokens:
+    """Return values with mean 0 and (unbiased) variance 1 over the counted tokens.
+
+    Args:
+        values: such as returns.
+        mask: 0 for tokens that do not count; they become 0.
+    """
+    weights = jnp.ones(values.shape) if mask is None else as_float(mask)
+    count = weights.sum()
+    mean = (values * weights).sum() / jnp.maximum(count, 1)
+    centred = (values - mean) * weights
+    variance = (centred**2).sum() / jnp.maximum(count - 1, 1)
+    return centred * jax.lax.rsqrt(variance + 1e-8)
+
+
+def policy_gradient_loss(
+    log_q: Tokens,
+    sampled_log_q: Tokens,
+    advantages: Tokens,
+    importance: Tokens | None = None,
+    clip: float = 0.2,
+) -> Tokens:
+    """Return each token's clipped policy-gradient loss (PPO), for a masked mean.
+
+    max(−A·ρ, −A·clip(ρ, 1 ± ε)) with ρ = w·q/q_sampled: Schulman et al. 2017,
+    arXiv:1707.06347, Eq. 7; w as MiniLLM, Eq. 5, for tokens that were not sampled from
+    the student alone.
+
+    Args:
+        log_q: the student's log-probabilities of the tokens, differentiated.
+        sampled_log_q: those of the student that sampled them.
+        advantages: A.
+        importance: w, q_sampled over the probability that they were sampled with; None
+            for 1.
+        clip: ε > 0.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    check_same_shape(log_q, sampled_log_q, "log_probs")
+    ratio = jnp.exp(as_float(log_q) - frozen(sampled_log_q))
+    if importance is not None:
+        ratio = ratio * frozen(importance)
+    advantages = frozen(advantages)
+    clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+    return jnp.maximum(-advantages * ratio, -advantages * clipped)

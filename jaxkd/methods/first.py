@@ -1,0 +1,55 @@
+"""FIRST, fine-tuning from a teacher's few best tokens (Shum et al. 2024)."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from jaxkd.losses.basics import weighted_mean
+from jaxkd.losses.first import Space, first_loss, recalibrate_top_k
+from jaxkd.methods.base import batch_weights, from_loss
+from jaxkd.methods.topk_kd import top_k_targets
+from jaxkd.types import Method
+
+
+def first(
+    temperature: float = 1.0,
+    *,
+    k: int | None = None,
+    space: Space = "log",
+    student_space: Space = "log",
+    reduction: Literal["token", "sequence"] = "token",
+) -> Method:
+    """Return KL to the teacher's k best tokens, re-calibrated by a temperature.
+
+    Shum et al. 2024, arXiv:2408.12168: k = 5, and the temperature that
+    `jaxkd.evaluation.search_temperature` finds on held-out examples. The teacher is
+    read as by `topk_kd`: from a cache as a rule. The authors' code has ``space`` and
+    ``student_space`` "probability" and ``reduction`` "sequence".
+
+    Args:
+        temperature: c > 0; 1 in ``log`` space is distillation as it is.
+        k: how many tokens; None for all that the batch has.
+        space: of the teacher's probabilities, see `recalibrate_top_k`.
+        student_space: of the student's.
+        reduction: the mean over tokens, or their sum over the number of sequences, by
+            which a learning rate means less for short answers.
+
+    Raises:
+        ValueError: from ``loss``, no targets, or arguments out of range.
+    """
+    if reduction not in ("token", "sequence"):
+        raise ValueError(f"reduction must be token or sequence, got {reduction!r}")
+
+    def loss(student, teacher, batch):
+        ids, log_probs = top_k_targets(teacher, batch, k)
+        targets = recalibrate_top_k(log_probs, temperature, space)
+        values = first_loss(student.logits, ids, targets, space=student_space)
+        if reduction == "token":
+            return values
+        weights = batch_weights(batch, values.shape)
+        weights = jnp.ones(values.shape) if weights is None else weights
+        sequences = weights.reshape(len(weights), -1).any(-1).sum()
+        total = weighted_mean(values, weights) * weights.sum()
+        return total / jnp.maximum(sequences, 1)
+
+    return from_loss(loss, name="first")

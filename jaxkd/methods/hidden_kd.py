@@ -1,0 +1,97 @@
+"""Hidden states of transformers, token by token."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+
+from jaxkd.losses.basics import as_float, frozen, l2_normalize
+from jaxkd.losses.language import relation_loss
+from jaxkd.methods.base import from_loss, from_module, pair_taps
+from jaxkd.types import Method
+
+
+def hidden_kd(
+    taps: Sequence[str],
+    teacher_taps: Sequence[str] | None = None,
+    *,
+    cosine: bool = False,
+) -> Method:
+    """Return the distance of hidden states through trained linear maps.
+
+    Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, Eq. 8, for any layers: hidden states
+    (``block3``), what attention adds (``block3.attn``), embeddings. One map a pair,
+    thrown away after training.
+
+    Args:
+        taps: the student's features (batch, length, width).
+        teacher_taps: the teacher's; None for the same names.
+        cosine: 1 − cos, as DistilBERT has it (Sanh et al. 2019, arXiv:1910.01108), in
+            place of the mean squared difference.
+
+    Raises:
+        ValueError: unequal numbers of taps.
+    """
+    pairs = pair_taps(taps, teacher_taps)
+
+    def build(student, teacher, rngs):
+        return nnx.List(
+            nnx.Linear(
+                student.features[s].shape[-1],
+                teacher.features[t].shape[-1],
+                use_bias=False,
+                rngs=rngs,
+            )
+            for s, t in pairs
+        )
+
+    def distance(x, y):
+        x, y = as_float(x), frozen(y)
+        if cosine:
+            return 1 - (l2_normalize(x) * l2_normalize(y)).sum(-1)
+        return ((x - y) ** 2).mean(-1)
+
+    def loss(module, student, teacher, batch, key):
+        return sum(
+            distance(project(student.features[s]), teacher.features[t])
+            for project, (s, t) in zip(module, pairs, strict=True)
+        )
+
+    return from_module(
+        build,
+        loss,
+        name="hidden_kd",
+        student_taps=tuple(s for s, _ in pairs),
+        teacher_taps=tuple(t for _, t in pairs),
+    )
+
+
+def relation_kd(
+    taps: Sequence[str], teacher_taps: Sequence[str] | None = None, *, heads: int
+) -> Method:
+    """Return the KL of how tokens relate to one another, which needs no trained map.
+
+    Wang et al. 2020 (MiniLMv2), arXiv:2012.15828, on any tapped features.
+
+    Args:
+        taps: the student's features (batch, length, width).
+        teacher_taps: the teacher's; None for the same names.
+        heads: of relations, a divisor of both widths.
+
+    Raises:
+        ValueError: unequal numbers of taps; from ``loss``, heads that do not divide.
+    """
+    pairs = pair_taps(taps, teacher_taps)
+
+    def loss(student, teacher, batch):
+        mask = batch.get("attention_mask")
+        return sum(
+            relation_loss(student.features[s], teacher.features[t], heads, mask)
+            for s, t in pairs
+        )
+
+    return from_loss(
+        loss,
+        name="relation_kd",
+        student_taps=tuple(s for s, _ in pairs),
+        teacher_taps=tuple(t for _, t in pairs),
+    )

@@ -1,0 +1,180 @@
+"""Distillation on text that the networks write themselves, within the train step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxkd.generation import Sampling, generate
+from jaxkd.models.mixed import mixed
+from jaxkd.programs.distill import distill
+from jaxkd.types import Batch, Method, Metrics, Network, Program, TrainState
+
+Response = tuple[
+    Int[Array, "batch new"], Int[Array, "batch new"], Float[Array, "batch new"]
+]
+
+
+def on_policy(
+    student: Network,
+    teacher: Network,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    *,
+    max_new_tokens: int,
+    student_share: float = 0.5,
+    teacher_share: float = 0.0,
+    teacher_mixture: float = 0.0,
+    sampling: Sampling = Sampling(),  # noqa: B008
+    eos: int | tuple[int, ...] | None = None,
+    pad: int = 0,
+) -> Program:
+    """Return `distill`'s program on answers that are sampled anew at every step.
+
+    Generalised knowledge distillation (GKD, Agarwal et al. 2023, arXiv:2306.13649,
+    Algorithm 1): a step takes the student's answers with probability
+    ``student_share``, so that it learns from its own mistakes, the teacher's with
+    ``teacher_share`` (sequence-level distillation, Kim and Rush 2016,
+    arXiv:1606.07947), and otherwise the batch's. No gradient goes through sampling.
+
+    Batches have ``prompt_ids`` and ``prompt_mask`` (batch, prompt), padded before the
+    prompt, and, unless every step samples, ``response_ids`` and ``response_mask``
+    (batch, ``max_new_tokens``), padded after it. The method sees ``input_ids``,
+    ``label`` and a ``mask`` of the answer's tokens, and ``sampled_log_prob``, what
+    each was sampled with.
+
+    Args:
+        student: with the tap ``cache``.
+        teacher: likewise if it samples.
+        method: such as ``linear_kd(jensen_shannon(0.5))``, or `minillm`.
+        optimizer: any optax transformation.
+        max_new_tokens: of an answer.
+        student_share: λ, of the steps.
+        teacher_share: of the steps; at most 1 − λ.
+        teacher_mixture: of the teacher's probabilities in the student's sampling, in
+            [0, 1): MiniLLM's teacher-mixed sampling (arXiv:2306.08543, Eq. 4).
+        sampling: how tokens are drawn.
+        eos: token, or tokens, that end an answer.
+        pad: token after the end.
+
+    Raises:
+        ValueError: shares outside [0, 1]; from ``init``, a batch without prompts, or
+            without the responses that are needed.
+    """
+    if min(student_share, teacher_share) < 0 or student_share + teacher_share > 1:
+        raise ValueError(
+            "student_share and teacher_share must be at least 0 and at most 1 in all, "
+            f"got {student_share} and {teacher_share}"
+        )
+    program = distill(student, teacher, method, optimizer)
+    writer = mixed(student, teacher, teacher_mixture) if teacher_mixture else student
+
+    def written(
+        network: Network, variables: Any, batch: Batch, key: PRNGKeyArray
+    ) -> Response:
+        prompts = {
+            "input_ids": batch["prompt_ids"],
+            "attention_mask": batch["prompt_mask"],
+        }
+        found = generate(
+            network,
+            variables,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            key=key,
+            sampling=sampling,
+            eos=eos,
+            pad=pad,
+        )
+        mask = found.mask.astype(jnp.int32)
+        return jax.lax.stop_gradient((found.tokens, mask, found.log_probs))
+
+    def given(batch: Batch) -> Response:
+        ids, mask = jnp.int32(batch["response_ids"]), jnp.int32(batch["response_mask"])
+        return ids, mask, jnp.zeros(ids.shape)
+
+    def response(state: TrainState, batch: Batch) -> Response:
+        # Not among the keys that distill()'s step draws from the same one.
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1_000)
+        choose, key = jax.random.split(key)
+        pair = {"first": state.student, "second": state.teacher}
+        ways: list[tuple[float, Callable[[], Response]]] = [
+            (
+                student_share,
+                lambda: written(
+                    writer, pair if teacher_mixture else state.student, batch, key
+                ),
+            ),
+            (teacher_share, lambda: written(teacher, state.teacher, batch, key)),
+            (1 - student_share - teacher_share, lambda: given(batch)),
+        ]
+        ways = [way for way in ways if way[0] > 1e-9]
+        if len(ways) == 1:
+            return ways[0][1]()
+        shares = jnp.array([share for share, _ in ways])
+        index = jax.random.categorical(choose, jnp.log(shares))
+        return jax.lax.switch(index, [way for _, way in ways])
+
+    def init(key: PRNGKeyArray, batch: Batch) -> TrainState:
+        needed = ["prompt_ids", "prompt_mask"]
+        if student_share + teacher_share < 1:
+            needed += ["response_ids", "response_mask"]
+        missing = [name for name in needed if name not in batch]
+        if missing:
+            raise ValueError(
+                f"the batch has {sorted(batch)}, but on_policy() needs "
+                f"{', '.join(missing)}: add them, or sample at every step"
+            )
+        shape = (len(batch["prompt_ids"]), max_new_tokens)
+        if "response_ids" in batch and batch["response_ids"].shape != shape:
+            raise ValueError(
+                f"batch['response_ids'] has shape {batch['response_ids'].shape}, but "
+                f"answers of max_new_tokens {max_new_tokens} have {shape}: pad or cut "
+                "them to it"
+            )
+        some = jnp.full(shape, pad, jnp.int32), jnp.ones(shape, jnp.int32)
+        first = given(batch) if "response_ids" in batch else (*some, jnp.zeros(shape))
+        return program.init(key, answered(batch, *first))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        ids, mask, log_probs = response(state, batch)
+        state, metrics = program.step(state, answered(batch, ids, mask, log_probs))
+        return state, {**metrics, "response_tokens": mask.sum(1).mean()}
+
+    return Program(init, step)
+
+
+def answered(
+    batch: Batch,
+    response_ids: Int[Array, "batch new"],
+    response_mask: Int[Array, "batch new"],
+    sampled_log_prob: Float[Array, "batch new"],
+) -> Batch:
+    """Return the batch as methods read it: prompts and answers in one row.
+
+    Args:
+        batch: with ``prompt_ids`` and ``prompt_mask``, padded before the prompt.
+        response_ids: that follow.
+        response_mask: 0 after an answer's end.
+        sampled_log_prob: of each token.
+    """
+    ids = jnp.concatenate([jnp.int32(batch["prompt_ids"]), response_ids], axis=1)
+    real = jnp.concatenate([jnp.int32(batch["prompt_mask"]), response_mask], axis=1)
+    before = ((0, 0), (batch["prompt_ids"].shape[1] - 1, 0))
+    rest = {
+        name: value
+        for name, value in batch.items()
+        if not name.startswith(("prompt_", "response_"))
+    }
+    return {
+        **rest,
+        "input_ids": ids[:, :-1],
+        "attention_mask": real[:, :-1],
+        "position_ids": jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)[:, :-1],
+        "label": ids[:, 1:],
+        "mask": jnp.pad(response_mask, before),
+        "sampled_log_prob": jnp.pad(sampled_log_prob, before),
+    }
