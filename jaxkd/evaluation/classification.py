@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.data.sources import Examples, Source
 from jaxkd.data.transforms import Transform
+from jaxkd.evaluation.calibration import calibration_error
 from jaxkd.losses.basics import as_float
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence
 from jaxkd.programs.distill import network_inputs
@@ -65,9 +66,7 @@ def expected_calibration_error(
         bins: equal-width bins of (0, 1].
     """
     confidence = jax.nn.softmax(as_float(logits)).max(-1)
-    gap = confidence - (logits.argmax(-1) == labels)
-    which = jnp.clip(jnp.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return jnp.abs(jnp.zeros(bins).at[which].add(gap)).sum() / len(labels)
+    return calibration_error(confidence, logits.argmax(-1) == labels, bins)
 
 
 def adaptive_calibration_error(
