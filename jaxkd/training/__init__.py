@@ -2,6 +2,7 @@
 
 from jaxkd.training.ahead import DoesNotFit, StepPlan, plan_step
 from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training.intervals import fit_intervals
 from jaxkd.training.loop import fit
 from jaxkd.training.metrics import Csv, JsonLines, MetricWriter, TensorBoard
 from jaxkd.training.progress import ProgressBar
@@ -25,6 +26,7 @@ __all__ = [
     "StepPlan",
     "TensorBoard",
     "fit",
+    "fit_intervals",
     "make_mesh",
     "plan_step",
     "shard_batch",
