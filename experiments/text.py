@@ -50,7 +50,7 @@ def train_on_text(
     mesh: str,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
 ) -> tuple[Any, list[dict[str, int | float]]]:
-    """Return a program's last state and its evaluations, three over the run.
+    """Return a program's last state and its evaluations, five over the run.
 
     Args:
         run: has the progress bar.
@@ -73,7 +73,7 @@ def train_on_text(
             steps=steps,
             mesh=training.make_mesh(mesh) if jax.process_count() > 1 else None,
             evaluate=evaluate,
-            evaluate_every=max(steps // 3, 1) if evaluate else None,
+            evaluate_every=max(steps // 5, 1) if evaluate else None,
             checkpoints=checkpoints,
             checkpoint_every=max(steps // 3, 1),
             progress=run.progress,

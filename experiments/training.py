@@ -209,7 +209,6 @@ def train_students(
     teacher_logits: np.ndarray | None = None,
     variables: Callable[[Any], Variables] = lambda state: state.student,
     measure: Measure | None = None,
-    spec: NetworkSpec | None = None,
 ) -> list[Record]:
     """Return one method's records: a student a seed, compiled once for all.
 
@@ -218,12 +217,12 @@ def train_students(
         task: what to train and test on.
         method: its name in the table.
         program: trains a student.
-        deployed: the network that is tested.
+        deployed: the network that is tested; one of the zoo's is kept in the part's
+            folder for ``jaxkd export``.
         seeds: of the students and the order of their batches.
         teacher_logits: on the test examples, for agreement and KL.
         variables: ``state ->`` the deployed network's.
         measure: further metrics of each student.
-        spec: of the deployed network, to keep the student for ``jaxkd export``.
     """
     evaluate = evaluator(
         deployed, task.test, teacher_logits, transform=task.test_transform
@@ -245,8 +244,14 @@ def train_students(
                 progress=run.progress,
                 name=f"{name} seed {seed}",
             )
-        if spec is not None:
-            keep_student(folder, spec, task.test, variables(state))
+        if deployed.spec is not None:
+            image = task.test.take(np.arange(1)).get("image")
+            save_pretrained(
+                folder / "student",
+                deployed,
+                variables(state),
+                input_shape=None if image is None else image.shape[1:],
+            )
         further = {} if measure is None else measure(state, history)
         seconds = time.perf_counter() - started
         return student_records(task.setting, method, seed, history, further, seconds)
@@ -258,14 +263,6 @@ def train_students(
             f"{name}/seed{seed}", lambda folder, seed=seed: train(seed, folder)
         )
     ]
-
-
-def keep_student(folder, spec: NetworkSpec, test: data.Examples, variables: Variables):
-    """Save a student in a part's folder, where ``jaxkd export`` finds it."""
-    model, arguments = spec
-    shape = test.take(np.arange(1))["image"].shape[1:]
-    arguments = {**arguments, "classes": test.classes}
-    save_pretrained(folder / "student", model, arguments, variables, shape)
 
 
 def student_records(

@@ -50,6 +50,10 @@ PAIRS = {
         ("mlp", {"features": 64, "widths": (256, 256)}),
         ("mlp", {"features": 64, "widths": (16,)}),
     ),
+    "mlp8": PairSpec(
+        ("mlp", {"features": 64, "widths": (128,)}),
+        ("mlp", {"features": 64, "widths": (8,)}),
+    ),
     "cnn": PairSpec(
         ("cnn", {**DIGITS_CNN, "depth": 3}),
         ("cnn", {**DIGITS_CNN, "depth": 1}),

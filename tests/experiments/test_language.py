@@ -1,4 +1,4 @@
-"""The language models' experiment: shapes of full scale, and a run of seconds."""
+"""A Llama teaches a smaller one: three experiments at full scale and in seconds."""
 
 from dataclasses import replace
 
@@ -6,12 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.language import experiment
-from experiments.language.experiment import METHODS, PRESETS, full_scale, run
+from experiments import language_models
+from experiments.language import experiment as language
+from experiments.llm_kd_survey import experiment as survey
+from experiments.taid import experiment as taid
 from jaxkd import data
 from jaxkd.experiment import Run
 from jaxkd.kernels.quant_matmul import QuantizedWeights
 from jaxkd.training import MESHES
+
+TINY = {"width": 8, "layers": 1, "heads": 2, "hidden": 8}
 
 
 def parameters(tree) -> int:
@@ -20,58 +24,85 @@ def parameters(tree) -> int:
 
 
 @pytest.mark.parametrize(
-    ("preset", "billions"), [("paper", 8.03), ("paper_int8", 8.03), ("paper_70b", 70.6)]
+    ("experiment", "preset", "teacher", "student"),
+    [
+        (language, "paper", 8.03, 1.236),
+        (language, "paper_int8", 8.03, 1.236),
+        (language, "paper_70b", 70.6, 1.236),
+        (taid, "paper", 3.82, 1.10),
+        (survey, "paper", 1.655, 0.162),
+    ],
 )
-def test_full_scale_has_llamas_sizes(preset, billions):
-    ((program, batch),) = full_scale(PRESETS[preset]).values()
+def test_full_scale_has_the_papers_sizes(experiment, preset, teacher, student):
+    config = experiment.PRESETS[preset]
+    program, batch = next(iter(experiment.full_scale(config).values()))
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
-    assert parameters(state.teacher["params"]) == pytest.approx(
-        billions * 1e9, rel=2e-3
-    )
-    assert parameters(state.student["params"]) == pytest.approx(1.236e9, rel=2e-3)
+    for tree, billions in ((state.teacher, teacher), (state.student, student)):
+        assert parameters(tree["params"]) == pytest.approx(billions * 1e9, rel=5e-3)
     dtypes = {x.dtype.name for x in jax.tree.leaves(state.teacher)}
-    rounded = {"int8"} if preset == "paper_int8" else set()
-    assert dtypes == {"bfloat16"} | rounded
+    assert dtypes == {"bfloat16"} | ({"int8"} if preset == "paper_int8" else set())
     assert {x.dtype.name for x in jax.tree.leaves(state.student)} == {"float32"}
-    assert batch["input_ids"].shape == (256, 4096)
+    assert batch["input_ids"].shape == (config.batch_size, config.length)
 
 
 def test_the_slice_has_its_mesh():
-    shape, chips = MESHES[experiment.MESH], 16 * 16
-    assert experiment.SLICE.endswith("16x16")
+    shape, chips = MESHES[language.MESH], 16 * 16
+    assert language.SLICE.endswith("16x16")
     assert shape.data * shape.fsdp * shape.tensor == chips
 
 
-def test_a_short_run_has_records_of_every_method(tmp_path, monkeypatch):
+def short_run(experiment, methods, tmp_path, monkeypatch, **changes):
+    """Return (method, metric) -> value of a run of seconds on random tokens."""
     tokens = np.random.default_rng(0).integers(0, 11, 2000).astype("u1")
-    windows = (data.Windows("toy", part, 8, 11) for part in (tokens, tokens[:200]))
-    monkeypatch.setattr(experiment, "load_text", lambda *_, found=tuple(windows): found)
-    tiny = {"width": 8, "layers": 1, "heads": 2, "hidden": 8}
-    monkeypatch.setitem(experiment.SIZES, "tiny", tiny)
+    windows = tuple(data.Windows("toy", x, 8, 11) for x in (tokens, tokens[:200]))
+    monkeypatch.setattr(language_models, "load_text", lambda *_: windows)
+    monkeypatch.setitem(language_models.SIZES, "tiny", TINY)
     config = replace(
-        PRESETS["small"],
+        experiment.PRESETS["small"],
         teacher="tiny",
         student="tiny",
         teacher_steps=3,
-        steps=3,
+        steps=5,
         warmup=1,
-        teacher_bits="int8",
-        methods=("cross_entropy", "forward_kl", "logits_kl"),
+        length=8,
+        prompt=4,
+        methods=methods,
+        **changes,
     )
-    records = run(config, [0], Run(tmp_path))
+    records = experiment.run(config, [0], Run(tmp_path))
     found = {(r.method, r.metric): r.value for r in records}
-    assert {method for method, _ in found} == {"teacher", *config.methods}
-    assert found["logits_kl", "nll"] == pytest.approx(found["forward_kl", "nll"])
-    for method in ("teacher", *config.methods):
+    assert {method for method, _ in found} == {"teacher", *methods}
+    for method in methods:
         assert 0 < found[method, "nll"] < 2 * np.log(11)
-        assert found[method, "perplexity"] == pytest.approx(
-            np.exp(found[method, "nll"])
-        )
+        assert found[method, "teacher_kl"] >= 0
+        assert 0 <= found[method, "agreement"] <= 1
+    return found
+
+
+def test_words_and_sampled_texts(tmp_path, monkeypatch):
+    methods = ("cross_entropy", "forward_kl", "logits_kl", "gkd")
+    found = short_run(language, methods, tmp_path, monkeypatch, teacher_bits="int8")
+    assert found["logits_kl", "nll"] == pytest.approx(found["forward_kl", "nll"])
+    assert found["gkd", "nll"] != found["cross_entropy", "nll"]
+
+
+def test_taid_with_and_without_logits(tmp_path, monkeypatch):
+    found = short_run(taid, ("taid_0.4", "taid_heads"), tmp_path, monkeypatch)
+    assert found["taid_0.4", "nll"] == pytest.approx(found["taid_heads", "nll"])
+    assert found["taid_0.4", "target_nearer"] > 0
+    assert ("taid_heads", "target_nearer") not in found
+
+
+def test_every_small_preset_names_rows_and_the_survey_has_all():
+    for experiment in (language, taid, survey):
+        assert set(experiment.PRESETS["small"].methods) <= set(experiment.ROWS)
+        assert len(experiment.PRESETS["small"].methods) >= 6
+    assert len(survey.PRESETS["small"].methods) == len(survey.ROWS) == 12
 
 
 def test_unknown_methods_and_absent_text_are_said(tmp_path):
-    assert {*PRESETS["small"].methods, "logits_kl"} == set(METHODS)
+    wrong = replace(language.PRESETS["small"], methods=("forward",))
     with pytest.raises(ValueError, match="unknown method 'forward'"):
-        experiment.objective(PRESETS["small"], "forward")
+        language.run(wrong, [0], Run(tmp_path))
     with pytest.raises(FileNotFoundError, match="llama3_tokens"):
-        run(PRESETS["paper"], [0], Run(tmp_path))
+        language.run(language.PRESETS["paper"], [0], Run(tmp_path))

@@ -1,0 +1,132 @@
+"""Distillation of language models: the survey's algorithms side by side.
+
+Xu et al. 2024 (arXiv:2402.13116) order the distillation of language models by what is
+taken from the teacher and how the student is trained on it. They run nothing
+themselves: reproducing them is having every piece, and one table of those that train a
+student on a text.
+
+``small`` writes Shakespeare character by character, ``paper`` has the shapes of GPT-2
+1.5B and 120M that MiniLLM and DistiLLM take, as Llamas of those sizes.
+"""
+
+from collections.abc import Sequence
+
+from experiments.language_models import (
+    LanguageConfig,
+    Row,
+    labels_row,
+    language_programs,
+    method_row,
+    prompted,
+    run_language,
+)
+from jaxkd import methods
+from jaxkd.evaluation.claims import exceeds
+from jaxkd.evaluation.records import Record
+from jaxkd.experiment import Run
+from jaxkd.kernels import linear_distill as divergences
+from jaxkd.programs import on_policy
+from jaxkd.types import Batch, Method, Network, Program
+
+SLICE = "v5e:2x4"
+MESH = "fsdp"
+
+SETTING = "tiny_shakespeare"
+CLAIMS = [
+    # Lower is better but for agreement: the first of each pair is to be the worse.
+    exceeds("cross_entropy", "forward_kl", "teacher_kl", SETTING),
+    exceeds("forward_kl", "cross_entropy", "agreement", SETTING),
+    exceeds("reverse_kl", "forward_kl", "teacher_kl", SETTING),
+    exceeds("forward_kl", "reverse_kl", "reverse_teacher_kl", SETTING),
+]
+
+
+def word_level(method: Method) -> Row:
+    """Return a method of every token alone."""
+    return method_row(lambda config: method)
+
+
+def on_samples(
+    method: Method, *, student_share: float = 0.0, teacher_share: float = 0.0
+) -> Row:
+    """Return a method on text that is sampled at a share of the steps."""
+
+    def row(config: LanguageConfig, student: Network, teacher: Network) -> Program:
+        program = on_policy(
+            student,
+            teacher,
+            method,
+            config.optimizer(config.steps),
+            max_new_tokens=config.length - config.prompt,
+            student_share=student_share,
+            teacher_share=teacher_share,
+        )
+        return prompted(program, config.prompt)
+
+    return row
+
+
+ROWS: dict[str, Row] = {
+    "cross_entropy": labels_row,
+    **{
+        name: word_level(methods.linear_kd(divergence))
+        for name, divergence in {
+            "forward_kl": divergences.forward_kl,
+            "reverse_kl": divergences.reverse_kl,
+            "jsd_0.1": divergences.jensen_shannon(0.1),
+            "jsd_0.5": divergences.jensen_shannon(0.5),
+            "jsd_0.9": divergences.jensen_shannon(0.9),
+            "skew_kl": divergences.skew_kl(0.1),
+            "skew_reverse_kl": divergences.skew_reverse_kl(0.1),
+            "total_variation": divergences.total_variation,
+        }.items()
+    },
+    "akl": word_level(methods.akl()),
+    "seq_kd": on_samples(methods.cross_entropy(), teacher_share=1.0),
+    "gkd": on_samples(
+        methods.linear_kd(divergences.jensen_shannon(0.5)), student_share=0.5
+    ),
+}
+
+PRESETS = {
+    "small": LanguageConfig(
+        teacher="chars-192",
+        student="chars-32",
+        teacher_steps=600,
+        steps=400,
+        batch_size=32,
+        learning_rate=4e-3,
+        warmup=20,
+        test_windows=1024,
+        methods=tuple(ROWS),
+    ),
+    "paper": LanguageConfig(
+        setting="dolly",
+        text="dolly_tokens",
+        vocabulary=50_257,
+        length=512,
+        test_windows=0,
+        teacher="llama-1.5b",
+        student="llama-120m",
+        weights="llama-1.5b",
+        methods=("forward_kl", "skew_reverse_kl", "gkd"),
+        # Twenty epochs of 11,435 answers in batches of 32.
+        steps=7140,
+        batch_size=32,
+        learning_rate=5e-4,
+        warmup=100,
+        weight_decay=0.01,
+        prompt=256,
+        compute="bfloat16",
+    ),
+}
+
+
+def run(config: LanguageConfig, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Train the teacher, or read it, and students by every method."""
+    return run_language(config, ROWS, seeds, run)
+
+
+def full_scale(config: LanguageConfig) -> dict[str, tuple[Program, Batch]]:
+    """Return the step of each method of the preset, and its batch."""
+    return language_programs(config, ROWS)

@@ -1,0 +1,92 @@
+"""Text classification: a BERT teaches a smaller one, by logits and by hidden states.
+
+Sanh et al. 2019 (DistilBERT, arXiv:1910.01108), Jiao et al. 2020 (TinyBERT,
+arXiv:1909.10351) and Wang et al. 2020 (MiniLMv2, arXiv:2012.15828) make BERT smaller.
+Their students begin from a pretraining that this experiment does not have.
+
+``small`` begins from nothing: teacher and student learn SST-2's sentences alone.
+``paper`` fine-tunes BERT-base and a pretrained student of 6 blocks.
+"""
+
+from collections.abc import Sequence
+
+import optax
+
+from experiments.text_classification import TextConfig, run_text, text_programs
+from jaxkd import distill
+from jaxkd.evaluation.claims import exceeds, not_below
+from jaxkd.evaluation.records import Record
+from jaxkd.experiment import Run
+from jaxkd.kernels.linear_distill import jensen_shannon
+from jaxkd.methods import (
+    combine,
+    cross_entropy,
+    divergence_kd,
+    hidden_kd,
+    kd,
+    relation_kd,
+    sinkd,
+)
+from jaxkd.types import Batch, Network, Program
+
+SLICE = "v5e:2x4"
+
+PRESETS = {
+    "small": TextConfig(),
+    "paper": TextConfig(
+        teacher="base",
+        student="base-6",
+        weights=("bert-base-uncased", "bert-6-uncased"),
+        vocabulary=30_522,
+        lengths=(128,),
+        train_examples=67_349,
+        epochs=3,
+        teacher_epochs=3,
+        batch_size=32,
+        learning_rate=4e-5,
+    ),
+}
+
+CLAIMS = [
+    exceeds("kd", "cross_entropy", "last_accuracy", "sst2"),
+    not_below("hidden", "kd", "last_accuracy", "sst2"),
+    not_below("relations", "kd", "last_accuracy", "sst2"),
+    # Lower is better: the first of the pair is to be the worse.
+    exceeds("cross_entropy", "kd", "teacher_kl", "sst2"),
+]
+
+
+def methods(
+    student: Network, teacher: Network, optimizer: optax.GradientTransformation
+) -> dict[str, Program]:
+    """Return the programs; all but the first have half the weight on the labels."""
+    labels, soft = (0.5, cross_entropy()), (0.5, kd(2.0))
+    last, teachers = f"block{_last(student)}", f"block{_last(teacher)}"
+    terms = {
+        "cross_entropy": cross_entropy(),
+        "kd": combine(labels, soft),
+        "jensen_shannon": combine(labels, (0.5, divergence_kd(jensen_shannon(0.5)))),
+        "sinkd": combine(labels, soft, (0.0008, sinkd())),
+        "hidden": combine(labels, soft, (0.5, hidden_kd(["final"], cosine=True))),
+        "relations": combine(
+            labels, soft, (0.5, relation_kd([last], [teachers], heads=2))
+        ),
+    }
+    return {
+        name: distill(student, teacher, method, optimizer)
+        for name, method in terms.items()
+    }
+
+
+def _last(network: Network) -> int:
+    return sum(tap.startswith("block") and "." not in tap for tap in network.taps) - 1
+
+
+def run(config: TextConfig, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Train or read the teacher, and the students of all methods."""
+    return run_text(config, methods, seeds, run)
+
+
+def full_scale(config: TextConfig) -> dict[str, tuple[Program, Batch]]:
+    """Return the program with hidden states, and the shapes of its batch."""
+    return text_programs(config, methods, "hidden")

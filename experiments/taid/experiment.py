@@ -1,0 +1,163 @@
+"""TAID: a target between the student and the teacher that moves to the teacher.
+
+Shing et al. 2025 (arXiv:2501.16937) distil language models with a large gap in size. A
+fixed target makes the student average the teacher's modes (forward KL) or fall into few
+of them (reverse KL); theirs starts near the student and reaches the teacher at the end.
+They report it above ten other methods on MT-Bench for three pairs.
+
+``small`` writes Shakespeare character by character with a student 40 times smaller,
+``paper`` has the shapes of Phi-3-mini and TinyLlama on 64 windows of 2,048 tokens.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from experiments.language_models import (
+    LanguageConfig,
+    Row,
+    labels_row,
+    language_programs,
+    method_row,
+    run_language,
+)
+from jaxkd import methods
+from jaxkd.evaluation.claims import every_seed_above, exceeds
+from jaxkd.evaluation.records import Record
+from jaxkd.experiment import Run
+from jaxkd.kernels import linear_distill as divergences
+from jaxkd.losses import kd_loss, taid_target, weighted_mean
+from jaxkd.losses.divergences import kl_divergence
+from jaxkd.types import Batch, Method, Program
+
+SLICE = "v5e:2x4"
+MESH = "fsdp"
+
+SETTING = "tiny_shakespeare"
+CLAIMS = [
+    # Lower is better: the first of each pair is to be the worse.
+    exceeds("cross_entropy", "taid_0.2", "teacher_kl", SETTING),
+    exceeds("cross_entropy", "taid_0.4", "teacher_kl", SETTING),
+    exceeds("reverse_kl", "taid_0.2", "teacher_kl", SETTING),
+    exceeds("forward_kl", "taid_0.2", "teacher_kl", SETTING),
+    *(
+        every_seed_above(name, "target_nearer", 0.0, SETTING)
+        for name in ("taid_0.2", "taid_0.4")
+    ),
+    exceeds("taid_linear", "taid_0.2", "teacher_kl", SETTING),
+]
+
+# MT-Bench of Phi-3-mini to TinyLlama, from memory, not checked.
+PAPER = {
+    f"phi3/{name}": {"mt_bench": value}
+    for name, value in {
+        "cross_entropy": 2.00,
+        "forward_kl": 2.71,
+        "reverse_kl": 3.48,
+        "total_variation": 3.27,
+        "taid_linear": 3.44,
+        "taid_0.4": 4.05,
+    }.items()
+}
+
+
+def moving(
+    config: LanguageConfig, t_start: float, alpha: float = 5e-4, heads: bool = False
+) -> Method:
+    """Return TAID; from logits its metrics say how near its target is.
+
+    Args:
+        config: its steps are those of the way.
+        t_start: of the target.
+        alpha: 0 for a linear way.
+        heads: whether it goes without logits, and without those metrics.
+    """
+    method = methods.taid(config.steps, t_start=t_start, alpha=alpha, from_heads=heads)
+    if heads:
+        return method
+
+    def loss(variables, student, teacher, batch, key, step):
+        value, (state, metrics) = method.loss(
+            variables, student, teacher, batch, key, step
+        )
+        target = taid_target(student.logits, teacher.logits, variables["state"].t)
+        log_q = jax.nn.log_softmax(student.logits)
+        gaps = {
+            "target_gap": weighted_mean(kl_divergence(jnp.log(target), log_q)),
+            "teacher_gap": weighted_mean(kd_loss(student.logits, teacher.logits, 1.0)),
+        }
+        return value, (state, {**metrics, **gaps})
+
+    return method._replace(loss=loss)
+
+
+def further(history: list[dict]) -> dict[str, float]:
+    """Return how much nearer than the teacher the target is after a fifth of the steps.
+
+    In nats, of the last batch.
+    """
+    early = history[0]
+    if "train_target_gap" not in early:
+        return {}
+    return {"target_nearer": early["train_teacher_gap"] - early["train_target_gap"]}
+
+
+def word_level(divergence: divergences.Divergence) -> Row:
+    """Return a divergence of every token alone."""
+    return method_row(lambda config: methods.linear_kd(divergence))
+
+
+ROWS: dict[str, Row] = {
+    "cross_entropy": labels_row,
+    "forward_kl": word_level(divergences.forward_kl),
+    "reverse_kl": word_level(divergences.reverse_kl),
+    "total_variation": word_level(divergences.total_variation),
+    "taid_0.2": method_row(lambda config: moving(config, 0.2)),
+    "taid_0.4": method_row(lambda config: moving(config, 0.4)),
+    "taid_linear": method_row(lambda config: moving(config, 0.2, alpha=0.0)),
+    "taid_heads": method_row(lambda config: moving(config, 0.4, heads=True)),
+}
+"""``taid_heads`` is ``taid_0.4`` without logits in memory."""
+
+PRESETS = {
+    "small": LanguageConfig(
+        teacher="chars-192",
+        student="chars-32",
+        teacher_steps=600,
+        steps=400,
+        batch_size=32,
+        learning_rate=4e-3,
+        warmup=20,
+        test_windows=1024,
+        methods=tuple(row for row in ROWS if row != "taid_heads"),
+    ),
+    "paper": LanguageConfig(
+        setting="phi3",
+        text="ultrachat_phi3_tokens",
+        vocabulary=32_064,
+        length=2048,
+        test_windows=0,
+        teacher="phi3-mini",
+        student="tinyllama-1.1b",
+        weights="phi3-mini",
+        methods=("taid_heads",),
+        # Five epochs of 200,000 conversations in batches of 64.
+        steps=15_600,
+        batch_size=64,
+        learning_rate=1e-4,
+        warmup=0,
+        weight_decay=0.01,
+        compute="bfloat16",
+    ),
+}
+
+
+def run(config: LanguageConfig, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Train the teacher, or read it, and students by every method."""
+    return run_language(config, ROWS, seeds, run, further)
+
+
+def full_scale(config: LanguageConfig) -> dict[str, tuple[Program, Batch]]:
+    """Return the step of each method of the preset, and its batch."""
+    return language_programs(config, ROWS)
