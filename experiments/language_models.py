@@ -185,8 +185,8 @@ def prompted(program: Program, prompt: int) -> Program:
         ids = batch["input_ids"]
         first, rest = ids[:, :prompt], ids[:, prompt:]
         return {
-            "prompt_ids": first,
-            "prompt_mask": jnp.ones_like(first),
+            "input_ids": first,
+            "attention_mask": jnp.ones_like(first),
             "response_ids": rest,
             "response_mask": jnp.ones_like(rest),
         }

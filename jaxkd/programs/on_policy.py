@@ -13,6 +13,8 @@ from jaxkd.models.mixed import mixed
 from jaxkd.programs.distill import distill
 from jaxkd.types import Batch, Method, Metrics, Network, Program, TrainState
 
+PROMPT = ("input_ids", "attention_mask")
+
 Response = tuple[
     Int[Array, "batch new"], Int[Array, "batch new"], Float[Array, "batch new"]
 ]
@@ -40,11 +42,11 @@ def on_policy(
     ``teacher_share`` (sequence-level distillation, Kim and Rush 2016,
     arXiv:1606.07947), and otherwise the batch's. No gradient goes through sampling.
 
-    Batches have ``prompt_ids`` and ``prompt_mask`` (batch, prompt), padded before the
-    prompt, and, unless every step samples, ``response_ids`` and ``response_mask``
-    (batch, ``max_new_tokens``), padded after it. The method sees ``input_ids``,
-    ``label`` and a ``mask`` of the answer's tokens, and ``sampled_log_prob``, what
-    each was sampled with.
+    Batches have prompts, ``input_ids`` and ``attention_mask`` (batch, prompt), padded
+    before them (`jaxkd.data.Prompts`), and, unless every step samples,
+    ``response_ids`` and ``response_mask`` (batch, ``max_new_tokens``), padded after.
+    The method sees prompt and answer as one row, its ``label``, a ``mask`` of the
+    answer's tokens, and ``sampled_log_prob``, what each was sampled with.
 
     Args:
         student: with the tap ``cache``.
@@ -75,10 +77,7 @@ def on_policy(
     def written(
         network: Network, variables: Any, batch: Batch, key: PRNGKeyArray
     ) -> Response:
-        prompts = {
-            "input_ids": batch["prompt_ids"],
-            "attention_mask": batch["prompt_mask"],
-        }
+        prompts = {name: batch[name] for name in PROMPT}
         found = generate(
             network,
             variables,
@@ -119,7 +118,7 @@ def on_policy(
         return jax.lax.switch(index, [way for _, way in ways])
 
     def init(key: PRNGKeyArray, batch: Batch) -> TrainState:
-        needed = ["prompt_ids", "prompt_mask"]
+        needed = list(PROMPT)
         if student_share + teacher_share < 1:
             needed += ["response_ids", "response_mask"]
         missing = [name for name in needed if name not in batch]
@@ -128,7 +127,7 @@ def on_policy(
                 f"the batch has {sorted(batch)}, but on_policy() needs "
                 f"{', '.join(missing)}: add them, or sample at every step"
             )
-        shape = (len(batch["prompt_ids"]), max_new_tokens)
+        shape = (len(batch["input_ids"]), max_new_tokens)
         if "response_ids" in batch and batch["response_ids"].shape != shape:
             raise ValueError(
                 f"batch['response_ids'] has shape {batch['response_ids'].shape}, but "
@@ -156,18 +155,16 @@ def answered(
     """Return the batch as methods read it: prompts and answers in one row.
 
     Args:
-        batch: with ``prompt_ids`` and ``prompt_mask``, padded before the prompt.
+        batch: with ``input_ids`` and ``attention_mask``, padded before the prompt.
         response_ids: that follow.
         response_mask: 0 after an answer's end.
         sampled_log_prob: of each token.
     """
-    ids = jnp.concatenate([jnp.int32(batch["prompt_ids"]), response_ids], axis=1)
-    real = jnp.concatenate([jnp.int32(batch["prompt_mask"]), response_mask], axis=1)
-    before = ((0, 0), (batch["prompt_ids"].shape[1] - 1, 0))
+    ids = jnp.concatenate([jnp.int32(batch["input_ids"]), response_ids], axis=1)
+    real = jnp.concatenate([jnp.int32(batch["attention_mask"]), response_mask], axis=1)
+    before = ((0, 0), (batch["input_ids"].shape[1] - 1, 0))
     rest = {
-        name: value
-        for name, value in batch.items()
-        if not name.startswith(("prompt_", "response_"))
+        name: value for name, value in batch.items() if not name.startswith("response_")
     }
     return {
         **rest,

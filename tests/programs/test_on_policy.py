@@ -32,8 +32,8 @@ def batch():
         return jnp.asarray(rng.integers(1, VOCABULARY, shape), jnp.int32)
 
     return {
-        "prompt_ids": ids(2, PROMPT).at[1, :2].set(0),
-        "prompt_mask": jnp.ones((2, PROMPT), jnp.int32).at[1, :2].set(0),
+        "input_ids": ids(2, PROMPT).at[1, :2].set(0),
+        "attention_mask": jnp.ones((2, PROMPT), jnp.int32).at[1, :2].set(0),
         "response_ids": ids(2, NEW),
         "response_mask": jnp.array([[1, 1, 1], [1, 1, 0]]),
     }
@@ -56,14 +56,14 @@ def test_rows_line_up(batch):
     found = answered(
         batch, batch["response_ids"], batch["response_mask"], jnp.full((2, NEW), -2.0)
     )
-    row = [*batch["prompt_ids"][1].tolist(), *batch["response_ids"][1].tolist()]
+    row = [*batch["input_ids"][1].tolist(), *batch["response_ids"][1].tolist()]
     assert found["input_ids"][1].tolist() == row[:-1]
     assert found["label"][1].tolist() == row[1:]
     assert found["mask"][1].tolist() == [0, 0, 0, 1, 1, 0]
     assert found["attention_mask"][1].tolist() == [0, 0, 1, 1, 1, 1]
     assert found["position_ids"][1].tolist() == [0, 0, 0, 1, 2, 3]
     assert found["sampled_log_prob"][1].tolist() == [0, 0, 0, -2, -2, -2]
-    assert "prompt_ids" not in found
+    assert "response_ids" not in found
 
 
 def test_without_sampling_it_is_distill_bit_for_bit(networks, batch):
@@ -82,13 +82,13 @@ def test_without_sampling_it_is_distill_bit_for_bit(networks, batch):
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_a_step_trains_on_what_the_network_wrote(networks, batch, who):
     on = build(networks, **{"student_share": 0.0, f"{who}_share": 1.0})
-    prompts = {name: batch[name] for name in ("prompt_ids", "prompt_mask")}
+    prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     state = on.init(jax.random.key(0), prompts)
     index = ("student", "teacher").index(who)
     written = generate(
         networks[index],
         (state.student, state.teacher)[index],
-        {"input_ids": batch["prompt_ids"], "attention_mask": batch["prompt_mask"]},
+        {name: batch[name] for name in ("input_ids", "attention_mask")},
         max_new_tokens=NEW,
         sampling=GREEDY,
     )
@@ -126,7 +126,7 @@ def test_minillm_samples_from_the_mixture(networks, batch):
         teacher_mixture=0.2,
         eos=3,
     )
-    prompts = {name: batch[name] for name in ("prompt_ids", "prompt_mask")}
+    prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     state = program.init(jax.random.key(0), prompts)
     before = parameters(state)
     state, metrics = jax.jit(program.step)(state, prompts)
@@ -137,7 +137,7 @@ def test_minillm_samples_from_the_mixture(networks, batch):
 def test_mixture_of_distributions(networks, batch):
     both = mixed(*networks, 0.25)
     variables = both.init(jax.random.key(0))
-    inputs = {"input_ids": batch["prompt_ids"]}
+    inputs = {"input_ids": batch["input_ids"]}
     mixture, _ = both.apply(variables, inputs, taps=("cache",))
     p, q = (
         jax.nn.softmax(network.apply(variables[name], inputs)[0].logits)
@@ -147,7 +147,7 @@ def test_mixture_of_distributions(networks, batch):
         jnp.exp(mixture.logits), 0.75 * p + 0.25 * q, rtol=1e-5, atol=1e-7
     )
     tokens = generate(both, variables, inputs, max_new_tokens=2, sampling=GREEDY).tokens
-    longer = jnp.concatenate([batch["prompt_ids"], tokens[:, :1]], axis=1)
+    longer = jnp.concatenate([batch["input_ids"], tokens[:, :1]], axis=1)
     again, _ = both.apply(variables, {"input_ids": longer})
     np.testing.assert_array_equal(tokens[:, 1], again.logits[:, -1].argmax(-1))
     with pytest.raises(ValueError, match="share must be in"):
@@ -158,7 +158,7 @@ def test_mixture_of_distributions(networks, batch):
     ("shares", "change", "message"),
     [
         ({"student_share": 0.8, "teacher_share": 0.4}, {}, "at most 1 in all"),
-        ({}, {"prompt_mask": None}, "on_policy.. needs prompt_mask"),
+        ({}, {"attention_mask": None}, "on_policy.. needs attention_mask"),
         ({}, {"response_ids": None}, "needs response_ids"),
         ({}, {"response_ids": jnp.zeros((2, 9), int)}, "max_new_tokens 3"),
     ],
