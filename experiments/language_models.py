@@ -19,7 +19,9 @@ from jaxkd.evaluation.language import fidelity_evaluator, token_evaluator
 from jaxkd.evaluation.records import Record
 from jaxkd.experiment import Run
 from jaxkd.interop import load_pretrained
+from jaxkd.kernels.linear_distill import Divergence
 from jaxkd.models.rope import RopeScaling
+from jaxkd.programs import on_policy
 from jaxkd.types import Batch, Method, Network, Program
 
 SLICE = "v5e:16x16"
@@ -114,13 +116,13 @@ class LanguageConfig:
     plain: bool = False
     weights: str = ""
     teacher_bits: str = ""
-    teacher_steps: int = 800
+    teacher_steps: int = 600
     methods: tuple[str, ...] = ()
     label_weight: float = 0.5
-    steps: int = 250
+    steps: int = 160
     batch_size: int = 16
     learning_rate: float = 3e-3
-    warmup: int = 50
+    warmup: int = 20
     weight_decay: float = 1e-4
     prompt: int = 32
     compute: str = "float32"
@@ -173,13 +175,39 @@ def labels_row(config: LanguageConfig, student: Network, _: Network) -> Program:
     return distill(student, None, method, config.optimizer(config.steps))
 
 
-def prompted(program: Program, prompt: int) -> Program:
-    """Return `programs.on_policy`'s program for windows of text.
+def word_row(divergence: Divergence) -> Row:
+    """Return a divergence of every token alone, from hidden states and heads."""
+    return method_row(lambda config: methods.linear_kd(divergence))
+
+
+def sampled_row(
+    method: Method, *, student_share: float = 0.0, teacher_share: float = 0.0
+) -> Row:
+    """Return a method on windows of which all but the prompt is sampled.
 
     Args:
-        program: that samples answers.
-        prompt: tokens of a window that are the prompt; the rest is its answer.
+        method: any.
+        student_share: of the steps, in which the student writes.
+        teacher_share: of the steps, in which the teacher does.
     """
+
+    def row(config: LanguageConfig, student: Network, teacher: Network) -> Program:
+        program = on_policy(
+            student,
+            teacher,
+            method,
+            config.optimizer(config.steps),
+            max_new_tokens=config.length - config.prompt,
+            student_share=student_share,
+            teacher_share=teacher_share,
+        )
+        return _prompted(program, config.prompt)
+
+    return row
+
+
+def _prompted(program: Program, prompt: int) -> Program:
+    """Return a program that samples answers for windows, whose begin is the prompt."""
 
     def split(batch: Batch) -> Batch:
         ids = batch["input_ids"]

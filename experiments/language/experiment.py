@@ -24,16 +24,15 @@ from experiments.language_models import (
     labels_row,
     language_programs,
     method_row,
-    prompted,
     run_language,
+    sampled_row,
 )
 from jaxkd import combine, methods
 from jaxkd.evaluation.claims import exceeds
 from jaxkd.evaluation.records import Record
 from jaxkd.experiment import Run
 from jaxkd.kernels import linear_distill as divergences
-from jaxkd.programs import on_policy
-from jaxkd.types import Batch, Network, Program
+from jaxkd.types import Batch, Program
 
 DIVERGENCES = {
     "forward_kl": divergences.forward_kl,
@@ -80,38 +79,6 @@ def word_level(divergence: divergences.Divergence) -> Row:
     )
 
 
-def sampled(student_share: float, teacher_share: float) -> Row:
-    """Return generalised JSD on text that is sampled at a share of the steps."""
-
-    def row(config: LanguageConfig, student: Network, teacher: Network) -> Program:
-        program = on_policy(
-            student,
-            teacher,
-            methods.linear_kd(divergences.jensen_shannon(0.5)),
-            config.optimizer(config.steps),
-            max_new_tokens=config.length - config.prompt,
-            student_share=student_share,
-            teacher_share=teacher_share,
-        )
-        return prompted(program, config.prompt)
-
-    return row
-
-
-def sequence_level(config: LanguageConfig, student: Network, teacher: Network):
-    """Return the cross-entropy of text that the teacher writes."""
-    program = on_policy(
-        student,
-        teacher,
-        methods.cross_entropy(),
-        config.optimizer(config.steps),
-        max_new_tokens=config.length - config.prompt,
-        student_share=0.0,
-        teacher_share=1.0,
-    )
-    return prompted(program, config.prompt)
-
-
 def with_hidden_states(config: LanguageConfig) -> methods.Method:
     """Return forward KL with the cross-entropy and the last hidden states."""
     return combine(
@@ -132,8 +99,10 @@ ROWS: dict[str, Row] = {
     ),
     **{name: word_level(divergence) for name, divergence in DIVERGENCES.items()},
     "hidden": method_row(with_hidden_states),
-    "seq_kd": sequence_level,
-    "gkd": sampled(0.5, 0.0),
+    "seq_kd": sampled_row(methods.cross_entropy(), teacher_share=1.0),
+    "gkd": sampled_row(
+        methods.linear_kd(divergences.jensen_shannon(0.5)), student_share=0.5
+    ),
 }
 """The rows by name; ``logits_kl`` is ``forward_kl`` written plainly."""
 

@@ -17,16 +17,16 @@ from experiments.language_models import (
     labels_row,
     language_programs,
     method_row,
-    prompted,
     run_language,
+    sampled_row,
+    word_row,
 )
 from jaxkd import methods
 from jaxkd.evaluation.claims import exceeds
 from jaxkd.evaluation.records import Record
 from jaxkd.experiment import Run
 from jaxkd.kernels import linear_distill as divergences
-from jaxkd.programs import on_policy
-from jaxkd.types import Batch, Method, Network, Program
+from jaxkd.types import Batch, Program
 
 SLICE = "v5e:2x4"
 MESH = "fsdp"
@@ -41,35 +41,10 @@ CLAIMS = [
 ]
 
 
-def word_level(method: Method) -> Row:
-    """Return a method of every token alone."""
-    return method_row(lambda config: method)
-
-
-def on_samples(
-    method: Method, *, student_share: float = 0.0, teacher_share: float = 0.0
-) -> Row:
-    """Return a method on text that is sampled at a share of the steps."""
-
-    def row(config: LanguageConfig, student: Network, teacher: Network) -> Program:
-        program = on_policy(
-            student,
-            teacher,
-            method,
-            config.optimizer(config.steps),
-            max_new_tokens=config.length - config.prompt,
-            student_share=student_share,
-            teacher_share=teacher_share,
-        )
-        return prompted(program, config.prompt)
-
-    return row
-
-
 ROWS: dict[str, Row] = {
     "cross_entropy": labels_row,
     **{
-        name: word_level(methods.linear_kd(divergence))
+        name: word_row(divergence)
         for name, divergence in {
             "forward_kl": divergences.forward_kl,
             "reverse_kl": divergences.reverse_kl,
@@ -81,9 +56,9 @@ ROWS: dict[str, Row] = {
             "total_variation": divergences.total_variation,
         }.items()
     },
-    "akl": word_level(methods.akl()),
-    "seq_kd": on_samples(methods.cross_entropy(), teacher_share=1.0),
-    "gkd": on_samples(
+    "akl": method_row(lambda config: methods.akl()),
+    "seq_kd": sampled_row(methods.cross_entropy(), teacher_share=1.0),
+    "gkd": sampled_row(
         methods.linear_kd(divergences.jensen_shannon(0.5)), student_share=0.5
     ),
 }

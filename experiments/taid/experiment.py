@@ -21,6 +21,7 @@ from experiments.language_models import (
     language_programs,
     method_row,
     run_language,
+    word_row,
 )
 from jaxkd import methods
 from jaxkd.evaluation.claims import every_seed_above, exceeds
@@ -103,16 +104,11 @@ def further(history: list[dict]) -> dict[str, float]:
     return {"target_nearer": early["train_teacher_gap"] - early["train_target_gap"]}
 
 
-def word_level(divergence: divergences.Divergence) -> Row:
-    """Return a divergence of every token alone."""
-    return method_row(lambda config: methods.linear_kd(divergence))
-
-
 ROWS: dict[str, Row] = {
     "cross_entropy": labels_row,
-    "forward_kl": word_level(divergences.forward_kl),
-    "reverse_kl": word_level(divergences.reverse_kl),
-    "total_variation": word_level(divergences.total_variation),
+    "forward_kl": word_row(divergences.forward_kl),
+    "reverse_kl": word_row(divergences.reverse_kl),
+    "total_variation": word_row(divergences.total_variation),
     "taid_0.2": method_row(lambda config: moving(config, 0.2)),
     "taid_0.4": method_row(lambda config: moving(config, 0.4)),
     "taid_linear": method_row(lambda config: moving(config, 0.2, alpha=0.0)),

@@ -106,6 +106,61 @@ def exceeds(
     )
 
 
+def exceeds_in_pairs(
+    better: str, worse: str, metric: str, setting: str = "", errors: float = 2.0
+) -> Claim:
+    """Claim that one method's metric is above another's, seed by seed.
+
+    Students of one seed share their first weights and the order of their batches, and
+    differ less than students of two. It holds if the mean of the seeds' differences is
+    above ``errors`` of its standard errors, fails if it is below minus that, and
+    otherwise, or without two seeds that both have, is not established.
+
+    Args:
+        better: the method said to be above.
+        worse: the method said to be below.
+        metric: a record's metric.
+        setting: a record's setting.
+        errors: how many standard errors.
+    """
+
+    def judge(records: Sequence[Record]) -> Verdict:
+        found = _two_summaries(records, better, worse, metric, setting)
+        if isinstance(found, str):
+            return Verdict(Status.NOT_ESTABLISHED, found)
+        high, low = (
+            {r.seed: r.value for r in select(records, method, metric, setting)}
+            for method in (better, worse)
+        )
+        pairs = [high[seed] - low[seed] for seed in high if seed in low]
+        if len(pairs) < 2:
+            return Verdict(Status.NOT_ESTABLISHED, "fewer than 2 seeds have both")
+        gap = summarize(pairs)
+        status = Status.NOT_ESTABLISHED
+        if abs(gap.mean) > errors * gap.error:
+            status = Status.HOLDS if gap.mean > 0 else Status.FAILS
+        mean, noise = (
+            format_value(metric, x, extra=1) for x in (gap.mean, errors * gap.error)
+        )
+        return Verdict(
+            status,
+            f"{better} {format_summary(metric, found[0])}, {worse} "
+            f"{format_summary(metric, found[1])}; mean of {len(pairs)} differences "
+            f"{mean}, {errors:g} × its standard error {noise}, in "
+            f"{metric_name(metric)}",
+        )
+
+    return Claim(
+        f"{better} above {worse} in {metric_name(metric)}, seed by seed"
+        f"{_within(setting)}",
+        f"{better} is above {worse} in {metric_name(metric)} by more than {errors:g} "
+        "standard errors of the seeds' differences",
+        judge,
+        better,
+        setting,
+    )
+
+
 def not_below(
     method: str,
     reference: str,

@@ -9,6 +9,7 @@ from jaxkd.evaluation.claims import (
     at_most,
     every_seed_above,
     exceeds,
+    exceeds_in_pairs,
     falls_by,
     not_below,
 )
@@ -210,3 +211,31 @@ def test_every_seed_must_be_above(values, expected):
     assert verdict.status == expected
     assert "no records" in verdict.numbers or f"{min(values):.3f}" in verdict.numbers
     assert claim.name == "a above 0.300 in Kendall τ (s)"
+
+
+# Differences 0.02, 0.02, 0.05 have the mean 0.03 and the standard error 0.01, whatever
+# the seeds have in common.
+@pytest.mark.parametrize(
+    ("differences", "errors", "expected"),
+    [
+        ((0.02, 0.02, 0.05), 2.9, HOLDS),
+        ((0.02, 0.02, 0.05), 3.1, OPEN),
+        ((-0.02, -0.02, -0.05), 2.9, FAILS),
+    ],
+)
+def test_exceeds_in_pairs(differences, errors, expected):
+    low = (0.1, 0.5, 0.9)
+    high = [x + gap for x, gap in zip(low, differences, strict=True)]
+    found = [*records("a", high), *records("b", low)]
+    claim = exceeds_in_pairs("a", "b", "last_accuracy", errors=errors)
+    verdict = claim.judge(found)
+    assert verdict.status == expected
+    assert "mean of 3 differences" in verdict.numbers
+    assert exceeds("a", "b", "last_accuracy").judge(found).status == OPEN
+
+
+def test_exceeds_in_pairs_needs_seeds_in_common():
+    apart = [Record("b", seed, "last_accuracy", 0.5, 1.0, "") for seed in (7, 8)]
+    claim = exceeds_in_pairs("a", "b", "last_accuracy")
+    assert claim.judge([*records("a", (0.6, 0.7)), *apart]).status == OPEN
+    assert claim.judge(records("a", (0.6, 0.7))).status == OPEN
