@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import data, interop
+from jaxkd import data, interop, models
 from jaxkd.cli import main
 from jaxkd.evaluation.results import read_results
 
@@ -85,6 +85,18 @@ def test_export_gives_a_folder_and_a_portable_program(finished, tmp_path):
     program = jax.export.deserialize((to / "model.stablehlo").read_bytes())
     np.testing.assert_allclose(program.call(images), expected, rtol=1e-5, atol=1e-6)
     assert main(command) == 1
+
+
+def test_a_network_of_text_is_exported_without_a_program(tmp_path):
+    network = models.gpt2(8, 4, 8, 1, 2)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    student = tmp_path / "run" / "kd" / "student"
+    interop.save_pretrained(student, network, variables)
+    to = tmp_path / "to"
+    assert main(["export", f"{tmp_path}/run", "--to", str(to), "--part", "kd"]) == 0
+    assert interop.load_pretrained(to)[0].spec is not None
+    assert sorted(p.name for p in to.iterdir()) == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A network's variables from and to a folder's tensors, array by array.
 
 Every array is read straight into its place on the mesh: a process reads the slices of
-its own devices, and what the host holds beside the model is one array's at most.
+its own devices, and beside the model the host holds one device's slice of one array.
 """
 
 import math
@@ -92,22 +92,41 @@ def read_variables(
         if dtype is not None and jnp.issubdtype(kind, jnp.floating):
             kind = jnp.dtype(dtype)
 
-        def part(index: Any) -> np.ndarray:
-            place = tuple(
-                slice(*at.indices(size)[:2])
-                for at, size in zip(index, shape, strict=True)
-            )
+        def part(place: Place) -> np.ndarray:
             return source.read(place, shape, kind, tensor)
 
         if sharding is None:
-            return jnp.asarray(part((slice(None),) * len(shape)))
-        return jax.make_array_from_callback(shape, sharding, part)
+            return jax.device_put(part(_place((), shape)), may_alias=True)
+        return _on_mesh(shape, sharding, part)
 
     placed: dict[str, Any] = {}
     if mesh is not None:
         placed = _flat(state_sharding(unflatten_dict(shapes, sep="/"), mesh))
     arrays = {path: read(path, placed.get(path)) for path in shapes}
     return {"params": {}, "stats": {}, **unflatten_dict(arrays, sep="/")}
+
+
+def _on_mesh(
+    shape: tuple[int, ...], sharding: Any, part: Callable[[Place], np.ndarray]
+) -> jax.Array:
+    """Return an array of parts, of which the host holds one at a time."""
+    devices: dict[Place, list[Any]] = defaultdict(list)
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        devices[_place(index, shape)].append(device)
+    arrays = []
+    for place, holders in devices.items():
+        held = part(place)
+        copies = [jax.device_put(held, device) for device in holders]
+        arrays += jax.block_until_ready(copies)
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _place(index: tuple[slice, ...], shape: tuple[int, ...]) -> Place:
+    """Return an index with a start and a stop on every axis."""
+    full = (*index, *(slice(None),) * (len(shape) - len(index)))
+    return tuple(
+        slice(*at.indices(size)[:2]) for at, size in zip(full, shape, strict=True)
+    )
 
 
 def _matched(

@@ -46,6 +46,9 @@ TOKENIZER = (
 )
 """Files that a tokeniser may have."""
 
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""What a config says of the tokeniser."""
+
 
 def load_pretrained(
     folder: str | Path,
@@ -101,8 +104,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text())
-        needed = ("architectures", "model_type")
-        for key in needed if "architectures" in config else ("model", "arguments"):
+        theirs = "model" not in config
+        needed = ("architectures", "model_type") if theirs else ("model", "arguments")
+        for key in needed:
             if not config[key]:
                 raise ValueError(f"{key} is empty")
     except (ValueError, KeyError, TypeError) as error:
@@ -136,7 +140,8 @@ def save_pretrained(
         network: of a constructor in ``jaxkd.models.MODELS``.
         variables: its params and stats.
         input_shape: of one example, such as (8, 8, 1), for `export_program`.
-        tokenizer: a folder whose tokeniser goes along.
+        tokenizer: a folder whose tokeniser goes along, with the numbers that its
+            config.json gives of special tokens.
         config: further keys of config.json, such as ``{"eos_token_id": 2}``.
         max_shard_size: bytes above which the weights go into several files.
 
@@ -151,7 +156,7 @@ def save_pretrained(
             "changed since: its weights have no format that could be read again"
         )
     model, arguments = network.spec
-    family = family_writing(model)
+    family = family_writing(model, arguments)
     arrays = check_variables(network, variables)
     if family is None:
         described = {"library": "jaxkd", "model": model, "arguments": dict(arguments)}
@@ -160,8 +165,10 @@ def save_pretrained(
         described = {**family.config(arguments), "dtype": str(dtype)}
     if input_shape is not None:
         described["input_shape"] = list(input_shape)
-    text = json.dumps({**described, **(config or {})}, indent=2) + "\n"
-    carried = [] if tokenizer is None else _tokenizer_files(Path(tokenizer))
+    carried, special = [], {}
+    if tokenizer is not None:
+        carried, special = _tokenizer_files(Path(tokenizer))
+    text = json.dumps({**described, **special, **(config or {})}, indent=2) + "\n"
     sources = network_sources(network, family)
     sizes = {n: nbytes(t) for n, t in sorted(tensor_shapes(sources, arrays).items())}
     read = tensor_reader(sources, arrays)
@@ -181,13 +188,15 @@ def save_pretrained(
     return folder
 
 
-def _tokenizer_files(folder: Path) -> list[Path]:
+def _tokenizer_files(folder: Path) -> tuple[list[Path], dict[str, Any]]:
     found = [folder / name for name in TOKENIZER if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no tokeniser, such as {', '.join(TOKENIZER[:2])}"
         )
-    return found
+    path = folder / CONFIG
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    return found, {key: config[key] for key in SPECIAL if key in config}
 
 
 def _move(partial: Path, folder: Path) -> None:

@@ -42,9 +42,11 @@ PARAMETERS: Mapping[tuple[str, str], tuple[str | None, ...]] = {
     ("fc1", "kernel"): ("embed", "hidden"),
     ("down", "kernel"): ("hidden", "embed"),
     ("fc2", "kernel"): ("hidden", "embed"),
+    ("cache", "key"): ("batch", "heads", None, None),
+    ("cache", "value"): ("batch", "heads", None, None),
 }
-"""Logical axes of weights by the last two parts of their path; a weight of more axes
-has those of stacked layers before them."""
+"""Logical axes of weights, and of what a cache holds, by the last two parts of their
+path; a weight of more axes has those of stacked layers before them."""
 
 
 QUANTIZED = ("codes", "scale", "zero")

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd.models.axes import constrain
 
-AXES = (None, "batch", None, "heads", None)
+AXES = (None, "batch", "heads", None, None)
 
 
 @flax.struct.dataclass
@@ -28,7 +29,8 @@ class KVCache:
     values and reads `layer`, and at the end the tokens are `passed`.
 
     Attributes:
-        key: (layers, batch, slots, kv_heads, dim), rotated to their positions.
+        key: (layers, batch, kv_heads, slots, dim), rotated to their positions; in this
+            order since every head's product reads its own slots.
         value: likewise.
         real: (batch, slots), false where a slot holds padding or nothing yet.
         length: slots written, of every row, an int32 scalar.
@@ -55,7 +57,7 @@ class KVCache:
         dtype: Any = jnp.float32,
     ) -> "KVCache":
         """Return a cache with room for ``slots`` tokens a row."""
-        zeros = jnp.zeros((layers, batch, slots, kv_heads, dim), dtype)
+        zeros = jnp.zeros((layers, batch, kv_heads, slots, dim), dtype)
         zeros = constrain(zeros, *AXES)
         real = jnp.zeros((batch, slots), bool)
         return cls(zeros, zeros, real, jnp.zeros((), jnp.int32))
@@ -68,8 +70,8 @@ class KVCache:
 
         return dataclasses.replace(
             self,
-            key=constrain(pad(self.key, 2), *AXES),
-            value=constrain(pad(self.value, 2), *AXES),
+            key=constrain(pad(self.key, 3), *AXES),
+            value=constrain(pad(self.value, 3), *AXES),
             real=pad(self.real, 1),
         )
 
@@ -118,13 +120,15 @@ class KVCache:
         value: Float[Array, "batch tokens kv_heads dim"],
     ) -> "KVCache":
         """Return the cache with the admitted tokens' keys and values of a layer."""
-        at = (layer, 0, self.length, 0, 0)
+        at = (layer, 0, 0, self.length, 0)
 
         def write(kept: Array, new: Array, scale: Array | None) -> Array:
             if scale is not None:
                 new = _encode(new, scale[layer], kept.dtype)
-            new = new[None].astype(kept.dtype)
-            return constrain(lax.dynamic_update_slice(kept, new, at), *AXES)
+            new = new.swapaxes(1, 2)[None].astype(kept.dtype)
+            written = constrain(lax.dynamic_update_slice(kept, new, at), *AXES)
+            # XLA would keep a slot of all heads together, and turn every layer around.
+            return with_layout_constraint(written, Layout(tuple(range(written.ndim))))
 
         return dataclasses.replace(
             self,
@@ -136,7 +140,7 @@ class KVCache:
         """Return a layer's keys and values, (batch, slots, kv_heads, dim)."""
 
         def read(kept: Array, scale: Array | None) -> Array:
-            x = lax.dynamic_index_in_dim(kept, layer, keepdims=False)
+            x = lax.dynamic_index_in_dim(kept, layer, keepdims=False).swapaxes(1, 2)
             return x if scale is None else dequantize_kv(x, scale[layer])
 
         return read(self.key, self.key_scale), read(self.value, self.value_scale)

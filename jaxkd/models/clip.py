@@ -60,7 +60,7 @@ class ImageTower(Tower):
         Raises:
             ValueError: images of another size.
         """
-        x = self.patches(inputs["pixel_values"])
+        x = self.patches(jnp.asarray(inputs["pixel_values"]))
         prefix = self.prefix[...].astype(x.dtype)
         prefix = jnp.broadcast_to(prefix, (len(x), 1, len(prefix)))
         x = jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)

@@ -12,17 +12,11 @@ from typing import Any
 from flax import nnx
 
 from jaxkd.models.axes import constrain
-from jaxkd.models.llama_blocks import (
-    Block,
-    Config,
-    by_block,
-    normal,
-    run_blocks,
-    tap_kinds,
-)
+from jaxkd.models.llama_blocks import Block, Config, normal, run_blocks
 from jaxkd.models.recorded import recorded
 from jaxkd.models.rope import RopeScaling
 from jaxkd.models.sequence import open_cache, sequence, token_ids
+from jaxkd.models.stack import block_taps, stacked
 from jaxkd.types import Network, Outputs
 
 
@@ -41,19 +35,14 @@ class Llama(nnx.Module):
         self.embed = nnx.Embed(
             config.vocabulary, config.width, embedding_init=normal, rngs=rngs
         )
-
-        @nnx.split_rngs(splits=config.layers)
-        @nnx.vmap
-        def stack(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs=rngs)
-
-        self.blocks = stack(rngs)
+        self.blocks = stacked(
+            lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
+        )
         self.norm = config.norm(config.width, rngs=rngs)
         if not config.tied:
             self.head = config.linear(config.width, config.vocabulary, rngs=rngs)
-        blocks = [f"block{i}" for i in range(config.layers)]
-        attended = [f"{block}.attn" for block in blocks]
-        self.taps = ("embed", *blocks, *attended, "final", "head", "cache")
+        blocks = block_taps(config.layers, "", ".attn")
+        self.taps = ("embed", *blocks, "final", "head", "cache")
 
     def __call__(
         self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
@@ -79,10 +68,8 @@ class Llama(nnx.Module):
         cache = open_cache(inputs, taps, *sizes)
         tokens = sequence(inputs, cache, config.window)
         features: dict[str, Any] = {"embed": x}
-        x, cache, found = run_blocks(
-            config, self.blocks, x, tokens, cache, tap_kinds(taps)
-        )
-        features |= by_block(found)
+        x, cache, found = run_blocks(config, self.blocks, x, tokens, cache, taps)
+        features |= found
         if (kept := inputs.get("logits_to_keep")) is not None:
             x = x[:, kept]
         x = self.norm(x)

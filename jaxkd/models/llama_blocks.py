@@ -1,11 +1,9 @@
 """What decoders such as Llama are made of: attention, MLP, and blocks of both."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -16,6 +14,7 @@ from jaxkd.models.cache import KVCache, attend
 from jaxkd.models.linear import Linear
 from jaxkd.models.rope import RopeScaling, frequencies, rotate
 from jaxkd.models.sequence import Sequence
+from jaxkd.models.stack import run_stack
 
 normal = nnx.initializers.normal(0.02)
 
@@ -255,53 +254,27 @@ def run_blocks(
     x: Float[Array, "batch length width"],
     tokens: Sequence,
     cache: KVCache | None,
-    kinds: set[str],
+    taps: tuple[str, ...],
 ) -> tuple[Array, KVCache | None, dict[str, Array]]:
-    """Return the features after stacked blocks, the cache, and what taps ask for.
+    """Return the features after stacked blocks, the cache, and the blocks' taps.
 
     Args:
         config: of the model.
-        blocks: stacked, the first axis of every weight.
+        blocks: stacked.
         x: features before them.
         tokens: what is known of them.
-        cache: of these blocks' first layers, or None.
-        kinds: of features kept of every block: ``""`` its output, ``".attn"`` what its
-            attention adds.
+        cache: of which the first layers are these blocks', or None.
+        taps: of the network.
     """
-    graph, weights = nnx.split(blocks)
-    layers = jax.tree.leaves(weights)[0].shape[0]
 
-    def step(carry: Any, scanned: Any) -> tuple[Any, dict[str, Array]]:
-        (x, cache), (block, layer) = carry, scanned
+    def step(block: Block, carry: Any, layer: Array) -> tuple[Any, dict[str, Array]]:
+        x, cache = carry
         x = constrain(x, "batch", "length", None)
-        x, attended, cache = nnx.merge(graph, block)(x, tokens, cache, layer)
-        found = {"": x, ".attn": attended}
-        return (x, cache), {kind: found[kind] for kind in kinds}
+        x, attended, cache = block(x, tokens, cache, layer)
+        return (x, cache), {"": x, ".attn": attended}
 
-    body = jax.checkpoint(step) if config.remat else step
-    unroll = 1 if config.scan else layers
     # The cache is carried, not scanned, so that its slots are written in place.
-    (x, cache), found = jax.lax.scan(
-        body, (x, cache), (weights, jnp.arange(layers)), unroll=unroll
+    (x, cache), found = run_stack(
+        blocks, step, (x, cache), taps=taps, scan=config.scan, remat=config.remat
     )
     return x, cache, found
-
-
-def tap_kinds(taps: tuple[str, ...]) -> set[str]:
-    """Return the kinds of `run_blocks` that the taps ask for."""
-    asked = [tap for tap in taps if tap.startswith("block")]
-    return {".attn" if tap.endswith(".attn") else "" for tap in asked}
-
-
-def by_block(found: Mapping[str, Array], first: int = 0) -> dict[str, Array]:
-    """Return the features of `run_blocks` by tap.
-
-    Args:
-        found: stacked features by kind.
-        first: number of the first block.
-    """
-    return {
-        f"block{first + i}{kind}": stacked[i]
-        for kind, stacked in found.items()
-        for i in range(len(stacked))
-    }

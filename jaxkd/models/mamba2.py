@@ -238,7 +238,12 @@ class Mamba2(nnx.Module):
         cache = inputs.get("cache")
         if cache is None and "cache" in taps:
             cache = self._empty(len(ids), embedded.dtype)
-        tokens = Tokens(inputs.get("attention_mask"), inputs.get("segment_ids"))
+        tokens = Tokens(
+            *(
+                None if inputs.get(name) is None else jnp.asarray(inputs[name])
+                for name in ("attention_mask", "segment_ids")
+            )
+        )
         features = {"embed": embedded}
 
         def step(block: Block, carry: Any, layer: Array):

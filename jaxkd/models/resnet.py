@@ -247,36 +247,47 @@ BLOCKS = {
 
 @recorded
 def imagenet_resnet(
-    depth: int = 50,
+    depth: int | Sequence[int] = 50,
     classes: int = 1000,
     *,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     channels_in: int = 3,
+    widths: Sequence[int] = (64, 64, 128, 256, 512),
+    bottleneck: bool = False,
 ) -> Network:
     """Return an ImageNet ResNet: He et al.'s, Table 1.
 
     Args:
-        depth: 18, 34 or 50.
+        depth: 18, 34 or 50; or the blocks of each stage, such as (3, 4, 23, 3).
         classes: logits.
         stem: ``"imagenet"``, a 7x7 convolution of stride 2 and max-pooling (not in the
             tap ``stage0``), or ``"cifar"``, a 3x3 convolution: the teacher ResNet-50 of
             the CIFAR-100 benchmarks.
         channels_in: the image's channels.
+        widths: channels of the stem and of the stages; those of bottlenecks are before
+            their last convolution, which makes them four times as many.
+        bottleneck: whether blocks given by stage are bottlenecks; not read where
+            ``depth`` is a number.
 
     Raises:
-        ValueError: another depth or stem.
+        ValueError: another depth or stem, or widths that do not fit the stages.
     """
-    if depth not in BLOCKS or stem not in ("imagenet", "cifar"):
+    block = Bottleneck if bottleneck else BasicBlock
+    if isinstance(depth, int):
+        block, depths = BLOCKS.get(depth, (block, ()))
+    else:
+        depths = tuple(depth)
+    if min(depths, default=0) < 1 or stem not in ("imagenet", "cifar"):
         raise ValueError(
-            f"depth must be one of {', '.join(map(str, BLOCKS))} and stem 'imagenet' "
-            f"or 'cifar', got {depth} and {stem!r}"
+            f"depth must be one of {', '.join(map(str, BLOCKS))}, or the blocks of "
+            f"each stage, and stem 'imagenet' or 'cifar', got {depth} and {stem!r}"
         )
-    block, depths = BLOCKS[depth]
+    _check(widths, len(depths) + 1, "projection")
     return Network.from_nnx(
         lambda rngs: ResNet(
             block,
             depths,
-            (64, 64, 128, 256, 512),
+            widths,
             classes,
             channels_in=channels_in,
             large_stem=stem == "imagenet",

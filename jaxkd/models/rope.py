@@ -59,6 +59,7 @@ def rotate(
     """
     angles = positions[..., None, None].astype(jnp.float32) * radians
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    work = jnp.promote_types(x.dtype, jnp.float32)
+    first, second = jnp.split(x.astype(work), 2, axis=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

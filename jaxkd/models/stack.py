@@ -40,8 +40,7 @@ def run_stack(
     """
     graph, weights = nnx.split(blocks)
     layers = jax.tree.leaves(weights)[0].shape[0]
-    asked = [tap for tap in taps if tap.startswith("block")]
-    kinds = {re.sub(r"^block\d+", "", tap) for tap in asked}
+    kinds = block_kinds(taps)
 
     def step(carry: PyTree, scanned: Any) -> tuple[PyTree, dict[str, Array]]:
         block, number = scanned
@@ -59,6 +58,12 @@ def run_stack(
         for kind, features in found.items()
         for i in range(layers)
     }
+
+
+def block_kinds(taps: tuple[str, ...]) -> set[str]:
+    """Return what follows ``block{i}`` in the taps of blocks."""
+    asked = [tap for tap in taps if tap.startswith("block")]
+    return {re.sub(r"^block\d+", "", tap) for tap in asked}
 
 
 def block_taps(layers: int, *kinds: str) -> tuple[str, ...]:

@@ -22,14 +22,13 @@ from jaxkd.models.llama_blocks import (
     Config,
     GatedMLP,
     attend_causally,
-    by_block,
     by_heads,
     normal,
     run_blocks,
-    tap_kinds,
 )
 from jaxkd.models.recorded import recorded
 from jaxkd.models.sequence import open_cache, sequence, token_ids
+from jaxkd.models.stack import block_kinds, block_taps, stacked
 from jaxkd.types import Network, Outputs
 
 
@@ -118,31 +117,25 @@ class SwiftLlama(nnx.Module):
     """
 
     def __init__(self, config: Config, kv_layers: int, group: int, *, rngs: nnx.Rngs):
-        self.config, self.group = config, group
+        self.config, self.kv_layers, self.group = config, kv_layers, group
         late = config.layers - kv_layers
         self.embed = nnx.Embed(
             config.vocabulary, config.width, embedding_init=normal, rngs=rngs
         )
 
-        def stack(layer: type[nnx.Module], count: int) -> Any:
-            @nnx.split_rngs(splits=count)
-            @nnx.vmap
-            def make(rngs: nnx.Rngs) -> nnx.Module:
-                return layer(config, rngs=rngs)  # pyright: ignore[reportCallIssue]
-
-            return make(rngs)
-
-        self.early = stack(Block, kv_layers)
+        self.early = stacked(
+            lambda rngs: Block(config, rngs=rngs), kv_layers, rngs=rngs
+        )
         self.shared_norm = config.norm(config.width, rngs=rngs)
-        self.shared = stack(SharedKeys, late // group)
-        self.late = stack(LateBlock, late)
+        self.shared = stacked(
+            lambda rngs: SharedKeys(config, rngs=rngs), late // group, rngs=rngs
+        )
+        self.late = stacked(lambda rngs: LateBlock(config, rngs=rngs), late, rngs=rngs)
         self.norm = config.norm(config.width, rngs=rngs)
         if not config.tied:
             self.head = config.linear(config.width, config.vocabulary, rngs=rngs)
-        self.kv_layers = kv_layers
-        blocks = [f"block{i}" for i in range(config.layers)]
-        attended = [f"{block}.attn" for block in blocks]
-        self.taps = ("embed", *blocks, *attended, "final", "head", "cache")
+        blocks = block_taps(config.layers, "", ".attn")
+        self.taps = ("embed", *blocks, "final", "head", "cache")
 
     def __call__(
         self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
@@ -166,18 +159,17 @@ class SwiftLlama(nnx.Module):
         sizes = cached, config.kv_heads, config.head_dim, x.dtype
         cache = open_cache(inputs, wanted, *sizes)
         tokens = sequence(inputs, cache, config.window)
-        kinds = tap_kinds(taps)
         features: dict[str, Any] = {"embed": x}
-        x, cache, found = run_blocks(config, self.early, x, tokens, cache, kinds)
-        features |= by_block(found)
+        x, cache, found = run_blocks(config, self.early, x, tokens, cache, taps)
+        features |= found
 
         visible, positions = tokens.visible, tokens.positions
         if kept is not None and cache is not None:
             positions = positions[:, kept]
             visible = cache.visible(length, config.window, kept)
         at = positions, tokens.segments, visible
-        x, cache, found = self._late(x, kept, tokens.positions, at, cache, kinds)
-        features |= by_block(found, self.kv_layers)
+        x, cache, found = self._late(x, kept, tokens.positions, at, cache, taps)
+        features |= found
         x = self.norm(x)
         head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
         head = head.astype(x.dtype)
@@ -194,7 +186,7 @@ class SwiftLlama(nnx.Module):
         positions: Int[Array, "batch length"],
         at: tuple[Array, Array | None, Array | None],
         cache: KVCache | None,
-        kinds: set[str],
+        taps: tuple[str, ...],
     ) -> tuple[Array, KVCache | None, dict[str, Array]]:
         """Return the features of kept tokens after the late blocks, cache and taps.
 
@@ -205,9 +197,9 @@ class SwiftLlama(nnx.Module):
             at: positions of the kept tokens, segments of all, and the slots that the
                 kept tokens see.
             cache: whose last layers are the groups', or None.
-            kinds: as in `run_blocks`.
+            taps: of the network.
         """
-        config, group = self.config, self.group
+        config, group, kinds = self.config, self.group, block_kinds(taps)
         source = self.shared_norm(x)
         x = x if kept is None else x[:, kept]
         here, segments, visible = at
@@ -244,10 +236,16 @@ class SwiftLlama(nnx.Module):
             (shared, late, layers),
             unroll=1 if config.scan else groups,
         )
-        found = {
-            kind: rearrange(y, "n g ... -> (n g) ...") for kind, y in found.items()
-        }
-        return x, cache, found
+        return (
+            x,
+            cache,
+            {
+                f"block{self.kv_layers + group * i + j}{kind}": y[i, j]
+                for kind, y in found.items()
+                for i in range(groups)
+                for j in range(group)
+            },
+        )
 
 
 @recorded

@@ -177,7 +177,12 @@ def test_the_tokeniser_and_further_keys_go_along(tmp_path):
     )
     names = sorted(file.name for file in to.iterdir())
     assert names == [folders.CONFIG, shards.WEIGHTS, "tokenizer.json"]
-    assert json.loads((to / folders.CONFIG).read_text())["eos_token_id"] == 2
+    config = json.loads((to / folders.CONFIG).read_text())
+    assert config["eos_token_id"] == 2
+    again = folders.save_pretrained(
+        tmp_path / "again", network, variables, tokenizer=to
+    )
+    assert json.loads((again / folders.CONFIG).read_text()) == config
     with pytest.raises(FileNotFoundError, match="holds no tokeniser, such as"):
         folders.save_pretrained(to, network, variables, tokenizer=tmp_path)
 
@@ -238,6 +243,7 @@ def test_a_missing_file_is_named(folder, name):
         ("{", r"config.json cannot be read \(JSONDecodeError.*: fetch or export"),
         ("[]", "config.json cannot be read"),
         ('{"model": "mlp"}', r"config.json cannot be read \(KeyError\('arguments'\)"),
+        ('{"model_type": "bert"}', r"cannot be read \(KeyError\('architectures'\)"),
         ('{"architectures": []}', "cannot be read .*architectures is empty"),
         ('{"architectures": ["A"]}', r"cannot be read \(KeyError\('model_type'\)"),
         (

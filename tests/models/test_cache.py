@@ -77,7 +77,7 @@ def test_a_step_writes_in_place(variables):
     run = jax.jit(step, donate_argnums=2).lower(variables, IDS[:, :1], cache).compile()
     copied = [line for line in run.as_text().splitlines() if " copy(" in line]
     assert not [
-        line for line in copied if "f32[2,2,4096,2,4]" in line.split("copy(")[0]
+        line for line in copied if "f32[2,2,2,4096,4]" in line.split("copy(")[0]
     ]
     memory = run.memory_analysis()
     # One layer's keys at a time, and the scores, are smaller than the whole.

@@ -15,9 +15,12 @@ NEEDED = {
     "features": 3,
     "heads": 2,
     "hidden": 8,
+    "kv_layers": 1,
     "layers": 1,
+    "llama": models.llama(8, 8, 2, 2, 8).spec[1],  # pyright: ignore
+    "positions": 8,
     "vocabulary": 8,
-    "width": 8,
+    "width": 32,
 }
 """Values of the parameters that have no default."""
 

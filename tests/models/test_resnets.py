@@ -5,6 +5,7 @@ with minus infinity, and BatchNorm in evaluation divides by sqrt(var + 1e-5).
 """
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxkd import models
+from jaxkd.interop import load_pretrained
 from jaxkd.models.resnet import BasicBlock, Bottleneck, ResNet
 from jaxkd.models.vgg import VGG
 from jaxkd.types import Network
@@ -195,3 +197,30 @@ def test_widths_that_zeros_cannot_fill_up_are_refused(widths):
     with pytest.raises(ValueError, match=r"widths must grow by even numbers, got \(16"):
         models.cifar_resnet(8, shortcut="identity", widths=widths)
     models.cifar_resnet(8, widths=widths)
+
+
+def test_logits_and_stages_are_those_of_transformers():
+    folder = Path(__file__).parents[1] / "golden" / "hf" / "resnet"
+    network, variables = load_pretrained(folder)
+    expected = np.load(folder / "io.npz")
+    image = expected["pixel_values"].transpose(0, 2, 3, 1)
+    taps = ("stage1", "stage2", "stage3", "stage4")
+    outputs, _ = jax.jit(lambda v, x: network.apply(v, x, taps=taps))(variables, image)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(outputs.logits, expected["logits"], **close)
+    for i, tap in enumerate(taps, start=1):
+        stage = outputs.features[tap].transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(stage, expected[f"hidden_{i}"], **close)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": (1, 0)}, "or the blocks of each stage"),
+        ({"depth": ()}, "or the blocks of each stage"),
+        ({"depth": (1, 1)}, "widths must be 3 positive numbers"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.imagenet_resnet(**arguments)

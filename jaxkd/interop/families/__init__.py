@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.checks import unknown_name
-from jaxkd.interop.families import bert, clip, gpt2, llama, mamba2, t5, vit
+from jaxkd.interop.families import bert, clip, gpt2, llama, mamba2, resnet, t5, vit
 from jaxkd.interop.families.base import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -13,6 +13,7 @@ FAMILIES: tuple[Family, ...] = (
     gpt2.FAMILY,
     llama.FAMILY,
     mamba2.FAMILY,
+    resnet.FAMILY,
     t5.FAMILY,
     vit.FAMILY,
 )
@@ -32,10 +33,12 @@ def family_reading(config: Mapping[str, Any]) -> Family:
     return known[given]
 
 
-def family_writing(model: str) -> Family | None:
+def family_writing(model: str, arguments: Mapping[str, Any]) -> Family | None:
     """Return the family of a constructor, or None if transformers has no such model.
 
     Args:
         model: a name in `jaxkd.models.MODELS`.
+        arguments: all of the constructor's.
     """
-    return next((family for family in FAMILIES if family.model == model), None)
+    families = (family for family in FAMILIES if family.model == model)
+    return next((family for family in families if family.writes(arguments)), None)

@@ -27,6 +27,8 @@ class Source(NamedTuple):
             number.
         layout: how einops brings a tensor to ours, such as `LINEAR`; as it is if empty.
         layers: how many are stacked along our first axis; None for no such axis.
+        share: (which, of how many) equal parts along our last axis a tensor has of
+            which only one is ours, such as the keys of queries, keys and values.
         sizes: of the axes that the layout splits or joins.
         axis: of ours, counted from the last.
     """
@@ -83,13 +85,12 @@ class Source(NamedTuple):
                 for at, own in zip(part, place, strict=True)
             ]
             if all(at.start < at.stop for at in both):
-                inside = list(_shifted(both, place))
-                if self.share[1] > 1:
+                own = _shifted(both, place)
+                if self.share[0]:
                     start = self.share[0] * shape[-1]
-                    inside[-1] = slice(
-                        inside[-1].start + start, inside[-1].stop + start
-                    )
-                own = tuple(inside if self.layers is None else inside[1:])
+                    last = slice(start + own[-1].start, start + own[-1].stop)
+                    own = (*own[:-1], last)
+                own = own if self.layers is None else own[1:]
                 found[_shifted(both, part)] = self._piece(name, own, tensor)
         return found
 
@@ -130,6 +131,8 @@ class Family(NamedTuple):
             ``tensors`` after the same.
         ignored: regular expressions of tensors that files may have beyond those, such
             as buffers.
+        writes: whether transformers has a model of these arguments; else it is written
+            in the library's own format.
         head: the head's tensor, if it alone tells whether a model is ``tied``, whatever
             its config says.
     """
@@ -141,6 +144,7 @@ class Family(NamedTuple):
     tensors: Callable[[Mapping[str, Any]], dict[str, Source]]
     renamed: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    writes: Callable[[Mapping[str, Any]], bool] = lambda arguments: True
     head: str | None = None
 
 

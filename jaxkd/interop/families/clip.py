@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
-from jaxkd.interop.families.vit import PATCHES
+from jaxkd.interop.families.vit import PATCHES, require_square
 from jaxkd.models.clip import IMAGE_SIZES, TEXT_SIZES
 from jaxkd.models.tokens import named_size
 
@@ -32,6 +32,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     image, text = (config.get(key) or {} for key in ("vision_config", "text_config"))
     for key, default in (("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-5)):
         require({key: text.get(key, default)}, key, image.get(key, default))
+    require_square(image)
     activation = image.get("hidden_act", "quick_gelu")
     require({"hidden_act": activation}, "hidden_act", "quick_gelu", "gelu")
     return {

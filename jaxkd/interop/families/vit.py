@@ -22,16 +22,25 @@ NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
 PATCHES = "width channels y x -> (y x channels) width"
 
 
-def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `jaxkd.models.vit`'s arguments for a config."""
-    require(config, "hidden_act", "gelu")
-    require(config, "qkv_bias", True)
+def require_square(config: Mapping[str, Any]) -> None:
+    """Refuse images or patches that are not square.
+
+    Raises:
+        ValueError: it names them.
+    """
     for key in ("image_size", "patch_size"):
         if not isinstance(config.get(key, 0), int):
             raise ValueError(
                 f"config.json has {key} = {config[key]}, but jaxkd builds square ones "
                 "only, of one number"
             )
+
+
+def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `jaxkd.models.vit`'s arguments for a config."""
+    require(config, "hidden_act", "gelu")
+    require(config, "qkv_bias", True)
+    require_square(config)
     size = "hidden_size", "num_hidden_layers", "num_attention_heads"
     return {
         "size": tuple(config[key] for key in size),

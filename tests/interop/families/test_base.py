@@ -43,7 +43,7 @@ def test_reading_a_part_is_taking_it_from_the_whole(case, data):
         part.append(slice(start, data.draw(st.integers(start + 1, size))))
     part = tuple(part)
     found = source.read(
-        part, shape, np.dtype("f4"), lambda name, index: files[name][index]
+        part, shape, np.dtype("f4"), lambda name, index: np.asarray(files[name][index])
     )
     np.testing.assert_array_equal(found, arrays[which][part])
 
