@@ -27,6 +27,7 @@ def cache_teacher(
     k: int = 32,
     full: bool = False,
     dtype: Literal["float16", "float32"] = "float16",
+    vocabulary: int | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
     mesh: str = "one",
     batch_size: int = 8,
@@ -49,6 +50,7 @@ def cache_teacher(
         k: how many of the teacher's best tokens to keep.
         full: keep all its logits instead, for methods.cached.
         dtype: of the log-probabilities, or logits, on disk.
+        vocabulary: the teacher's first logits that the student has too; None for all.
         compute: dtype that the teacher computes in.
         mesh: how it lies on this process's devices, a name of training.MESHES.
         batch_size: rows at a time.
@@ -73,7 +75,12 @@ def cache_teacher(
     _check_width(network, variables, documents.vocabulary)
     source: Any = data.pack(documents, length)
     targets = data.network_targets(
-        network, variables, k=None if full else k, dtype=dtype, mesh=devices
+        network,
+        variables,
+        k=None if full else k,
+        dtype=dtype,
+        vocabulary=vocabulary,
+        mesh=devices,
     )
     started = time.perf_counter()
     with Progress(console=console, transient=True) as progress:
@@ -86,7 +93,8 @@ def cache_teacher(
             shard_examples=shard_examples,
             progress=lambda done: progress.update(bar, completed=done),
         )
-    documents.save(to / "documents")
+    if jax.process_index() == 0:
+        documents.save(to / "documents")
     tokens = int(source.sizes.sum())
     console.print(
         f"{len(source):,} rows of {length} ({tokens:,} tokens) in "

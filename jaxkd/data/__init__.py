@@ -33,7 +33,13 @@ from jaxkd.data.instructions import (
 )
 from jaxkd.data.mixture import mixture_batches, mixture_weights
 from jaxkd.data.packing import Packed, pack
-from jaxkd.data.padding import LabelledTexts, Prompts, label_texts, left_pad
+from jaxkd.data.padding import (
+    LabelledTexts,
+    Prompts,
+    label_texts,
+    left_pad,
+    prompts_of_chats,
+)
 from jaxkd.data.partitions import Kind, build_proxy, partition
 from jaxkd.data.pipeline import batches, steps_per_epoch, with_validation
 from jaxkd.data.prefetch import Prefetch
@@ -49,11 +55,11 @@ from jaxkd.data.sources import (
     Subset,
     split,
 )
-from jaxkd.data.teacher_cache import (
+from jaxkd.data.teacher_cache import write_teacher_cache
+from jaxkd.data.teacher_targets import (
     TeacherTargets,
     network_targets,
     variables_fingerprint,
-    write_teacher_cache,
 )
 from jaxkd.data.text import Windows, tiny_shakespeare, token_files
 from jaxkd.data.tokenizers import (
@@ -137,6 +143,7 @@ __all__ = [
     "open_records",
     "pack",
     "partition",
+    "prompts_of_chats",
     "repeated",
     "semi_supervised_batches",
     "split",

@@ -33,7 +33,7 @@ def _classified(
             seconds=second[0] if second else None,
         )
 
-    return Dataset(*map(split, ("train", "test"), files))
+    return Dataset(split("train", files[0]), split("test", files[1]))
 
 
 def sst2(tokenizer: Tokenizer, lengths: tuple[int, ...] = (32, 64)) -> Dataset:

@@ -53,22 +53,36 @@ def left_pad(
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as examples, with padding before them.
+    """Prompts as examples, with padding before them, and what answers them.
+
+    `prompts_of_chats` makes them of conversations.
 
     Attributes:
         documents: the prompts.
         length: of all rows.
         pad: the token to put before; None for 0.
+        responses: to the prompts, if there are any.
+        response_length: of all rows of these; what is longer is cut off.
 
     Raises:
-        ValueError: a prompt that is longer.
+        ValueError: a prompt that is longer, or responses that are not one a prompt.
     """
 
     documents: Documents
     length: int
     pad: int | None
+    responses: Documents | None = None
+    response_length: int = 0
 
     def __post_init__(self):
+        if self.responses is not None and (
+            len(self.responses) != len(self.documents) or self.response_length < 1
+        ):
+            raise ValueError(
+                f"{self.name!r} has {len(self.documents)} prompts, "
+                f"{len(self.responses)} responses and response_length "
+                f"{self.response_length}: give one response a prompt, and room for it"
+            )
         longest = int(self.documents.lengths.max())
         if longest > self.length:
             raise ValueError(
@@ -94,16 +108,76 @@ class Prompts:
     def take(
         self, positions: np.ndarray, rng: np.random.Generator | None = None
     ) -> dict[str, np.ndarray]:
-        """Return the prompts as `left_pad` does, and ``index``."""
+        """Return the prompts as `left_pad` does, the responses, and ``index``.
+
+        These are ``response_ids`` and ``response_mask`` (prompts, response length),
+        with padding after them, as `jaxkd.programs.on_policy` reads them.
+        """
         rows = [self.documents[int(position)] for position in positions]
-        padded = left_pad([row.tolist() for row in rows], self.pad, self.length)
-        return {**padded, "index": np.asarray(positions, np.int32)}
+        batch = left_pad([row.tolist() for row in rows], self.pad, self.length)
+        if self.responses is not None:
+            shape = (len(rows), self.response_length)
+            ids = np.full(shape, self.pad or 0, np.int32)
+            mask = np.zeros(shape, np.int32)
+            for row, position in enumerate(positions):
+                response = self.responses[int(position)][: self.response_length]
+                ids[row, : len(response)] = response
+                mask[row, : len(response)] = 1
+            batch |= {"response_ids": ids, "response_mask": mask}
+        return {**batch, "index": np.asarray(positions, np.int32)}
 
     @cached_property
     def fingerprint(self) -> str:
         """A checksum of the prompts and the length."""
         about = f"{self.documents.fingerprint} {self.length} {self.pad}"
+        if self.responses is not None:
+            about += f" {self.responses.fingerprint} {self.response_length}"
         return f"{zlib.crc32(about.encode()):08x}"
+
+
+def prompts_of_chats(
+    chats: Documents, length: int, response_length: int, pad: int | None
+) -> Prompts:
+    """Return conversations as prompts, and the last answers as responses to them.
+
+    Conversations whose prompts are too long are left out.
+
+    Args:
+        chats: from `tokenize_chats`.
+        length: of the prompts at most.
+        response_length: of the answers; longer ones are cut off.
+        pad: the token that fills rows up; None for 0.
+
+    Raises:
+        ValueError: documents that are all learnt, or no prompt short enough.
+    """
+    if chats.trained is None:
+        raise ValueError(
+            f"{chats.name!r} has no answers apart from the rest: make it by "
+            "tokenize_chats"
+        )
+    prompts, responses = [], []
+    for document, start in enumerate(chats.offsets[:-1]):
+        tokens = chats[document]
+        learnt = chats.trained[start : start + len(tokens)]
+        answer = 1 + max(np.flatnonzero(~learnt), default=-1)
+        if 0 < answer <= length:
+            prompts.append(tokens[:answer])
+            responses.append(tokens[answer:])
+    if not prompts:
+        raise ValueError(
+            f"no prompt of {chats.name!r} has at most {length} tokens: allow more"
+        )
+    documents, answers = (
+        Documents(
+            chats.name,
+            np.concatenate(rows),
+            np.cumsum([0, *map(len, rows)]),
+            chats.vocabulary,
+        )
+        for rows in (prompts, responses)
+    )
+    return Prompts(documents, length, pad, answers, response_length)
 
 
 @dataclass(frozen=True)

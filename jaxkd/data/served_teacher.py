@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data.sources import Examples
-from jaxkd.data.teacher_cache import TeacherTargets
+from jaxkd.data.teacher_targets import TeacherTargets
 from jaxkd.types import Batch
 
 LONGEST_WAIT = 30.0

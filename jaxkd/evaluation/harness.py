@@ -44,7 +44,7 @@ def harness_model(
         ValueError: from the model, a request to sample.
     """
     try:
-        from lm_eval.api.model import LM
+        from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError(
             "harness_model() needs lm-evaluation-harness: pip install 'jaxkd[lm-eval]'"
@@ -55,7 +55,8 @@ def harness_model(
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
             pairs = [encode_pair(tokenizer, *request.args) for request in requests]
             cut = [_last_tokens(pair, max_length) for pair in pairs]
-            return [tuple(found) for found in score(variables, cut)]
+            found = score(variables, cut)
+            return [(each.log_probability, each.greedy) for each in found]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
             parts = [

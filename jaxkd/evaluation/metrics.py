@@ -80,7 +80,6 @@ METRICS = {
     "hardest_share": Metric("first share of the hardest %"),
     "weight_change": Metric("change of weights"),
     "weight_slack": Metric("slack of weights"),
-    "benchmark_average": Metric("average of benchmarks %", higher_is_better=True),
     "temperature": Metric("temperature"),
     "validation_ece10": Metric("validation ECE₁₀ %", higher_is_better=False),
     "kept_best": Metric("kept its best %"),

@@ -1,7 +1,7 @@
 """FIRST: the teacher's k best tokens, re-calibrated before the student learns them.
 
 Shum et al. 2024, arXiv:2408.12168. A fine-tuned language model is too sure of its best
-token. One temperature, found on held-out data (`jaxkd.evaluation.search_temperature`),
+token. One temperature, which `jaxkd.evaluation.calibration` finds on held-out data,
 makes its k best probabilities as reliable as they can be; nothing else is learnt.
 """
 

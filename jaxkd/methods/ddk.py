@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxkd.kernels.linear_distill import Divergence, forward_kl
@@ -95,7 +96,7 @@ def discrepancy_update(
             `discrepancy_init`.
     """
     factor = as_float(factor)
-    if not isinstance(factor, jax.core.Tracer) and (
+    if not isinstance(factor, Tracer) and (
         factor.min() < 0 or abs(factor.sum() - 1) > 1e-4
     ):
         raise ValueError(f"factor must be a distribution, got {factor}")
@@ -138,7 +139,7 @@ def ddk_weights(
     names = [name for name in teacher if name.startswith(PERPLEXITY)]
 
     def perplexities(metrics: Evaluation) -> Array:
-        return jnp.array([metrics[name] for name in names])
+        return jnp.array([metrics[name] for name in names], float)
 
     if not history:
         return None

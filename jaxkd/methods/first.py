@@ -22,9 +22,9 @@ def first(
     """Return KL to the teacher's k best tokens, re-calibrated by a temperature.
 
     Shum et al. 2024, arXiv:2408.12168: k = 5, and the temperature that
-    `jaxkd.evaluation.search_temperature` finds on held-out examples. The teacher is
-    read as by `topk_kd`: from a cache as a rule. The authors' code has ``space`` and
-    ``student_space`` "probability" and ``reduction`` "sequence".
+    `jaxkd.evaluation.calibration.search_temperature` finds on held-out examples. The
+    teacher is read as by `topk_kd`: from a cache as a rule. The authors' code has
+    ``space`` and ``student_space`` "probability" and ``reduction`` "sequence".
 
     Args:
         temperature: c > 0; 1 in ``log`` space is distillation as it is.

@@ -60,6 +60,14 @@ def test_every_example_comes_before_any_comes_again(sizes, batch_size, seed, dra
             assert len(set(epoch)) == len(epoch)
 
 
+def test_sources_of_one_size_have_their_own_orders():
+    alike = {"a": source(40), "b": source(40)}
+    found = drawn(take(iter(data.mixture_batches(alike, 20)), 10))
+    a, b = ([i for d, i in found if d == domain][:40] for domain in (0, 1))
+    assert sorted(a) == sorted(b) == list(range(40))
+    assert a != b
+
+
 def test_domains_come_as_often_as_their_weights():
     weights = np.array([0.5, 0.3, 0.2])
     mixture = data.mixture_batches(SOURCES, 50, weights=2 * weights, seed=0)

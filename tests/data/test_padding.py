@@ -42,6 +42,38 @@ def test_prompts_are_examples():
         data.Prompts(found, 3, None)
 
 
+def test_the_last_answer_responds_to_all_before_it():
+    def say(*words):
+        roles = ("user", "assistant") * 2
+        return {
+            "messages": [
+                {"role": role, "content": word}
+                for role, word in zip(roles, words, strict=False)
+            ]
+        }
+
+    records = [say("a", "b", "c", "de"), say("f", "ghi"), say("too long", "j")]
+    chats = data.tokenize_chats("x", records, BYTES)
+    found = data.prompts_of_chats(chats, 6, 3, BYTES.pad)
+    batch = found.take(np.arange(2))
+    np.testing.assert_array_equal(
+        batch["input_ids"],
+        [[258, 256, ord("a"), ord("b"), 257, ord("c")], [258] * 4 + [256, ord("f")]],
+    )
+    np.testing.assert_array_equal(batch["response_ids"], [[*b"de", 257], [*b"ghi"]])
+    one = data.prompts_of_chats(chats, 6, 5, BYTES.pad).take(np.array([0]))
+    assert one["response_ids"].tolist() == [[*b"de", 257, 258, 258]]
+    assert one["response_mask"].tolist() == [[1, 1, 1, 0, 0]]
+    assert len(found) == 2
+    assert found.fingerprint != data.prompts_of_chats(chats, 6, 4, None).fingerprint
+    with pytest.raises(ValueError, match="no prompt of 'x' has at most 1 tokens"):
+        data.prompts_of_chats(chats, 1, 3, None)
+    with pytest.raises(ValueError, match="'x' has no answers apart from the rest"):
+        data.prompts_of_chats(data.tokenize("x", ["a"], BYTES), 6, 3, None)
+    with pytest.raises(ValueError, match="2 prompts, 1 responses and response_length"):
+        data.Prompts(found.documents, 6, None, data.tokenize("y", ["a"], BYTES), 3)
+
+
 def test_bad_prompts_are_refused():
     with pytest.raises(ValueError, match="prompt 1 is empty: begin it with"):
         data.left_pad([[1], []], 0)

@@ -196,7 +196,10 @@ class Changing:
 
     def take(self, positions, rng=None):
         batch = windows().take(positions)
-        batch["input_ids"][1:] += 1
+        # Labels are a view of the same tokens, and stay.
+        batch["input_ids"] = (
+            batch["input_ids"] + (np.arange(len(positions)) > 0)[:, None]
+        )
         return batch
 
 
@@ -273,6 +276,20 @@ def test_a_folder_of_another_cache_is_left_alone(copy, targets, variables):
     assert contents(copy) == before
     manifest = json.loads((copy / MANIFEST).read_text())
     assert manifest["k"] == K
+
+
+def test_padding_of_the_vocabulary_is_cut_off_before_the_softmax(variables):
+    batch = windows().take(np.arange(3))
+    targets = data.network_targets(TEACHER, variables, k=K, vocabulary=7)
+    assert targets.settings["vocabulary"] == 7
+    found = targets.answer(batch)
+    logits = TEACHER.apply(variables, {"input_ids": batch["input_ids"]})[0].logits
+    ids, log_probs = top_k_log_probs(logits[..., :7], K)
+    assert (found["teacher_ids"] == ids).all()
+    np.testing.assert_allclose(found["teacher_log_probs"], log_probs, rtol=1e-3)
+    wide = data.network_targets(TEACHER, variables, k=K, vocabulary=12)
+    with pytest.raises(ValueError, match="vocabulary is 12, but the teacher has 11"):
+        wide.answer(batch)
 
 
 @pytest.mark.parametrize(

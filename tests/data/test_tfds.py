@@ -173,3 +173,29 @@ def test_without_the_library(monkeypatch):
         ImportError, match=r"needs tensorflow-datasets: pip install 'ja"
     ):
         data.load("tfds/cifar10")
+
+
+def test_prepared_texts_are_read(tfds, tmp_path):
+    class Sentences(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = "sentences"
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"text": tfds.features.Text()}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((i, {"text": f"text {i} é"}) for i in range(4))
+
+    builder = Sentences(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    records = data.tfds_records("sentences", "train", data_dir=tmp_path)
+    assert sorted(data.texts(records)) == [f"text {i} é" for i in range(4)]
+    with pytest.raises(FileNotFoundError, match=r"no 'sentences' in .*test"):
+        data.tfds_records("sentences", "test", data_dir=tmp_path)
+    assert "tensorflow" not in sys.modules
