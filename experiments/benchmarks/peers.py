@@ -53,6 +53,33 @@ class Worker:
         self.peak = answer["peak_mib"]
 
 
+def compare(workers: dict[str, Worker], rounds: int, steps: int) -> list[list[str]]:
+    """Let the workers take turns, end them, and return a row for each.
+
+    Args:
+        workers: by name, of which one is ``jaxkd``.
+        rounds: turns of each.
+        steps: in a turn.
+
+    Returns:
+        Name, median milliseconds of a step, median and quartiles of jaxkd's time by
+        its, and the peak of its memory in MiB.
+    """
+    for _ in range(rounds):
+        for worker in workers.values():
+            worker.turn(steps)
+    ours, rows = np.array(workers["jaxkd"].seconds), []
+    for name, worker in workers.items():
+        low, middle, high = np.quantile(
+            ours / np.array(worker.seconds), [0.25, 0.5, 0.75]
+        )
+        ratio = "" if name == "jaxkd" else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        median = f"{1e3 * np.median(worker.seconds):.0f}"
+        rows.append([name, median, ratio, f"{worker.peak:.0f}"])
+        worker.process.kill()
+    return rows
+
+
 def main(
     torch_python: Path | None = None,
     rounds: int = 9,
@@ -82,22 +109,8 @@ def main(
                         mode,
                     )
             workers = {name: Worker(*command) for name, command in commands.items()}
-            for _ in range(rounds):
-                for worker in workers.values():
-                    worker.turn(STEPS[case])
-            ours = np.array(workers["jaxkd"].seconds)
-            for name, worker in workers.items():
-                low, middle, high = np.quantile(
-                    ours / np.array(worker.seconds), [0.25, 0.5, 0.75]
-                )
-                table.add_row(
-                    *(case, kind, name, f"{1e3 * np.median(worker.seconds):.0f}"),
-                    ""
-                    if name == "jaxkd"
-                    else f"{middle:.2f} ({low:.2f} to {high:.2f})",
-                    f"{worker.peak:.0f}",
-                )
-                worker.process.kill()
+            for row in compare(workers, rounds, STEPS[case]):
+                table.add_row(case, kind, *row)
     console = Console()
     console.print(table)
     if torch_python is None:
