@@ -201,8 +201,9 @@ def export(
     """Export a trained student: weights, configuration, and a portable program.
 
     Writes model.safetensors and config.json, which `jaxkd.interop.load_pretrained`
-    reads, and model.stablehlo, the forward pass with the weights inside for any batch
-    size, which `jax.export.deserialize` runs without this library.
+    reads, and transformers where it has such a model; and for networks of images
+    model.stablehlo, the forward pass with the weights inside for any batch size, which
+    `jax.export.deserialize` runs without this library.
 
     Args:
         folder: of a run.
@@ -224,7 +225,8 @@ def export(
     load_pretrained(students[part])
     partial = to.with_name(f"{to.name}.partial")
     shutil.copytree(students[part], partial, dirs_exist_ok=True)
-    export_program(partial)
+    if "input_shape" in json.loads((partial / "config.json").read_text()):
+        export_program(partial)
     partial.rename(to)
     console.print(f"exported {part} to {to}", soft_wrap=True)
 
