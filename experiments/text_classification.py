@@ -56,10 +56,10 @@ class TextConfig:
     student: str = "tiny"
     weights: tuple[str, str] | None = None
     vocabulary: int = 4000
-    lengths: tuple[int, ...] = (16, 64)
-    train_examples: int = 10_000
-    epochs: int = 4
-    teacher_epochs: int = 2
+    lengths: tuple[int, ...] = (32,)
+    train_examples: int = 5000
+    epochs: int = 3
+    teacher_epochs: int = 1
     batch_size: int = 64
     learning_rate: float = 1e-3
 

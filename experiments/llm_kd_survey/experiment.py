@@ -84,7 +84,7 @@ PRESETS = {
         teacher="llama-1.5b",
         student="llama-120m",
         weights="llama-1.5b",
-        methods=("forward_kl", "skew_reverse_kl", "gkd"),
+        methods=("forward_kl", "skew_reverse_kl"),
         # Twenty epochs of 11,435 answers in batches of 32.
         steps=7140,
         batch_size=32,

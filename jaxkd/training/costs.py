@@ -181,17 +181,9 @@ class _Program:
         """Return a fusion's bytes; of an array that it slices, the slice's."""
         inner = self.computations[_called(fusion, "calls")]
         known = {i.name: i for i in inner}
-        users: dict[str, list[_Instruction]] = {}
-        for i in inner:
-            for operand in i.operands:
-                users.setdefault(operand, []).append(i)
         total = 0.0
-        for parameter in inner:
-            if parameter.op != "parameter":
-                continue
-            index = int(parameter.text.split("(")[1].split(")")[0])
-            where = shapes.get(fusion.operands[index], parameter.shape)
-            total += _read(parameter, users, where)
+        for index, operand in enumerate(fusion.operands):
+            total += self._read(fusion, index, shapes.get(operand, ""))
         root = next(i for i in inner if i.root)
         while root.op == "bitcast":
             root = known[root.operands[0]]
@@ -199,6 +191,36 @@ class _Program:
             update = known[root.operands[1]]
             return total + (_size(update.shape) if _hbm(fusion.shape) else 0)
         return total + _hbm(fusion.shape)
+
+    def _read(self, fusion: _Instruction, index: int, where: str) -> float:
+        """Return the bytes of HBM that a fusion reads of one of its operands.
+
+        Args:
+            fusion: which may hold others.
+            index: of the operand.
+            where: the operand's shape outside, with its memory.
+        """
+        if not _hbm(where):
+            return 0.0
+        inner = self.computations[_called(fusion, "calls")]
+        parameter = next(
+            i
+            for i in inner
+            if i.op == "parameter" and i.text.startswith(f"parameter({index})")
+        )
+        total, names = 0.0, [parameter.name]
+        for name in names:
+            for user in (i for i in inner if name in i.operands):
+                if user.op == "bitcast":
+                    names.append(user.name)
+                elif user.op in ("dynamic-slice", "gather"):
+                    total += _size(user.shape)
+                elif user.op == "fusion":
+                    places = [i for i, x in enumerate(user.operands) if x == name]
+                    total += sum(self._read(user, place, where) for place in places)
+                elif user.op != "dynamic-update-slice" or user.operands[0] != name:
+                    return _hbm(where)
+        return min(total, _hbm(where))
 
     def _send(self, instruction: _Instruction, total: Costs, seen: set[str]) -> None:
         """Add what a collective sends; one that is cut in pieces counts once."""
@@ -290,25 +312,6 @@ def _group(text: str) -> int:
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return len(listed[1].split(","))
     return 2
-
-
-def _read(
-    array: _Instruction, users: dict[str, list[_Instruction]], where: str
-) -> float:
-    """Return the bytes of HBM that a fusion reads of one of its arrays."""
-    if not _hbm(where):
-        return 0.0
-    total = 0.0
-    for user in users.get(array.name, []):
-        if user.op == "bitcast":
-            total += _read(user, users, where)
-        elif user.op in ("dynamic-slice", "gather") and user.operands[0] == array.name:
-            total += _size(user.shape)
-        elif user.op == "dynamic-update-slice" and user.operands[0] == array.name:
-            continue
-        else:
-            return _hbm(where)
-    return min(total, _hbm(where))
 
 
 def _parts(shape: str) -> list[str]:

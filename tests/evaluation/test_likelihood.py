@@ -49,7 +49,9 @@ def test_continuations_are_scored_as_if_each_were_alone(network, variables, scor
     for (context, continuation), likelihood in zip(pairs, found, strict=True):
         log_p = alone(jnp.array([*context, *continuation]))[len(context) - 1 :]
         picked = log_p[np.arange(len(continuation)), np.array(continuation)]
-        assert likelihood.log_probability == pytest.approx(float(picked.sum()), rel=1e-5)
+        assert likelihood.log_probability == pytest.approx(
+            float(picked.sum()), rel=1e-5
+        )
         assert not likelihood.greedy
     best = int(alone(jnp.array([256, 5]))[0].argmax())
     (likelihood,) = score(variables, [([256], [best])])

@@ -1,0 +1,75 @@
+"""SwiftKV's experiment: full scale as the paper has it, and a run of seconds."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.swiftkv import experiment as swiftkv
+from jaxkd import data
+from jaxkd.experiment import Run
+
+
+def test_a_run_of_seconds_has_all_arms(tmp_path, monkeypatch):
+    tokens = np.random.default_rng(0).integers(0, 11, 2000).astype("u1")
+    windows = tuple(data.Windows("toy", x, 8, 11) for x in (tokens, tokens[:200]))
+    monkeypatch.setattr(swiftkv, "load_text", lambda *_: windows)
+    tiny = {"width": 8, "layers": 6, "heads": 2, "hidden": 8}
+    monkeypatch.setitem(swiftkv.SHAPES, "tiny", tiny)
+    small = swiftkv.PRESETS["small"]
+    names = ("untrained_l3", "kd_l3_g3", "full_kd_l3", "labels_l3")
+    config = replace(
+        small,
+        size="tiny",
+        arms=names,
+        teacher_steps=2,
+        steps=3,
+        length=8,
+    )
+    records = swiftkv.run(config, [0], Run(tmp_path))
+    found = {(r.method, r.metric): r.value for r in records}
+    assert {method for method, _ in found} == {"teacher", *names}
+    for name in names:
+        gap = found[name, "nll"] - found["teacher", "nll"]
+        assert found[name, "nll_gap"] == pytest.approx(gap)
+        assert found[name, "stage_error"] < 1e-5
+        assert found[name, "chunk_error"] < 1e-5
+    assert found["kd_l3_g3", "frozen_change"] == 0
+    assert ("full_kd_l3", "frozen_change") not in found
+
+
+@pytest.mark.parametrize(
+    ("preset", "trained", "layers"), [("paper", 0.403, 16), ("paper_70b", 3.36, 40)]
+)
+def test_full_scale_trains_only_queries_keys_and_values(preset, trained, layers):
+    config = swiftkv.PRESETS[preset]
+    program, batch = next(iter(swiftkv.full_scale(config).values()))
+    state = jax.eval_shape(program.init, jax.random.key(0), batch)
+    size = sum(x.size for x in jax.tree.leaves(state.student["params"]))
+    shape = swiftkv.SHAPES[config.size]
+    width, heads = shape["width"], shape["heads"] * 128
+    expected = layers * width * (heads + 2 * 8 * 128) + width
+    assert size == expected
+    assert size == pytest.approx(trained * 1e9, rel=0.01)
+    assert {x.dtype.name for x in jax.tree.leaves(state.student["stats"])} == {
+        "bfloat16"
+    }
+    assert batch["input_ids"].shape == (config.batch_size, 8192)
+
+
+def test_served_caches_are_as_small_as_the_paper_says():
+    config = replace(swiftkv.PRESETS["serve"], batch_size=1)
+    programs = swiftkv.full_scale(config)
+
+    def cache_bytes(name):
+        program, batch = programs[f"llama3.1-8b {name} prefill"]
+        state = jax.eval_shape(program.init, jax.random.key(0), batch)
+        cache = state["cache"]
+        return cache.key.dtype.itemsize * (cache.key.size + cache.value.size)
+
+    full = cache_bytes("llama")
+    assert full == 2 * 32 * (8192 + config.room) * 8 * 128 * 2
+    assert cache_bytes("l16") == full
+    assert cache_bytes("l16_g2") == 0.75 * full
+    assert cache_bytes("l16_g2 fp8") == 0.375 * full
