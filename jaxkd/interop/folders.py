@@ -5,6 +5,7 @@ Models that `transformers` has are read and written in its format (see
 in the same files with the constructor's arguments as the config.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,8 @@ def save_pretrained(
     carried, special = [], {}
     if tokenizer is not None:
         carried, special = _tokenizer_files(Path(tokenizer))
-    text = json.dumps({**described, **special, **(config or {})}, indent=2) + "\n"
+    described |= {**special, **(config or {})}
+    text = json.dumps(described, indent=2, default=dataclasses.asdict) + "\n"
     sources = network_sources(network, family)
     sizes = {n: nbytes(t) for n, t in sorted(tensor_shapes(sources, arrays).items())}
     read = tensor_reader(sources, arrays)

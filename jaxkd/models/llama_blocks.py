@@ -1,5 +1,6 @@
 """What decoders such as Llama are made of: attention, MLP, and blocks of both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,7 @@ class Config:
         heads: int,
         kv_heads: int | None,
         head_dim: int | None,
+        rope_scaling: RopeScaling | Mapping[str, Any] | None,
         **others: Any,
     ) -> "Config":
         """Return the configuration of a model from its constructor's arguments.
@@ -79,6 +81,7 @@ class Config:
             heads: of the queries.
             kv_heads: None for as many as ``heads``.
             head_dim: None for ``width / heads``.
+            rope_scaling: or its fields, as a folder's config has them.
             **others: as they are.
 
         Raises:
@@ -96,8 +99,15 @@ class Config:
             raise ValueError(
                 f"head_dim {head_dim} must be even: features turn in pairs"
             )
+        if isinstance(rope_scaling, Mapping):
+            rope_scaling = RopeScaling(**rope_scaling)
         return cls(
-            width=width, heads=heads, kv_heads=kv_heads, head_dim=head_dim, **others
+            width=width,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            rope_scaling=rope_scaling,
+            **others,
         )
 
     def linear(

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxkd import models, training
 from jaxkd.interop import folders, shards
+from jaxkd.models.rope import RopeScaling
 from jaxkd.types import Network
 
 # Tiny programs run once: without LLVM's optimisation they compile five times faster.
@@ -69,6 +70,18 @@ def assert_identical(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_arguments_that_are_records_come_back(tmp_path):
+    _, arguments = models.llama(**LLAMA, rope_scaling=RopeScaling(4.0)).spec
+    network = models.swiftkv_llama(arguments, kv_layers=1, group=2)
+    variables = compiled(network.init)(jax.random.key(0))
+    folders.save_pretrained(tmp_path / "swift", network, variables)
+    again, loaded = folders.load_pretrained(tmp_path / "swift")
+    assert_identical(loaded, variables)
+    ids = {"input_ids": jnp.arange(8)[None]}
+    logits = [net.apply(variables, ids)[0].logits for net in (network, again)]
+    np.testing.assert_array_equal(*logits)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
