@@ -8,12 +8,17 @@ import jaxtyping
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jaxtyping.install_import_hook("jaxkd", "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # Meshes are tested on four devices that share this machine's cores.
 jax.config.update("jax_num_cpu_devices", 4)
+
+# A first example compiles, which takes as long as the machine is busy.
+hypothesis.settings.register_profile("compiled", deadline=None)
+hypothesis.settings.load_profile("compiled")
 
 GOLDEN = Path(__file__).parent / "golden"
 

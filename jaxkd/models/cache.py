@@ -195,12 +195,27 @@ def attend(
     work = jnp.promote_types(query.dtype, jnp.float32)
     key, value = key.astype(query.dtype), value.astype(query.dtype)
     grouped = query.reshape(batch, tokens, kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=work)
+    scores = _product("btkgd,bskd->bkgts", grouped, key, work)
     mask = visible[:, None, None]
     weights = jax.nn.softmax(scores / dim**0.5, axis=-1, where=mask)
     weights = jnp.where(mask.any(-1, keepdims=True), weights, 0).astype(value.dtype)
-    found = jnp.einsum("bkgts,bskd->btkgd", weights, value, preferred_element_type=work)
+    found = _product("bkgts,bskd->btkgd", weights, value, work)
     return found.reshape(query.shape).astype(query.dtype)
+
+
+def _product(form: str, a: Array, b: Array, dtype: Any) -> Array:
+    """Return a product that is summed, and given, in a wider dtype.
+
+    CPUs cannot run every such product of bfloat16, and get wider factors.
+    """
+
+    def narrow(a: Array, b: Array) -> Array:
+        return jnp.einsum(form, a, b, preferred_element_type=dtype)
+
+    def wide(a: Array, b: Array) -> Array:
+        return jnp.einsum(form, a.astype(dtype), b.astype(dtype))
+
+    return lax.platform_dependent(a, b, cpu=wide, default=narrow)
 
 
 def quantize_kv(

@@ -24,12 +24,12 @@ from experiments.baselines.recipes import Pair, logit_recipes, stage_recipes
 from experiments.training import build
 from jaxkd import data, models
 
-SIZES = {"mlp": (8, 1), "cnn": (8, 1)}
+SIZES = {"mlp": (8, 1), "mlp8": (8, 1), "cnn": (8, 1)}
 
 
 def shapes(spec, who, taps=()):
     """Return the shapes of a network's variables and outputs on its data set."""
-    classes = 10 if spec in ("mlp", "cnn") else 100
+    classes = 10 if spec in SIZES else 100
     network = build(getattr(PAIRS[spec], who), classes)
     side, channels = SIZES.get(spec, (16 if spec in PRESETS["cifar"].pairs else 32, 3))
 

@@ -277,7 +277,7 @@ def test_an_image_of_another_kind_is_refused(name, unchecked_shapes):
         (lambda: models.cifar_resnet((3, 0, 3)), r"got \(3, 0, 3\)"),
         (lambda: models.cifar_resnet(8, widths=(1, 2)), "widths must be 4 positive"),
         (lambda: models.cifar_resnet(8, shortcut="a"), "'projection' or 'identity'"),
-        (lambda: models.imagenet_resnet(101), "one of 18, 34, 50 .* got 101"),
+        (lambda: models.imagenet_resnet(101), "one of 18, 34, 50, .* got 101"),
         (lambda: models.imagenet_resnet(18, stem="x"), "stem 'imagenet' or 'cifar'"),
         (lambda: models.wide_resnet(20), "depth must be 6n [+] 4"),
         (lambda: models.vgg(11), "depth must be one of 8, 13, got 11"),
