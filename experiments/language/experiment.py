@@ -108,7 +108,17 @@ ROWS: dict[str, Row] = {
 
 PRESETS = {
     "small": LanguageConfig(
-        methods=tuple(name for name in ROWS if name != "logits_kl")
+        methods=(
+            "cross_entropy",
+            "forward_kl",
+            "reverse_kl",
+            "jensen_shannon",
+            "skew_kl",
+            "skew_reverse_kl",
+            "hidden",
+            "seq_kd",
+            "gkd",
+        )
     ),
     "paper": _LLAMA3_8B,
     "paper_int8": replace(_LLAMA3_8B, teacher_bits="int8"),
