@@ -4,12 +4,19 @@ A claim is judged by means over seeds and their standard errors, and may come ou
 failing or as not established: a report says so, with the numbers.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from jaxkd.evaluation.records import Record, Summary, select, summarize
+from jaxkd.evaluation.comparisons import (
+    compared,
+    count,
+    difference_and_noise,
+    two_summaries,
+    usable_summary,
+    within,
+)
+from jaxkd.evaluation.records import Record, select, summarize
 from jaxkd.evaluation.records import methods as methods_run
 from jaxkd.evaluation.tables import format_summary, format_value, metric_name
 
@@ -83,21 +90,21 @@ def exceeds(
     """
 
     def judge(records: Sequence[Record]) -> Verdict:
-        found = _two_summaries(records, better, worse, metric, setting)
+        found = two_summaries(records, better, worse, metric, setting)
         if isinstance(found, str):
             return Verdict(Status.NOT_ESTABLISHED, found)
-        difference, noise = _difference(*found, errors)
+        difference, noise = difference_and_noise(*found, errors)
         if difference - margin > noise:
             status = Status.HOLDS
         elif difference - margin < -noise:
             status = Status.FAILS
         else:
             status = Status.NOT_ESTABLISHED
-        return Verdict(status, _compared(better, worse, metric, *found, errors))
+        return Verdict(status, compared(better, worse, metric, *found, errors))
 
     return Claim(
         f"{better} above {worse}{_by(metric, margin)} in {metric_name(metric)}"
-        f"{_within(setting)}",
+        f"{within(setting)}",
         f"{better} is above {worse} in {metric_name(metric)} by more than "
         f"{_and(metric, margin)}{errors:g} combined standard errors",
         judge,
@@ -125,7 +132,7 @@ def exceeds_in_pairs(
     """
 
     def judge(records: Sequence[Record]) -> Verdict:
-        found = _two_summaries(records, better, worse, metric, setting)
+        found = two_summaries(records, better, worse, metric, setting)
         if isinstance(found, str):
             return Verdict(Status.NOT_ESTABLISHED, found)
         high, low = (
@@ -152,7 +159,7 @@ def exceeds_in_pairs(
 
     return Claim(
         f"{better} above {worse} in {metric_name(metric)}, seed by seed"
-        f"{_within(setting)}",
+        f"{within(setting)}",
         f"{better} is above {worse} in {metric_name(metric)} by more than {errors:g} "
         "standard errors of the seeds' differences",
         judge,
@@ -185,16 +192,16 @@ def not_below(
     """
 
     def judge(records: Sequence[Record]) -> Verdict:
-        found = _two_summaries(records, method, reference, metric, setting)
+        found = two_summaries(records, method, reference, metric, setting)
         if isinstance(found, str):
             return Verdict(Status.NOT_ESTABLISHED, found)
-        difference, noise = _difference(*found, errors)
+        difference, noise = difference_and_noise(*found, errors)
         status = Status.HOLDS if difference >= -margin - noise else Status.FAILS
-        return Verdict(status, _compared(method, reference, metric, *found, errors))
+        return Verdict(status, compared(method, reference, metric, *found, errors))
 
     return Claim(
         f"{method} not below {reference}{_by(metric, margin)} in "
-        f"{metric_name(metric)}{_within(setting)}",
+        f"{metric_name(metric)}{within(setting)}",
         f"{method} is not below {reference} in {metric_name(metric)} by more than "
         f"{_and(metric, margin)}{errors:g} combined standard errors",
         judge,
@@ -225,22 +232,24 @@ def at_most(
         raise ValueError(f"share must be above 0, got {share}: 0.5 is a half")
 
     def judge(records: Sequence[Record]) -> Verdict:
-        low, high = (_summary(records, m, metric, setting) for m in (method, reference))
+        low, high = (
+            usable_summary(records, m, metric, setting) for m in (method, reference)
+        )
         if isinstance(low, str) or isinstance(high, str):
             problems = [x for x in (low, high) if isinstance(x, str)]
             return Verdict(Status.NOT_ESTABLISHED, "; ".join(problems))
         holds = low.mean <= share * high.mean
         return Verdict(
             Status.HOLDS if holds else Status.FAILS,
-            f"{method} {format_summary(metric, low)} ({_count(low.seeds, 'seed')}), "
+            f"{method} {format_summary(metric, low)} ({count(low.seeds, 'seed')}), "
             f"{reference} {format_summary(metric, high)} "
-            f"({_count(high.seeds, 'seed')}); {low.mean / high.mean:.3g} of it, in "
+            f"({count(high.seeds, 'seed')}); {low.mean / high.mean:.3g} of it, in "
             f"{metric_name(metric)}",
         )
 
     return Claim(
         f"{method} at most {share:g} of {reference} in {metric_name(metric)}"
-        f"{_within(setting)}",
+        f"{within(setting)}",
         f"{method}'s {metric_name(metric)} is at most {share:g} times {reference}'s",
         judge,
         method,
@@ -264,20 +273,20 @@ def every_seed_above(
     """
 
     def judge(records: Sequence[Record]) -> Verdict:
-        found = _summary(records, method, metric, setting)
+        found = usable_summary(records, method, metric, setting)
         if isinstance(found, str):
             return Verdict(Status.NOT_ESTABLISHED, found)
         lowest = min(r.value for r in select(records, method, metric, setting))
         return Verdict(
             Status.HOLDS if lowest > bound else Status.FAILS,
             f"{method} {format_summary(metric, found)}, at the least "
-            f"{format_value(metric, lowest)} ({_count(found.seeds, 'seed')}), in "
+            f"{format_value(metric, lowest)} ({count(found.seeds, 'seed')}), in "
             f"{metric_name(metric)}",
         )
 
     return Claim(
         f"{method} above {format_value(metric, bound)} in {metric_name(metric)}"
-        f"{_within(setting)}",
+        f"{within(setting)}",
         f"{method}'s {metric_name(metric)} is above {format_value(metric, bound)} in "
         "every seed",
         judge,
@@ -323,12 +332,12 @@ def falls_by(
             and not select(records, method, metric_last, setting)
         ]
         if absent:
-            problems.append(f"no records of {', '.join(absent)}{_within(setting)}")
+            problems.append(f"no records of {', '.join(absent)}{within(setting)}")
         for method in methods:
             if method in absent:
                 continue
-            first = _summary(records, method, metric_first, setting)
-            last = _summary(records, method, metric_last, setting)
+            first = usable_summary(records, method, metric_first, setting)
+            last = usable_summary(records, method, metric_last, setting)
             if isinstance(first, str) or isinstance(last, str):
                 problems += [x for x in (first, last) if isinstance(x, str)]
             elif first.mean <= 0:
@@ -345,7 +354,7 @@ def falls_by(
             worst = max(left, key=left.__getitem__)
             sentences.append(
                 f"{len(left) - len(high)} of {len(left)} methods, "
-                f"{_count(min(seeds), 'seed')} each at least; most is left in {worst}: "
+                f"{count(min(seeds), 'seed')} each at least; most is left in {worst}: "
                 f"{100 * left[worst]:.3g} % of {metric_first}"
             )
         if high:
@@ -356,16 +365,12 @@ def falls_by(
         return Verdict(Status.FAILS if high else status, ". ".join(sentences))
 
     return Claim(
-        f"{metric_last} falls{_within(setting)}",
+        f"{metric_last} falls{within(setting)}",
         f"{metric_last} is at least {100 * share:g} % below {metric_first} in "
         f"{', '.join(methods)}",
         judge,
         setting=setting,
     )
-
-
-def _within(setting: str) -> str:
-    return f" ({setting})" if setting else ""
 
 
 def _by(metric: str, margin: float) -> str:
@@ -374,56 +379,3 @@ def _by(metric: str, margin: float) -> str:
 
 def _and(metric: str, margin: float) -> str:
     return f"{format_value(metric, margin)} and " if margin else ""
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def _summary(
-    records: Sequence[Record], method: str, metric: str, setting: str
-) -> Summary | str:
-    """Return the summary over seeds, or the reason why there is none."""
-    values = [r.value for r in select(records, method, metric, setting)]
-    if not values:
-        return f"no records of {method}'s {metric}{_within(setting)}"
-    if not all(map(math.isfinite, values)):
-        return f"{method}'s {metric}{_within(setting)} is not finite in every seed"
-    return summarize(values)
-
-
-def _two_summaries(
-    records: Sequence[Record], first: str, second: str, metric: str, setting: str
-) -> tuple[Summary, Summary] | str:
-    """Return both summaries with errors, or the reason why they cannot be compared."""
-    found = [_summary(records, method, metric, setting) for method in (first, second)]
-    problems = [x for x in found if isinstance(x, str)]
-    problems += [
-        f"{method} has one seed, so no standard error: run at least 2"
-        for method, x in zip((first, second), found, strict=True)
-        if isinstance(x, Summary) and x.seeds == 1
-    ]
-    if problems:
-        return "; ".join(problems)
-    a, b = found
-    assert isinstance(a, Summary)
-    assert isinstance(b, Summary)
-    return a, b
-
-
-def _difference(a: Summary, b: Summary, errors: float) -> tuple[float, float]:
-    return a.mean - b.mean, errors * math.hypot(a.error, b.error)
-
-
-def _compared(
-    first: str, second: str, metric: str, a: Summary, b: Summary, errors: float
-) -> str:
-    difference, noise = (
-        format_value(metric, x, extra=1) for x in _difference(a, b, errors)
-    )
-    return (
-        f"{first} {format_summary(metric, a)} ({_count(a.seeds, 'seed')}), "
-        f"{second} {format_summary(metric, b)} ({_count(b.seeds, 'seed')}); "
-        f"difference {difference}, {errors:g} × combined standard error {noise}, "
-        f"in {metric_name(metric)}"
-    )
