@@ -60,7 +60,7 @@ def sequence(
 
     Args:
         inputs: of a language model.
-        cache: that has `admit`ted them, or None.
+        cache: that has admitted them, or None.
         window: tokens that one sees, itself included; None for all.
     """
     ids = token_ids(inputs)
@@ -87,7 +87,7 @@ def open_cache(
     dim: int,
     dtype: Any,
 ) -> KVCache | None:
-    """Return the cache that has `admit`ted the tokens, None if none is asked for.
+    """Return the cache that has admitted the tokens, None if none is asked for.
 
     Args:
         inputs: of a language model, with ``cache`` if tokens were read before.
