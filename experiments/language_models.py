@@ -22,7 +22,7 @@ from jaxkd.interop import load_pretrained
 from jaxkd.kernels.linear_distill import Divergence
 from jaxkd.models.rope import RopeScaling
 from jaxkd.programs import on_policy
-from jaxkd.types import Batch, Method, Network, Program
+from jaxkd.types import Batch, Method, Network, Program, Variables
 
 SLICE = "v5e:16x16"
 MESH = "v5e-256"
@@ -95,6 +95,7 @@ class LanguageConfig:
         weights: folder of the trained teacher below JAXKD_DATA; empty to train one.
         teacher_bits: what the teacher's blocks are rounded to, such as ``int8``, or "".
         teacher_steps: of its training here.
+        start_steps: that every student first learns from the text alone.
         methods: the rows.
         label_weight: of the cross-entropy beside a divergence.
         steps: of every student.
@@ -117,6 +118,7 @@ class LanguageConfig:
     weights: str = ""
     teacher_bits: str = ""
     teacher_steps: int = 600
+    start_steps: int = 0
     methods: tuple[str, ...] = ()
     label_weight: float = 0.5
     steps: int = 160
@@ -181,7 +183,11 @@ def word_row(divergence: Divergence) -> Row:
 
 
 def sampled_row(
-    method: Method, *, student_share: float = 0.0, teacher_share: float = 0.0
+    method: Method,
+    *,
+    student_share: float = 0.0,
+    teacher_share: float = 0.0,
+    teacher_mixture: float = 0.0,
 ) -> Row:
     """Return a method on windows of which all but the prompt is sampled.
 
@@ -189,6 +195,7 @@ def sampled_row(
         method: any.
         student_share: of the steps, in which the student writes.
         teacher_share: of the steps, in which the teacher does.
+        teacher_mixture: of the teacher's probabilities in what the student writes.
     """
 
     def row(config: LanguageConfig, student: Network, teacher: Network) -> Program:
@@ -200,6 +207,7 @@ def sampled_row(
             max_new_tokens=config.length - config.prompt,
             student_share=student_share,
             teacher_share=teacher_share,
+            teacher_mixture=teacher_mixture,
         )
         return _prompted(program, config.prompt)
 
@@ -260,19 +268,20 @@ def run_language(
     fit = functools.partial(
         train_on_text, run, train=train, batch_size=config.batch_size, mesh=MESH
     )
+
+    def from_text(network: Network, steps: int, seed: int, name: str) -> Variables:
+        """Return what training on the text alone makes of a network."""
+        method, folder = methods.cross_entropy(), run.folder / name
+        program = distill(network, None, method, config.optimizer(steps))
+        state, _ = fit(program, steps=steps, seed=seed, folder=folder, name=name)
+        return state.student
+
     started = time.perf_counter()
     if config.weights:
         folder = data.data_file(f"{config.weights}/config.json").parent
         variables = load_pretrained(folder)[1]
     else:
-        steps = config.teacher_steps
-        program = distill(
-            teacher, None, methods.cross_entropy(), config.optimizer(steps)
-        )
-        state, _ = fit(
-            program, steps=steps, seed=0, folder=run.folder / "teacher", name="teacher"
-        )
-        variables = state.student
+        variables = from_text(teacher, config.teacher_steps, 0, "teacher")
     taught = config.frozen(teacher.with_variables(variables))
     frozen = taught.init(jax.random.key(0))
     seconds = time.perf_counter() - started
@@ -286,17 +295,32 @@ def run_language(
             seconds,
         ),
     )
+
+    @functools.cache
+    def beginner(seed: int) -> Network:
+        """Return the student as it is before it is taught."""
+        if not config.start_steps:
+            return student
+        name = f"start/seed{seed}"
+        learnt = from_text(student, config.start_steps, 1_000 + seed, name)
+        return student.with_variables(learnt)
+
+    @functools.cache
+    def program(name: str, student: Network) -> Program:
+        return rows[name](config, student, taught)
+
     evaluate = token_evaluator(student, test)
     fidelity = fidelity_evaluator(student, taught, frozen, test)
 
-    def one(folder: Path, seed: int, name: str, program: Program) -> list[Record]:
+    def one(folder: Path, seed: int, name: str) -> list[Record]:
+        student = beginner(seed)
         started = time.perf_counter()
 
         def measure(state: Any) -> dict[str, float]:
             return {**evaluate(state.student), **fidelity(state.student)}
 
         _, history = fit(
-            program,
+            program(name, student),
             steps=config.steps,
             seed=seed,
             folder=folder,
@@ -308,13 +332,10 @@ def run_language(
         return language_records(config.setting, name, seed, history, seconds)
 
     for name in config.methods:
-        program = rows[name](config, student, taught)
         for seed in seeds:
             records += run.part(
                 f"{name}/seed{seed}",
-                lambda folder, seed=seed, name=name, program=program: one(
-                    folder, seed, name, program
-                ),
+                lambda folder, seed=seed, name=name: one(folder, seed, name),
             )
     return records
 

@@ -6,6 +6,11 @@ from pathlib import Path
 import jaxtyping
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of the tests' time: what one test, process or run has compiled is
+# there for the next.
+CACHE = Path(__file__).parents[1] / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 jaxtyping.install_import_hook("jaxkd", "beartype.beartype")
 
 import hypothesis  # noqa: E402

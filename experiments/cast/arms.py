@@ -1,11 +1,11 @@
 """The methods that are compared: the network each trains, and how."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optax
 
-from experiments.cast.config import SCOPE, Config, decayed
+from experiments.cast.config import SCOPE, Config, decayed, trained_for
 from jaxkd import distill
 from jaxkd.checks import unknown_name
 from jaxkd.compression.cast import adams, ast_adam, keep_zeros
@@ -22,10 +22,12 @@ class Arm:
     Attributes:
         student: the network in training.
         program: what trains it; None for a network that is only pruned.
+        steps: of its training.
     """
 
     student: Network
     program: Program | None
+    steps: int = 0
 
 
 def arms(
@@ -55,7 +57,8 @@ def arms(
         objective = combine((1 - eta, cross_entropy()), (eta, kd(1.0)))
         if config.clip:
             optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
-        return Arm(student, distill(student, teacher, objective, optimizer))
+        program = distill(student, teacher, objective, optimizer)
+        return Arm(student, program, config.steps)
 
     def cast(
         decay: float = config.decay,
@@ -89,6 +92,16 @@ def arms(
         **{
             decayed(decay): lambda decay=decay: cast(decay=decay)
             for decay in config.decays
+        },
+        **{
+            trained_for(steps): arms(
+                replace(config, steps=steps, budgets=()),
+                network,
+                start,
+                pruned,
+                teacher,
+            )["cast"]
+            for steps in config.budgets
         },
     }
 

@@ -23,6 +23,11 @@ def decayed(decay: float) -> str:
     return f"cast_{decay:g}"
 
 
+def trained_for(steps: int) -> str:
+    """Return the name of CAST with another number of steps."""
+    return f"cast_{steps}_steps"
+
+
 @dataclass(frozen=True)
 class Config:
     """What is trained.
@@ -39,7 +44,8 @@ class Config:
         teacher_learning_rate: of its AdamW, decaying to 0.
         methods: the rows.
         decays: further rows: CAST with these λ.
-        steps: of every student.
+        budgets: further rows: CAST planned for these numbers of steps.
+        steps: of every other student.
         batch_size: windows.
         learning_rate: of the students, at its highest.
         final_learning_rate: that it decays to by a cosine.
@@ -73,6 +79,7 @@ class Config:
     teacher_learning_rate: float = 3e-3
     methods: tuple[str, ...] = METHODS
     decays: tuple[float, ...] = (1e-4, 3e-4)
+    budgets: tuple[int, ...] = (300, 900, 1200, 2400)
     steps: int = 600
     batch_size: int = 8
     learning_rate: float = 1e-3
@@ -90,7 +97,11 @@ class Config:
     @property
     def rows(self) -> tuple[str, ...]:
         """Return the names of all methods."""
-        return (*self.methods, *map(decayed, self.decays))
+        return (
+            *self.methods,
+            *map(decayed, self.decays),
+            *map(trained_for, self.budgets),
+        )
 
     def rate(self) -> optax.Schedule:
         """Return the students' learning rate by the step."""
@@ -137,6 +148,7 @@ PRESETS = {
         weights="llama2_7b",
         methods=("one_shot", "fixed_mask", "cast", "cast_no_scales", "dense"),
         decays=(),
+        budgets=(),
         steps=7500,
         batch_size=256,
         learning_rate=2e-5,

@@ -25,6 +25,7 @@ from experiments.cast.config import PRESETS as PRESETS
 from experiments.cast.config import SCOPE, Config
 from experiments.text import language_records, load_text, train_on_text
 from jaxkd import data, distill
+from jaxkd.compression.mixed_bits import quantize_layers
 from jaxkd.compression.sparse_training import finalize
 from jaxkd.compression.sparsity import masked_magnitude_ratio, nm_masks, prune
 from jaxkd.evaluation.language import token_evaluator
@@ -61,6 +62,9 @@ def sparse_metrics(
 ) -> Callable[[Variables], dict[str, float]]:
     """Return ``the student's variables -> metrics`` of the pruned network.
 
+    ``int8_cost`` and ``int4_cost`` are the nats a token that rounding what is left
+    costs, with one scale an output.
+
     Args:
         arm: whose student it is.
         network: that is deployed.
@@ -82,8 +86,16 @@ def sparse_metrics(
         folded, report = finalize(params, SCOPE)
         after = deployed({"params": folded, "stats": {}})
         dense = before(variables)["nll"]
+        rounded = {
+            f"{kind}_cost": deployed(
+                {"params": quantize_layers(folded, [(SCOPE, kind)]), "stats": {}}
+            )["nll"]
+            - after["nll"]
+            for kind in ("int8", "int4")
+        }
         metrics = {
             **after,
+            **rounded,
             "dense_nll": dense,
             "pruning_gap": after["nll"] - dense,
             "magnitude_ratio": float(
@@ -136,7 +148,7 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
             else:
                 _, history = fit(
                     arm.program,
-                    steps=config.steps,
+                    steps=arm.steps,
                     seed=seed,
                     folder=folder,
                     name=f"{name} seed {seed}",

@@ -3,7 +3,8 @@
 Word-level methods compare the two networks' next-token distributions through hidden
 states and heads (`jaxkd.methods.linear_kd`), sequence-level ones train on text that the
 teacher or the student writes (`jaxkd.programs.on_policy`). ``small`` writes Shakespeare
-character by character and asks which helps. ``paper`` has the shapes of Llama 3.1 8B
+character by character and asks which helps; ``on_policy`` asks it of students that can
+write already. ``paper`` has the shapes of Llama 3.1 8B
 and Llama 3.2 1B on 256 windows of 4,096 tokens, ``paper_int8`` the same with the
 teacher's blocks in 8 bits, and ``paper_70b`` the 70B teacher. ``plain`` is ``paper``
 with logits, scores and all activations in memory, which does not fit.
@@ -43,7 +44,7 @@ DIVERGENCES = {
     "total_variation": divergences.total_variation,
 }
 
-SETTING = "tiny_shakespeare"
+SETTING, CONTINUED = "tiny_shakespeare", "tiny_shakespeare, continued"
 # A loss is better below: each claim is that the second method beats the first.
 CLAIMS = [
     exceeds("cross_entropy", "forward_kl", "nll", SETTING),
@@ -52,6 +53,10 @@ CLAIMS = [
     exceeds("cross_entropy", "forward_kl", "teacher_kl", SETTING),
     exceeds("seq_kd", "forward_kl", "nll", SETTING),
     exceeds("forward_kl", "hidden", "nll", SETTING),
+    exceeds("cross_entropy", "gkd", "reverse_teacher_kl", CONTINUED),
+    exceeds("cross_entropy", "minillm", "reverse_teacher_kl", CONTINUED),
+    exceeds("seq_kd", "gkd", "reverse_teacher_kl", CONTINUED),
+    exceeds("cross_entropy", "forward_kl", "nll", CONTINUED),
 ]
 
 _LLAMA3_8B = LanguageConfig(
@@ -103,6 +108,7 @@ ROWS: dict[str, Row] = {
     "gkd": sampled_row(
         methods.linear_kd(divergences.jensen_shannon(0.5)), student_share=0.5
     ),
+    "minillm": sampled_row(methods.minillm(), student_share=1.0, teacher_mixture=0.2),
 }
 """The rows by name; ``logits_kl`` is ``forward_kl`` written plainly."""
 
@@ -119,6 +125,12 @@ PRESETS = {
             "seq_kd",
             "gkd",
         )
+    ),
+    "on_policy": LanguageConfig(
+        setting=CONTINUED,
+        start_steps=400,
+        learning_rate=2e-3,
+        methods=("cross_entropy", "forward_kl", "seq_kd", "gkd", "minillm"),
     ),
     "paper": _LLAMA3_8B,
     "paper_int8": replace(_LLAMA3_8B, teacher_bits="int8"),

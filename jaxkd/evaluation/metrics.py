@@ -24,6 +24,8 @@ METRICS = {
     "perplexity": Metric("perplexity", higher_is_better=False),
     "dense_nll": Metric("NLL before pruning"),
     "pruning_gap": Metric("pruning gap"),
+    "int8_cost": Metric("lost to int8"),
+    "int4_cost": Metric("lost to int4"),
     "magnitude_ratio": Metric("dropped / kept %"),
     "ece": Metric("ECE %", higher_is_better=False),
     "ece10": Metric("ECE₁₀ %", higher_is_better=False),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.cast.arms import make_arms
-from experiments.cast.claims import every_seed_below, falls_along
+from experiments.cast.claims import every_seed_below, falls_along, law_predicts
 from experiments.cast.config import METHODS, PRESETS, SCOPE
 from experiments.cast.experiment import CLAIMS, PAPER, full_scale, run
 from experiments.text import load_text
@@ -34,6 +34,7 @@ def text(monkeypatch, tmp_path):
 
 
 def tiny(**changes):
+    changes = {"budgets": (), **changes}
     return replace(
         SMALL,
         model=TINY,
@@ -57,6 +58,7 @@ def test_the_presets_are_the_protocols():
     assert (SMALL.length, SMALL.steps, SMALL.mask_every) == (64, 600, 10)
     assert (SMALL.learning_rate, SMALL.final_learning_rate) == (1e-3, 1e-4)
     assert (SMALL.decay, SMALL.decays, SMALL.groups) == (1e-3, (1e-4, 3e-4), 2)
+    assert SMALL.budgets == (300, 900, 1200, 2400)
     assert (FULL.learning_rate, FULL.decay) == (2e-5, 4e-7)
     assert (FULL.batch_size, FULL.length, FULL.steps) == (256, 4096, 7500)
     assert (FULL.eta, FULL.groups, FULL.mask_every) == (1 / 3, 2, 10)
@@ -117,11 +119,13 @@ def test_every_method_trains_the_same_scope(text):
 
 
 def test_a_short_run_prunes_what_it_says(text, tmp_path):
-    config = tiny(methods=("one_shot", "cast"), decays=())
+    config = tiny(methods=("one_shot", "cast"), decays=(), budgets=(5,))
     records = run(config, [0], Run(tmp_path / "run"))
     found = {(r.method, r.metric): r.value for r in records}
-    assert {method for method, _ in found} == {"teacher", "one_shot", "cast"}
-    for method in config.methods:
+    rows = ("one_shot", "cast", "cast_5_steps")
+    assert {method for method, _ in found} == {"teacher", *rows}
+    assert abs(found["cast", "int8_cost"]) < abs(found["cast", "int4_cost"]) < 0.1
+    for method in rows:
         assert found[method, "exact_groups"] == 1
         gap = found[method, "nll"] - found[method, "dense_nll"]
         assert found[method, "pruning_gap"] == pytest.approx(gap, abs=1e-9)
@@ -162,6 +166,22 @@ def test_a_fall_is_from_each_to_the_next():
     ]
     assert judged == [Status.HOLDS, Status.FAILS]
     assert claim.judge(records_of(a=[3.0])).status == Status.NOT_ESTABLISHED
+
+
+def test_the_scaling_law_is_judged_on_what_was_left_out():
+    budgets = {f"d{tokens}": tokens for tokens in (100, 200, 400, 800, 1600)}
+    claim = law_predicts(budgets, "d1600", within=0.01)
+
+    def losses(last):
+        return [
+            Record(method, 0, "nll", 1 + tokens**-0.5, 1.0, "tiny_shakespeare")
+            for method, tokens in budgets.items()
+            if tokens < 1600
+        ] + [Record("d1600", 0, "nll", last, 1.0, "tiny_shakespeare")]
+
+    assert claim.judge(losses(1.025)).status == Status.HOLDS
+    assert claim.judge(losses(1.1)).status == Status.FAILS
+    assert claim.judge(losses(1.1)[1:]).status == Status.NOT_ESTABLISHED
 
 
 def test_absent_texts_are_asked_for(monkeypatch, tmp_path):

@@ -86,6 +86,12 @@ def test_words_and_sampled_texts(tmp_path, monkeypatch):
     assert found["gkd", "nll"] != found["cross_entropy", "nll"]
 
 
+def test_students_that_begin_from_the_text(tmp_path, monkeypatch):
+    found = short_run(language, ("minillm",), tmp_path, monkeypatch, start_steps=2)
+    assert found["minillm", "reverse_teacher_kl"] >= 0
+    assert (tmp_path / "start" / "seed0" / "checkpoints" / "2").is_dir()
+
+
 def test_taid_with_and_without_logits(tmp_path, monkeypatch):
     found = short_run(taid, ("taid_0.4", "taid_heads"), tmp_path, monkeypatch)
     assert found["taid_0.4", "nll"] == pytest.approx(found["taid_heads", "nll"])
