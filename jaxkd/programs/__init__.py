@@ -18,6 +18,7 @@ from jaxkd.programs.federated import (
     fd_client,
     federated_distillation,
 )
+from jaxkd.programs.off_policy import OffPolicyState, Replay, off_policy
 from jaxkd.programs.on_policy import on_policy
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "Client",
     "ClientState",
     "FederatedState",
+    "OffPolicyState",
+    "Replay",
     "align_gradients",
     "bilevel",
     "boot",
@@ -37,6 +40,7 @@ __all__ = [
     "federated_distillation",
     "gradient_cosine",
     "look_ahead_gradient",
+    "off_policy",
     "on_policy",
     "with_average",
     "with_best",

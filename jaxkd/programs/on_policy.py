@@ -72,28 +72,11 @@ def on_policy(
             f"got {student_share} and {teacher_share}"
         )
     program = distill(student, teacher, method, optimizer)
-    writer = mixed(student, teacher, teacher_mixture) if teacher_mixture else student
-
-    def written(
-        network: Network, variables: Any, batch: Batch, key: PRNGKeyArray
-    ) -> Response:
-        prompts = {name: batch[name] for name in PROMPT}
-        found = generate(
-            network,
-            variables,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            key=key,
-            sampling=sampling,
-            eos=eos,
-            pad=pad,
-        )
-        mask = found.mask.astype(jnp.int32)
-        return jax.lax.stop_gradient((found.tokens, mask, found.log_probs))
-
-    def given(batch: Batch) -> Response:
-        ids, mask = jnp.int32(batch["response_ids"]), jnp.int32(batch["response_mask"])
-        return ids, mask, jnp.zeros(ids.shape)
+    policy = mixed(student, teacher, teacher_mixture) if teacher_mixture else student
+    student_writes, teacher_writes = (
+        writer(network, max_new_tokens, sampling, eos, pad)
+        for network in (policy, teacher)
+    )
 
     def response(state: TrainState, batch: Batch) -> Response:
         # Not among the keys that distill()'s step draws from the same one.
@@ -103,11 +86,11 @@ def on_policy(
         ways: list[tuple[float, Callable[[], Response]]] = [
             (
                 student_share,
-                lambda: written(
-                    writer, pair if teacher_mixture else state.student, batch, key
+                lambda: student_writes(
+                    pair if teacher_mixture else state.student, batch, key
                 ),
             ),
-            (teacher_share, lambda: written(teacher, state.teacher, batch, key)),
+            (teacher_share, lambda: teacher_writes(state.teacher, batch, key)),
             (1 - student_share - teacher_share, lambda: given(batch)),
         ]
         ways = [way for way in ways if way[0] > 1e-9]
@@ -118,22 +101,8 @@ def on_policy(
         return jax.lax.switch(index, [way for _, way in ways])
 
     def init(key: PRNGKeyArray, batch: Batch) -> TrainState:
-        needed = list(PROMPT)
-        if student_share + teacher_share < 1:
-            needed += ["response_ids", "response_mask"]
-        missing = [name for name in needed if name not in batch]
-        if missing:
-            raise ValueError(
-                f"the batch has {sorted(batch)}, but on_policy() needs "
-                f"{', '.join(missing)}: add them, or sample at every step"
-            )
-        shape = (len(batch["input_ids"]), max_new_tokens)
-        if "response_ids" in batch and batch["response_ids"].shape != shape:
-            raise ValueError(
-                f"batch['response_ids'] has shape {batch['response_ids'].shape}, but "
-                f"answers of max_new_tokens {max_new_tokens} have {shape}: pad or cut "
-                "them to it"
-            )
+        reads = student_share + teacher_share < 1
+        shape = check_prompts(batch, max_new_tokens, responses=reads)
         some = jnp.full(shape, pad, jnp.int32), jnp.ones(shape, jnp.int32)
         first = given(batch) if "response_ids" in batch else (*some, jnp.zeros(shape))
         return program.init(key, answered(batch, *first))
@@ -144,6 +113,68 @@ def on_policy(
         return state, {**metrics, "response_tokens": mask.sum(1).mean()}
 
     return Program(init, step)
+
+
+def writer(
+    network: Network,
+    max_new_tokens: int,
+    sampling: Sampling,
+    eos: int | tuple[int, ...] | None,
+    pad: int,
+) -> Callable[[Any, Batch, PRNGKeyArray], Response]:
+    """Return ``(variables, batch, key) ->`` sampled answers, with no gradient."""
+
+    def write(variables: Any, batch: Batch, key: PRNGKeyArray) -> Response:
+        found = generate(
+            network,
+            variables,
+            {name: batch[name] for name in PROMPT},
+            max_new_tokens=max_new_tokens,
+            key=key,
+            sampling=sampling,
+            eos=eos,
+            pad=pad,
+        )
+        mask = found.mask.astype(jnp.int32)
+        return jax.lax.stop_gradient((found.tokens, mask, found.log_probs))
+
+    return write
+
+
+def given(batch: Batch) -> Response:
+    """Return the batch's own answers."""
+    ids, mask = jnp.int32(batch["response_ids"]), jnp.int32(batch["response_mask"])
+    return ids, mask, jnp.zeros(ids.shape)
+
+
+def check_prompts(
+    batch: Batch, max_new_tokens: int, *, responses: bool
+) -> tuple[int, int]:
+    """Return the answers' shape, (batch, ``max_new_tokens``).
+
+    Args:
+        batch: with prompts.
+        max_new_tokens: of an answer.
+        responses: whether some steps read the batch's own.
+
+    Raises:
+        ValueError: something is missing, or the responses have another shape.
+    """
+    needed = (*PROMPT, "response_ids", "response_mask") if responses else PROMPT
+    missing = [name for name in needed if name not in batch]
+    if missing:
+        raise ValueError(
+            f"the batch has {sorted(batch)}, but prompts and answers need "
+            f"{', '.join(missing)}: add them, or sample at every step"
+        )
+    shape = (len(batch["input_ids"]), max_new_tokens)
+    if "response_ids" in batch and batch["response_ids"].shape != shape:
+        raise ValueError(
+            f"batch['response_ids'] has shape {batch['response_ids'].shape}, but "
+            f"answers of max_new_tokens {max_new_tokens} have {shape}: pad or cut "
+            "them to it"
+        )
+    return shape
 
 
 def answered(

@@ -158,8 +158,8 @@ def test_mixture_of_distributions(networks, batch):
     ("shares", "change", "message"),
     [
         ({"student_share": 0.8, "teacher_share": 0.4}, {}, "at most 1 in all"),
-        ({}, {"attention_mask": None}, "on_policy.. needs attention_mask"),
-        ({}, {"response_ids": None}, "needs response_ids"),
+        ({}, {"attention_mask": None}, "answers need attention_mask"),
+        ({}, {"response_ids": None}, "need response_ids"),
         ({}, {"response_ids": jnp.zeros((2, 9), int)}, "max_new_tokens 3"),
     ],
 )
