@@ -48,4 +48,4 @@ bench: setup  ## speed and memory, as ratios measured side by side
 	$(RUN) python experiments/benchmarks/train_step.py
 
 clean:
-	rm -rf .venv .tools runs docs/_build docs/jupyter_execute
+	rm -rf .venv .tools .cache runs docs/_build docs/jupyter_execute

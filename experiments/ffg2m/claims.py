@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from experiments.ffg2m.config import SETTINGS
 from jaxkd.evaluation.claims import Claim, Status, Verdict, exceeds, not_below
 from jaxkd.evaluation.records import Record, select
 
@@ -45,10 +46,11 @@ def on_every_seed(low: str, high: Sequence[str], metric: str, setting: str) -> C
     )
 
 
+WITH_NUMBERS = ("cora-gcn", "citeseer-gcn")
 CLAIMS = [
     *(
         claim
-        for setting in ("cora-gcn", "citeseer-gcn")
+        for setting in WITH_NUMBERS
         for claim in (
             exceeds("ffg2m", "mlp", "test_accuracy", setting, errors=0.0, margin=0.1),
             exceeds(
@@ -60,10 +62,16 @@ CLAIMS = [
     not_below("ffg2m", "glnn", "test_accuracy", "cora-gcn", errors=0.0, margin=0.01),
     *(
         claim
-        for setting in ("cora-gcn", "citeseer-gcn")
+        for setting in WITH_NUMBERS
         for claim in (
             on_every_seed("ffg2m", ("glnn", "low"), "high_frequency_kl", setting),
             exceeds("ffg2m", "glnn", "teacher_kl", setting, errors=0.0),
         )
+    ),
+    *(
+        exceeds("ffg2m", worse, "test_accuracy", setting)
+        for setting in SETTINGS
+        if setting not in WITH_NUMBERS
+        for worse in ("mlp", "teacher")
     ),
 ]
