@@ -102,8 +102,9 @@ def test_the_full_scale_programs_have_shapes():
         assert all(len(x) % 8 == 0 for x in jax.tree.leaves(batch))
 
 
-def test_claims_are_about_settings_of_the_small_preset():
-    assert {claim.setting for claim in CLAIMS} == set(PRESETS["small"].settings)
+def test_every_graph_and_teacher_has_claims():
+    assert {claim.setting for claim in CLAIMS} == set(SETTINGS)
+    assert {*PRESETS["small"].settings, *PRESETS["paper"].settings} <= set(SETTINGS)
 
 
 def test_on_every_seed():
