@@ -63,7 +63,7 @@ def by_the_compiler(console: Console, topology: str) -> None:
     chunk = XLA.chunk_of(XLA.LOGITS, VOCABULARY)
     table = Table("divergence", "version", "temporaries MiB", "TFLOP", "GB")
     for name, divergence in DIVERGENCES.items():
-        for version in ("reference", "xla"):
+        for version in ("reference", "xla", "pallas"):
             whole = compiled(topology, divergence, version, TOKENS)
             part, times = whole, 1
             if version == "xla":

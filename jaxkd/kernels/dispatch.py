@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -80,10 +79,8 @@ def _refusal(op: str, platforms: tuple[str, ...], like: Callable) -> Callable:
     )
 
     def refuse(*arrays: Any) -> Any:
-        shapes, tree = jax.tree.flatten(jax.eval_shape(like, *arrays))
-        avals = tuple(ShapedArray(x.shape, x.dtype) for x in shapes)
-        found = _unsupported.bind(avals=avals, message=message)
-        return jax.tree.unflatten(tree, found)
+        results, tree = jax.tree.flatten(jax.lax.stop_gradient(like(*arrays)))
+        return jax.tree.unflatten(tree, _unsupported.bind(*results, message=message))
 
     return refuse
 
@@ -94,6 +91,6 @@ def _fail(*_: Any, message: str, **__: Any) -> Any:
 
 _unsupported = Primitive("unsupported_kernel")
 _unsupported.multiple_results = True
-_unsupported.def_abstract_eval(lambda *_, avals, message: list(avals))
+_unsupported.def_abstract_eval(lambda *results, message: list(results))
 _unsupported.def_impl(_fail)
 mlir.register_lowering(_unsupported, _fail)

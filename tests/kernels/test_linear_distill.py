@@ -354,7 +354,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "chunk": ({"chunk": 0}, "chunk must be a number above 0"),
     "top_k": ({"top_k": 12}, "top_k must be in 1 … 11"),
     "reverse": ({"top_k": 2, "divergence": reverse_kl}, "reverse_kl with top_k is inf"),
-    "version": ({"implementation": "pallas"}, "linear_distill has no Pallas kernel"),
+    "version": ({"implementation": "cuda"}, "unknown implementation 'cuda'"),
 }
 
 

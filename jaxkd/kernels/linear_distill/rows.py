@@ -82,10 +82,10 @@ def summarize(
     if objective.top_k is not None:
         least = _kth_largest(teacher, objective.top_k, axis)
     tempered = student / temperature
-    target = _target(objective, student, teacher, least, interpolation)
+    target = target_logits(objective, student, teacher, least, interpolation)
     log_q = _log_normalizer(tempered, axis)
     log_p = _log_normalizer(target, axis)
-    terms, slope_p, slope_q = _terms(
+    terms, slope_p, slope_q = terms_and_slopes(
         objective, jnp.maximum(target - log_p, LEFT_OUT), tempered - log_q
     )
     divergence = temperature**2 * _sum(terms, axis)[:, 0]
@@ -102,10 +102,10 @@ def gradients(
     rows: Rows,
     student: Float[Array, "tokens part"],
     teacher: Float[Array, "tokens part"],
-    labels: Int[Array, "tokens"] | None,
+    labels: Int[Array, "tokens 1"] | None,
     interpolation: Array | None,
-    weights: Float[Array, "tokens"],
-    label_weights: Float[Array, "tokens"],
+    weights: Float[Array, "tokens 1"],
+    label_weights: Float[Array, "tokens 1"],
 ) -> tuple[Float[Array, "tokens part"], Float[Array, "tokens part"]]:
     """Return the gradients of the weighted sum by the logits of student and teacher.
 
@@ -120,24 +120,24 @@ def gradients(
         label_weights: of their cross-entropies.
     """
     temperature = objective.temperature
-    target = _target(objective, student, teacher, rows.least, interpolation)
+    target = target_logits(objective, student, teacher, rows.least, interpolation)
     log_p = jnp.maximum(target - rows.log_p, LEFT_OUT)
     log_q = student / temperature - rows.log_q
-    _, slope_p, slope_q = _terms(objective, log_p, log_q)
+    _, slope_p, slope_q = terms_and_slopes(objective, log_p, log_q)
     # The divergence has T², the logits are divided by T.
-    scale = temperature * weights[:, None]
+    scale = temperature * weights
     for_student = scale * (slope_q - jnp.exp(log_q) * rows.slope_q)
     for_teacher = scale * (slope_p - jnp.exp(log_p) * rows.slope_p)
     if interpolation is not None:
         for_teacher = interpolation * for_teacher
     if labels is not None:
         columns = lax.broadcasted_iota(labels.dtype, student.shape, 1)
-        excess = jnp.exp(student - rows.log_hard) - (columns == labels[:, None])
-        for_student += label_weights[:, None] * excess
+        excess = jnp.exp(student - rows.log_hard) - (columns == labels)
+        for_student += label_weights * excess
     return for_student, for_teacher
 
 
-def _target(
+def target_logits(
     objective: Objective,
     student: Array,
     teacher: Array,
@@ -153,7 +153,7 @@ def _target(
     return target if least is None else jnp.where(teacher >= least, target, -jnp.inf)
 
 
-def _terms(
+def terms_and_slopes(
     objective: Objective, log_p: Array, log_q: Array
 ) -> tuple[Array, Array, Array]:
     """Return the divergence's terms and their derivatives by log p and log q."""

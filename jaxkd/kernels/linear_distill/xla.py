@@ -21,6 +21,7 @@ from jaxkd.kernels.linear_distill.rows import (
     local_labels,
     summarize,
 )
+from jaxkd.kernels.linear_distill.varying import as_argument, summed, varying
 
 LOGITS, CPU_LOGITS = 2**28, 2**26
 """Bytes that the logits of a chunk, the student's and the teacher's, take at most.
@@ -87,7 +88,7 @@ def _backward(objective: Objective, chunk: int | None, kept: Any, slopes: Any) -
     if isinstance(slope, jax.custom_derivatives.SymbolicZero):
         return (None,) * 8
     scaled = [
-        None if gradient is None else _like(slope * gradient, argument)
+        None if gradient is None else as_argument(slope * gradient, argument)
         for gradient, argument in zip(found, arguments, strict=True)
     ]
     return *scaled, None, None
@@ -171,10 +172,10 @@ def _chunks(
                 rows,
                 read(logits[0]),
                 read(logits[1]),
-                None if labels is None else labels - start,
+                None if labels is None else labels[:, None] - start,
                 interpolation,
-                weights,
-                label_weights,
+                weights[:, None],
+                label_weights[:, None],
             )
             return tuple(
                 _add_products(total, slope, x, read(head), start)
@@ -184,7 +185,7 @@ def _chunks(
             )
 
         for_hidden = tuple(
-            _varying(jnp.zeros(x.shape, weights.dtype), x, heads[0], weights)
+            varying(jnp.zeros(x.shape, weights.dtype), x, heads[0], weights)
             if wants
             else None
             for x, wants in zip(hidden, wanted[:2], strict=True)
@@ -199,14 +200,14 @@ def _chunks(
             if rest:
                 sums = add(full * COLUMNS, rest, sums)
         for_hidden = tuple(
-            None if total is None else _kept(_summed(total, axis, x), x.dtype)
+            None if total is None else _kept(summed(total, axis, x), x.dtype)
             for (total, _), x in zip(sums, hidden, strict=True)
         )
         outputs = divergence, cross_entropy, for_hidden
         return tuple(for_head for _, for_head in sums), outputs
 
     sums = tuple(
-        _varying(empty_sum(head.shape, head.dtype), head, hidden[0], weights)
+        varying(empty_sum(head.shape, head.dtype), head, hidden[0], weights)
         if wants
         else None
         for head, wants in zip(heads, wanted[2:], strict=True)
@@ -250,28 +251,3 @@ def _add_products(
 def _kept(gradient: Array, dtype: jnp.dtype) -> Array:
     """Return a gradient as it is kept for the backward pass."""
     return gradient.astype(dtype) if dtype == jnp.bfloat16 else gradient
-
-
-def _summed(total: Array, axis: str | None, like: Array) -> Array:
-    """Sum over the vocabulary's axis, unless each device had tokens of its own."""
-    if axis is None or axis in jax.typeof(like).mat.varying:
-        return total
-    return lax.psum(total, axis)
-
-
-def _varying(tree: Any, *like: Array) -> Any:
-    """Return arrays that vary over the mesh axes that any of ``like`` varies over."""
-    wanted = frozenset().union(*(jax.typeof(x).mat.varying for x in like))
-
-    def vary(x: Array) -> Array:
-        missing = tuple(wanted - jax.typeof(x).mat.varying)
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(vary, tree)
-
-
-def _like(gradient: Array, argument: Array) -> Array:
-    """Return a gradient in its argument's dtype, summed over devices that share it."""
-    shared = tuple(jax.typeof(gradient).mat.varying - jax.typeof(argument).mat.varying)
-    gradient = gradient.astype(argument.dtype)
-    return lax.psum(gradient, shared) if shared else gradient
