@@ -2,13 +2,13 @@
 
 Message passing, a sparse feature matrix times a weight, and the gradients of both are
 the same sum over edges, `edge_sum`. Written plainly it keeps one row an edge; here
-blocks of edges are added up one after another, forward and backward, so that memory
-grows with the nodes: the gradient over a million edges between 34,493 nodes of width
-2,048 takes 0.6 GB of temporaries, and 8.5 GB written plainly.
+memory grows with the nodes: the gradient over a million edges between 34,493 nodes of
+width 2,048 takes 0.6 GB of temporaries, and 8.5 GB written plainly. CPUs sort the edges
+and take the product of a compressed matrix, elsewhere blocks of edges are added up one
+after another.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.sparse import BCSR
 from jaxtyping import Array, Float, Int
 
 CPU_BLOCK = 256
-"""Edges added at a time on CPUs: of 64 to 4,096 the fastest, and 2 to 11 times as fast
-as one ``segment_sum`` (Cora and Coauthor CS, widths 256 and 512)."""
+"""Edges at a time on CPUs: of 64 to 4,096 the fastest (Cora and Coauthor CS, widths 256
+and 512)."""
 
 BLOCK = 2**14
 """The same elsewhere: every block waits for the one before, so they should be few."""
@@ -128,19 +129,45 @@ def edge_sum(
         x: what is sent.
         nodes: rows of the sum.
     """
+    return jax.lax.platform_dependent(
+        *(values, senders, receivers, x),
+        cpu=functools.partial(_add_rows, nodes),
+        default=functools.partial(_add_blocks, nodes),
+    )
 
-    def add_blocks(size: int, values, senders, receivers, x) -> Array:
-        blocks = _blocks(size, senders, receivers, values, x.shape[0], nodes)
 
-        def add(total: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
-            sender, receiver, value = block
-            sent = x.at[sender].get(mode="clip") * value[..., None]
-            return total.at[receiver].add(sent, mode="drop"), None
+def _add_rows(nodes: int, values, senders, receivers, x) -> Array:
+    """Return the sum as a product of a matrix of compressed rows for every head.
 
-        dtype = jnp.result_type(values, x)
-        return jax.lax.scan(add, jnp.zeros((nodes, *x.shape[1:]), dtype), blocks)[0]
+    2 to 3 times as fast on CPUs as adding up blocks. In a loop over steps XLA sorts the
+    edges once, before it.
+    """
+    order = jnp.argsort(receivers, stable=True)
+    starts = jnp.searchsorted(receivers[order], jnp.arange(nodes + 1))
+    columns, starts = senders[order].astype(jnp.int32), starts.astype(jnp.int32)
+    dtype = jnp.result_type(values, x)
+    work = jnp.promote_types(dtype, jnp.float32)
+    values, x = values[order].astype(work), x.astype(work)
 
-    return _by_platform(add_blocks, values, senders, receivers, x)
+    def product(head: int) -> Array:
+        rows = BCSR((values[:, head], columns, starts), shape=(nodes, x.shape[0]))
+        return rows @ x[:, head]
+
+    heads = [product(head) for head in range(x.shape[1])]
+    return jnp.stack(heads, axis=1).astype(dtype)
+
+
+def _add_blocks(nodes: int, values, senders, receivers, x) -> Array:
+    """Return the sum of some edges after some others."""
+    blocks = _blocks(BLOCK, senders, receivers, values, x.shape[0], nodes)
+
+    def add(total: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
+        sender, receiver, value = block
+        sent = x.at[sender].get(mode="clip") * value[..., None]
+        return total.at[receiver].add(sent, mode="drop"), None
+
+    dtype = jnp.result_type(values, x)
+    return jax.lax.scan(add, jnp.zeros((nodes, *x.shape[1:]), dtype), blocks)[0]
 
 
 def _edge_sum_forward(values, senders, receivers, x, nodes):
@@ -176,19 +203,14 @@ def edge_dot(
         found = jax.lax.scan(dot, None, blocks)[1]
         return found.reshape(-1, found.shape[-1])[: senders.shape[0]]
 
-    return _by_platform(dot_blocks, senders, receivers, x, y)
+    return jax.lax.platform_dependent(
+        *(senders, receivers, x, y),
+        cpu=functools.partial(dot_blocks, CPU_BLOCK),
+        default=functools.partial(dot_blocks, BLOCK),
+    )
 
 
 edge_sum.defvjp(_edge_sum_forward, _edge_sum_backward)
-
-
-def _by_platform(function: Callable[..., Array], *arrays: Array) -> Array:
-    """Return ``function(block size, …)`` for the platform it is compiled for."""
-    return jax.lax.platform_dependent(
-        *arrays,
-        cpu=functools.partial(function, CPU_BLOCK),
-        default=functools.partial(function, BLOCK),
-    )
 
 
 def _blocks(

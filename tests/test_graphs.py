@@ -1,11 +1,14 @@
 """Sums over edges: against dense matrices, their gradients, padding, and memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.sparse import random_array
 
+from jaxkd import graphs
 from jaxkd.checks import check_batch
 from jaxkd.graphs import (
     Graph,
@@ -54,6 +57,15 @@ def test_edge_sum_and_its_gradients_are_the_plain_ones(edges):
     np.testing.assert_allclose(total, expected, rtol=1e-10)
     for found, right in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_blocks_of_edges_add_up_to_the_same(edges, monkeypatch):
+    # What other platforms run.
+    monkeypatch.setattr(graphs, "BLOCK", 256)
+    values, x = floats(700, HEADS), floats(SOURCES, HEADS, WIDTH)
+    found = jax.jit(functools.partial(graphs._add_blocks, NODES))(values, *edges, x)
+    np.testing.assert_allclose(found, plain(values, *edges, x, NODES), rtol=1e-10)
 
 
 @pytest.mark.usefixtures("x64")
@@ -113,7 +125,7 @@ def test_memory_grows_with_nodes_not_with_edges():
         compiled = gradient.lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    # What is left are the edges' numbers, filled up to whole blocks.
+    # What is left are the edges' numbers, sorted by both of their ends.
     assert temporaries(edge_sum) < 40e6
     assert temporaries(plain) > 250e6
 
