@@ -18,7 +18,7 @@ ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia*),)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: demo test check docs bench setup clean
+.PHONY: demo test test-slow check docs bench setup clean
 
 setup: .venv/.ready
 
@@ -33,8 +33,11 @@ demo: setup  ## distil students on real digits, print the table, write plots
 	rm -rf $(DEMO)
 	$(RUN) jaxkd run baselines --preset demo --seeds 3 --folder $(DEMO) --results $(DEMO)/results.json
 
-test: setup  ## all tests
-	$(RUN) pytest -n 2 --dist loadfile
+test: setup  ## the tests, but for the slow ones
+	$(RUN) pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: setup  ## whole small runs, several processes, programs that compile slowly
+	$(RUN) pytest -n 2 --dist loadfile -m slow
 
 check: setup  ## format, lint, types
 	$(RUN) ruff format --check .

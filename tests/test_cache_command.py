@@ -53,6 +53,7 @@ def cache(teacher, text, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_students_train_from_what_it_wrote(cache, teacher):
     documents = data.load_documents(cache / "documents")
     network, variables = interop.load_pretrained(teacher)

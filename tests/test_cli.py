@@ -59,6 +59,7 @@ def test_markdown_goes_to_standard_output_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == [copy]
 
 
+@pytest.mark.slow
 def test_resume_repeats_only_what_is_missing(finished):
     before = read_results(finished / "results.json").records
     part = finished / "run" / "mlp" / "kd" / "seed1"
@@ -164,6 +165,7 @@ def test_help(arguments, capsys):
     assert ("--train-examples" if "run" in arguments else "resume") in shown
 
 
+@pytest.mark.slow
 def test_import_is_light():
     code = (
         "import sys, jaxkd; heavy = {'tensorflow', 'torch', 'matplotlib', 'sklearn'};"

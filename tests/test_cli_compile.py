@@ -52,6 +52,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_fit_is_the_status(folder, capsys):
     assert cli.main(["compile", "toy"]) == 1
     printed = " ".join(capsys.readouterr().out.split())
@@ -62,6 +63,7 @@ def test_a_program_that_does_not_fit_is_the_status(folder, capsys):
     assert set(read_plans(folder / "results" / "compiled.json")) == {"width 128"}
 
 
+@pytest.mark.slow
 def test_one_program_on_another_slice(folder, capsys):
     arguments = ["compile", "toy", "--only", "width 128", "--topology", "2xv6e:2x2"]
     assert cli.main([*arguments, "--mesh", "data"]) == 1

@@ -62,6 +62,7 @@ def launch(folder, results, processes=2):
     return output
 
 
+@pytest.mark.slow
 def test_processes_run_an_experiment_as_one_and_go_on_with_it(tmp_path):
     folder, results = tmp_path / "run", tmp_path / "results.json"
     launch(folder, results)
@@ -79,6 +80,7 @@ def test_processes_run_an_experiment_as_one_and_go_on_with_it(tmp_path):
     assert values[0] == values[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "status", "message"),
     [

@@ -36,6 +36,7 @@ def test_rounding_is_within_half_a_step(dtype):
     assert (dequantize_kv(*quantize_kv(jnp.zeros(3), dtype)) == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", KINDS)
 def test_later_tokens_see_a_rounded_cache(variables, dtype):
     def logits(network):
@@ -73,6 +74,7 @@ def test_generation_runs_from_it(variables):
     assert np.isfinite(found.log_probs).all()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_rounded_is_refused():
     with pytest.raises(ValueError, match="x must be of floats, got int32"):
         quantize_kv(jnp.arange(3))

@@ -97,6 +97,7 @@ def test_it_starts_where_the_authors_start(load_golden, case):
         np.testing.assert_allclose(found[path], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["m1", "m2"])
 def test_logits_losses_and_gradients_are_the_authors(load_golden, case):
     # The authors' norms and rotations are float32 in their float64 run too.
@@ -157,6 +158,7 @@ def teacher_variables():
     return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 2])
 def test_prompts_that_stop_half_way_give_the_training_forwards_logits(
     teacher_variables, group

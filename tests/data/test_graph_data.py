@@ -114,6 +114,7 @@ def test_a_batch_has_a_mask_for_each_part(toy):
     assert not (batch["labelled"] * batch["test"]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_padded_graph_is_split_over_a_mesh(toy, dense):
     if not dense:

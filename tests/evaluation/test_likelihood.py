@@ -33,6 +33,7 @@ def score(network):
     return likelihood_evaluator(network, batch_size=2)
 
 
+@pytest.mark.slow
 def test_continuations_are_scored_as_if_each_were_alone(network, variables, score):
     pairs = [
         ([256, *b"to be"], [*b" or"]),

@@ -248,6 +248,7 @@ def test_a_machine_without_git_has_no_commit(tmp_path, monkeypatch):
     assert git_state(tmp_path) == (None, False)
 
 
+@pytest.mark.slow
 def test_matplotlib_is_not_imported():
     names = "records, claims, results, tables, report"
     program = (

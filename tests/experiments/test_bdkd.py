@@ -40,6 +40,7 @@ def test_the_presets_are_the_protocols():
         assert table.milestones == (150, 180, 210)
 
 
+@pytest.mark.slow
 def test_full_scale_trains_both_networks():
     programs = full_scale(FULL)
     assert sorted(programs) == sorted(PAPER_PAIRS)
@@ -67,6 +68,7 @@ def test_equal_weights_are_bdkd_with_delta_1():
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_short_run_has_all_methods(tmp_path, monkeypatch):
     table = replace(
         DIGITS,

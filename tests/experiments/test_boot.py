@@ -95,6 +95,7 @@ def test_claims_are_about_methods_that_are_run():
     }
 
 
+@pytest.mark.slow
 def test_full_scale_steps_keep_their_state():
     # With fewer layers: `test_diffusion_models.py` counts the whole network's.
     config = replace(PRESETS["paper"], blocks=1, multipliers=(1,), attention=())

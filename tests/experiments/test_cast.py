@@ -94,6 +94,7 @@ def text_of(config):
     return load_text(config.text, config.length, config.vocabulary, config.test_windows)
 
 
+@pytest.mark.slow
 def test_every_method_trains_the_same_scope(text):
     config = tiny(methods=(*METHODS, "cast_no_ramp"))
     train, _ = text_of(config)
@@ -118,6 +119,7 @@ def test_every_method_trains_the_same_scope(text):
         make_arms(replace(config, methods=("cost",)), network, variables)
 
 
+@pytest.mark.slow
 def test_a_short_run_prunes_what_it_says(text, tmp_path):
     config = tiny(methods=("one_shot", "cast"), decays=(), budgets=(5,))
     records = run(config, [0], Run(tmp_path / "run"))

@@ -33,6 +33,7 @@ def test_full_scale_has_the_papers_sizes():
     assert metrics["loss"].shape == ()
 
 
+@pytest.mark.slow
 def test_all_methods_run(tmp_path, monkeypatch):
     monkeypatch.setattr(ddk, "synthetic_records", lambda alpha, seeds: [])
     # Unequal domains, of which the third is nothing but noise.

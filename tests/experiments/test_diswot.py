@@ -94,6 +94,7 @@ def test_a_perfect_score_finds_the_best_student():
     assert scores[names["median"]] == ranked[32]
 
 
+@pytest.mark.slow
 def test_full_scale_programs_have_shapes():
     programs = full_scale(PRESETS["paper"])
     assert set(programs) == {"resnet56-5-5-7", "resnet110-5-5-7"}
@@ -113,6 +114,7 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_a_shrunk_run_has_records_of_everything(tmp_path, quick_compiler):
     records = run(TINY, (0,), Run(tmp_path))
     assert all(np.isfinite(r.value) for r in records if r.metric != "spearman")

@@ -114,6 +114,7 @@ def test_claims_of_a_value():
     assert claim.judge([]).status is Status.NOT_ESTABLISHED
 
 
+@pytest.mark.slow
 def test_a_run_of_seconds(tmp_path):
     config = Config(
         train_examples=200,

@@ -47,6 +47,7 @@ def toy(monkeypatch):
     monkeypatch.setitem(SETTINGS, "cora-gcn", Setting(2, 16, 0.2, 0.2, 1.5, 0.3))
 
 
+@pytest.mark.slow
 def test_a_run_has_records_of_every_method_and_resumes(toy, tmp_path):
     config = replace(PRESETS["paper"], settings=("cora-gcn",), epochs=60, patience=20)
     records = experiment.run(config, (0, 1), Run(tmp_path))

@@ -37,6 +37,7 @@ def test_images_are_noisy_the_same_way_and_in_one_part_each():
     assert not (split.test.arrays["image"] == other.test.arrays["image"]).all()
 
 
+@pytest.mark.slow
 def test_a_tiny_run(tmp_path):
     config = replace(experiment.PRESETS["small"], epochs=1, teacher=16, student=8)
     records = experiment.run(config, (0,), Run(tmp_path))

@@ -79,6 +79,7 @@ def short_run(experiment, methods, tmp_path, monkeypatch, **changes):
     return found
 
 
+@pytest.mark.slow
 def test_words_and_sampled_texts(tmp_path, monkeypatch):
     methods = ("cross_entropy", "forward_kl", "logits_kl", "gkd")
     found = short_run(language, methods, tmp_path, monkeypatch, teacher_bits="int8")
@@ -86,12 +87,14 @@ def test_words_and_sampled_texts(tmp_path, monkeypatch):
     assert found["gkd", "nll"] != found["cross_entropy", "nll"]
 
 
+@pytest.mark.slow
 def test_students_that_begin_from_the_text(tmp_path, monkeypatch):
     found = short_run(language, ("minillm",), tmp_path, monkeypatch, start_steps=2)
     assert found["minillm", "reverse_teacher_kl"] >= 0
     assert (tmp_path / "start" / "seed0" / "checkpoints" / "2").is_dir()
 
 
+@pytest.mark.slow
 def test_taid_with_and_without_logits(tmp_path, monkeypatch):
     found = short_run(taid, ("taid_0.4", "taid_heads"), tmp_path, monkeypatch)
     assert found["taid_0.4", "nll"] == pytest.approx(found["taid_heads", "nll"])

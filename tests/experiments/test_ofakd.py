@@ -90,6 +90,7 @@ def test_mixup_and_cutmix_alternate():
     assert task.transform(batch, None)["label"].ndim == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 def test_the_full_scale_programs_train(name):
     preset = "imagenet" if name in PRESETS["imagenet"].settings else "paper"
@@ -115,6 +116,7 @@ def digits():
     return Dataset(part("toy/train", 60), part("toy/test", 30))
 
 
+@pytest.mark.slow
 def test_a_shrunk_run_has_records_of_all_methods(monkeypatch, tmp_path):
     setting = SETTINGS["digits-500"]
     recipe = replace(setting.recipe, batch_size=20)

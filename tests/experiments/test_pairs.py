@@ -11,6 +11,7 @@ from jaxkd.evaluation.records import methods, settings
 from jaxkd.experiment import Run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [pld, dhkd])
 def test_full_scale_programs_have_shapes(experiment):
     programs = experiment.full_scale(experiment.PRESETS["paper"])
@@ -58,12 +59,14 @@ def tiny(experiment, names, tmp_path, monkeypatch):
     return experiment.run(config, (0,), Run(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_tiny_run_of_pld(tmp_path, monkeypatch):
     records = tiny(pld, ("pld", "listmle"), tmp_path, monkeypatch)
     assert settings(records) == ["20 images"]
     assert methods(records, "20 images") == ["teacher", "pld", "listmle"]
 
 
+@pytest.mark.slow
 def test_a_tiny_run_of_dhkd_records_the_gradients_apart(tmp_path, monkeypatch):
     names = "one_head", "dhkd", "dhkd_aligned"
     records = tiny(dhkd, names, tmp_path, monkeypatch)

@@ -71,6 +71,7 @@ def test_digits_and_their_two_teachers():
     assert accuracy(learnt) > accuracy(task.prototypes) + 0.05
 
 
+@pytest.mark.slow
 def test_every_method_runs_and_a_stopped_run_goes_on(tmp_path: Path):
     config = replace(SHORT, teachers=("zero-shot",), ce_shares=(0.5,))
     records = run(config, (0,), Run(tmp_path))

@@ -11,6 +11,7 @@ from jaxkd import data
 from jaxkd.experiment import Run
 
 
+@pytest.mark.slow
 def test_a_run_of_seconds_has_all_arms(tmp_path, monkeypatch):
     tokens = np.random.default_rng(0).integers(0, 11, 2000).astype("u1")
     windows = tuple(data.Windows("toy", x, 8, 11) for x in (tokens, tokens[:200]))
@@ -39,6 +40,7 @@ def test_a_run_of_seconds_has_all_arms(tmp_path, monkeypatch):
     assert ("full_kd_l3", "frozen_change") not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "trained", "layers"), [("paper", 0.403, 16), ("paper_70b", 3.36, 40)]
 )

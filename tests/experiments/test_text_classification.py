@@ -43,6 +43,7 @@ def test_word_pieces_are_berts():
     assert tokenizer.decode(tokenizer.encode("Good film")) == "good film"
 
 
+@pytest.mark.slow
 def test_sentences_in_seconds(tmp_path, monkeypatch):
     def toy(tokenizer, lengths):
         parts = (
@@ -82,6 +83,7 @@ def test_sentences_in_seconds(tmp_path, monkeypatch):
     assert found["relations", "teacher_kl"] >= 0
 
 
+@pytest.mark.slow
 def test_digits_in_seconds(tmp_path, monkeypatch):
     every = sinkd.terms
     monkeypatch.setattr(

@@ -52,6 +52,7 @@ def test_splits_share_no_example_and_bad_labels_are_a_share():
     assert corrupted(train, 0.3).fingerprint == poor.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fixed_0.9", "tgeokd"])
 def test_full_scale_steps(name):
     program, batch = full_scale(FULL)[name]
@@ -68,6 +69,7 @@ def test_full_scale_steps(name):
         assert first.shape == (900, 32)
 
 
+@pytest.mark.slow
 def test_a_short_run_has_all_methods(tmp_path):
     config = replace(
         SMALL,

@@ -201,6 +201,7 @@ def federate(folder, timeout, faults):
     return result, left_out, status, errors
 
 
+@pytest.mark.slow
 def test_a_round_does_not_wait_for_a_client_that_hangs(tmp_path):
     faults = {0: ["echo"], 1: ["echo", "slow@0"]}
     result, left_out, status, errors = federate(tmp_path, 6, faults)
@@ -210,6 +211,7 @@ def test_a_round_does_not_wait_for_a_client_that_hangs(tmp_path):
     assert [x["accuracy"] for x in result["history"]] == [{"0": 0.5}] * 3
 
 
+@pytest.mark.slow
 def test_dead_and_broken_clients_cost_their_own_contribution(
     tmp_path, worker, in_one_process
 ):

@@ -109,6 +109,7 @@ def test_one_token_needs_no_loop(variables):
     np.testing.assert_array_equal(found.tokens[:, 0], longer.tokens[:, 0])
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_train_step(variables):
     def loss(params, key):
         own = {**variables, "params": params}
@@ -135,6 +136,7 @@ def test_bfloat16_generates_from_a_bfloat16_cache(variables):
     assert found.log_probs.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_on_a_mesh_the_tokens_are_the_same(variables):
     mesh = jax.make_mesh(
         (2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto, AxisType.Auto)

@@ -72,6 +72,7 @@ def assert_identical(a, b):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
+@pytest.mark.slow
 def test_arguments_that_are_records_come_back(tmp_path):
     _, arguments = models.llama(**LLAMA, rope_scaling=RopeScaling(4.0)).spec
     network = models.swiftkv_llama(arguments, kv_layers=1, group=2)
@@ -118,6 +119,7 @@ def test_several_files_are_the_same_arrays_on_every_mesh(tmp_path, decoder, dtyp
     assert spread["params"]["embed"]["embedding"].sharding.mesh == mesh
 
 
+@pytest.mark.slow
 def test_large_arrays_are_read_in_the_parts_that_a_device_holds(tmp_path, monkeypatch):
     network = models.llama(**{**LLAMA, "width": 64, "hidden": 128})
     variables = compiled(network.init)(jax.random.key(0))

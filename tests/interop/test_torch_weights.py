@@ -40,6 +40,7 @@ def test_published_cifar_resnets_give_their_reference_logits(images, depth):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_weights
 def test_a_published_cifar_resnet_classifies_as_measured(images):
     network, variables = load_torch_resnet(f"{ROOT}/weights/cifar10_resnet20.npz")

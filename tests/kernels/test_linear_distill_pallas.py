@@ -193,6 +193,7 @@ def student_gradients(h, w, th, tw, labels, axis_name=None):
     return jax.value_and_grad(loss, (0, 1))(h, w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "sizes"),
     [

@@ -104,6 +104,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "inputs", "outputs", "tokens"), SHAPES)
 @pytest.mark.parametrize("version", [reference, xla, tpu])
 def test_products_are_those_of_dense_weights(version, pattern, inputs, outputs, tokens):
@@ -120,6 +121,7 @@ def test_products_are_those_of_dense_weights(version, pattern, inputs, outputs, 
         assert error <= 2e-6 * np.abs(expected).max() + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [reference, xla])
 def test_the_gradient_of_values_is_what_the_mask_leaves_of_the_dense(version):
     weights, x, y = normal(0, 40, 6), normal(1, 5, 40), normal(2, 5, 6)
@@ -130,6 +132,7 @@ def test_the_gradient_of_values_is_what_the_mask_leaves_of_the_dense(version):
     np.testing.assert_allclose(unpack(found), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["auto", "reference", "xla"])
 def test_gradients_by_jit_are_those_of_masked_dense_weights(implementation, x64):
     weights = normal(0, 24, 3).astype(jnp.float64)
@@ -161,6 +164,7 @@ def test_bfloat16_is_summed_in_float32():
         assert error <= 2**-8 * np.abs(x64 @ dense).max()
 
 
+@pytest.mark.slow
 def test_layers_are_scanned_and_mapped():
     packed = jax.vmap(nm_pack)(normal(0, 3, 16, 16))
     x = normal(1, 2, 16)
@@ -174,6 +178,7 @@ def test_layers_are_scanned_and_mapped():
     np.testing.assert_allclose(scanned, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropped_weights_decay_and_kept_ones_pass_the_gradient():
     weights, gradient = normal(0, 8, 3), normal(1, 8, 3)
     mask = nm_mask(weights)
@@ -185,6 +190,7 @@ def test_dropped_weights_decay_and_kept_ones_pass_the_gradient():
     assert (plain == gradient).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiles_for_tpus_without_a_dense_weight(topology):
     pytest.importorskip("libtpu")

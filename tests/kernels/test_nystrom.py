@@ -87,6 +87,7 @@ def test_bigbird(authors):
     check(authors, "bigb", function)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["nys", "nys_conv"])
 def test_nystromformer(case, authors):
     heads, landmarks, kernel = authors[f"{case}/hp_heads_landmarks_conv"].tolist()
@@ -125,6 +126,7 @@ def inputs(length, dtype=np.float32):
     return [jnp.asarray(draw.normal(size=(2, length, 2, 4)), dtype) for _ in range(3)]
 
 
+@pytest.mark.slow
 def test_as_many_landmarks_as_tokens_is_full_attention(x64):
     mask = jnp.asarray(np.arange(12) < [[12], [9]])
     arrays = inputs(12, np.float64)
@@ -133,6 +135,7 @@ def test_as_many_landmarks_as_tokens_is_full_attention(x64):
     np.testing.assert_allclose(found, attention(*arrays, segment_ids=ids), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_examples_do_not_depend_on_each_other():
     query, key, value = inputs(12)
     whole = nystrom_attention(query, key, value, 3)

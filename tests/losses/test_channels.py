@@ -148,6 +148,7 @@ def test_all_masked_is_zero():
     assert jnp.all(gradient == 0)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_computed_in_float32():
     s, t = normal(0, SHAPE).astype(jnp.bfloat16), normal(1, SHAPE).astype(jnp.bfloat16)
     for loss in (ickd_loss, cam_relation_loss):

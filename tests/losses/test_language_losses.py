@@ -126,6 +126,7 @@ def test_bounds(seed):
         assert (loss >= -tolerance).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case_name", ["uld_a", "uld_b"])
 def test_trl_universal_logit_distillation(load_golden, case_name):
     found = load_golden("24-llm_kd_survey")
@@ -212,6 +213,7 @@ def test_relations_refuse_heads_that_do_not_divide():
         relation_loss(logits(0, (1, 4, 6)), logits(1, (1, 4, 6)), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 def test_extreme_logits_stay_finite(scale):
     s = scale * jnp.eye(3, 7)[None]

@@ -67,6 +67,7 @@ def test_adaptive_pool_averages_bf16_in_float32():
     np.testing.assert_array_equal(pooled, wide.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(-1e4, 1e4, width=32))
 def test_pooling_and_resizing_keep_a_constant(length, size, value):

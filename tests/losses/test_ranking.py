@@ -35,6 +35,7 @@ def in_numpy(s, t, labels, temperature):
     return np.array(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["c0", "c1", "c2", "c3"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_authors_numbers(load_golden, case, precision, request):

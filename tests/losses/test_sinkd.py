@@ -10,6 +10,7 @@ from jaxkd.losses.language import divergence_loss
 from jaxkd.losses.sinkd import sinkd_loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["a", "b", "c", "d_f32"])
 def test_authors_numbers(load_golden, case, request):
     if case != "d_f32":

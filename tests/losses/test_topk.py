@@ -63,6 +63,7 @@ def test_all_tokens_are_the_usual_loss(loss, whole, rest):
     np.testing.assert_allclose(found, whole(student, teacher, 1.0), rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_loss
 def test_gradient_is_the_slope(loss, x64):
     student, teacher = (z.astype(jnp.float64) for z in (logits(0), logits(1)))
@@ -119,6 +120,7 @@ HARD = {
 }
 
 
+@pytest.mark.slow
 @every_loss
 @either_rest
 @pytest.mark.parametrize("arrays", HARD.values(), ids=HARD)

@@ -44,6 +44,7 @@ def test_the_authors_numbers(case, x64, load_golden):
     np.testing.assert_allclose(gradient, expected["sinkhorn_grad_p"], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_limit_is_otts(x64):
     pytest.importorskip("ott", reason="the oracle is ott-jax")
     from ott.geometry.geometry import Geometry

@@ -37,6 +37,7 @@ def minillm_gradient(z_s, z_t, batch):
     return jax.grad(lambda z: call(method, Outputs(z), Outputs(z_t), batch)[0])(z_s)
 
 
+@pytest.mark.slow
 def test_minillm_ignores_masked_tokens():
     z_s, z_t, batch = logits(0), logits(1), sampled()
     noise = 9.0 * (1 - MASK[..., None])
@@ -138,6 +139,7 @@ def test_taid_refuses_no_steps():
         methods.taid(9, t_start=0.5, t_end=0.2)
 
 
+@pytest.mark.slow
 def test_sinkd_of_sequences_is_over_the_batch_at_each_position():
     z_s, z_t = logits(0), logits(1)
     found, _ = call(methods.sinkd(), Outputs(z_s), Outputs(z_t), {"mask": MASK})

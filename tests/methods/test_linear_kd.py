@@ -64,11 +64,13 @@ def one_device(networks):
     return trained(networks, methods.linear_kd(temperature=2.0, label_weight=0.5))
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_logits(networks, one_device):
     plain = combine((1.0, methods.kd(2.0)), (0.5, methods.cross_entropy()))
     assert_same(one_device, trained(networks, plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [MeshShape(data=2, tensor=2), MeshShape(fsdp=2, tensor=2)], ids=str
 )
@@ -77,6 +79,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(networks, one_device, shape)
     assert_same(trained(networks, method, make_mesh(shape)), one_device)
 
 
+@pytest.mark.slow
 def test_another_divergence_needs_no_labels(networks):
     method = methods.linear_kd(jensen_shannon(0.5))
     program = distill(*networks, method, optax.sgd(1.0))

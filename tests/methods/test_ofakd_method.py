@@ -149,6 +149,7 @@ def test_evaluated_exits_read_running_averages():
         np.testing.assert_allclose(whole, jnp.concatenate(parts), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_branches_are_trained_along_and_left_out_of_the_student():
     teacher, student = models.cnn(1, (2, 3), 3), models.mlp(16, (4, 4), 3)
     method = combine(

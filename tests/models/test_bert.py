@@ -152,6 +152,7 @@ def test_heads_have_their_logits(changes, shape, pooled):
     assert getattr(outputs.logits, "shape", None) == shape
 
 
+@pytest.mark.slow
 def test_every_weight_of_a_classifier_is_trained(variables):
     network = bert(**SMALL, scan=False)
     scanned = bert(**SMALL, remat=True)

@@ -30,6 +30,7 @@ def variables():
     return jax.jit(llama(17, **SIZES).init)(jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"window": 3}, {"scan": False}])
 def test_chunks_and_steps_give_the_logits_of_the_whole(variables, changes):
     network = llama(17, **SIZES, **changes)

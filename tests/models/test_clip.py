@@ -113,6 +113,7 @@ def test_padding_is_not_seen_and_the_legacy_end_is_the_largest_token(variables):
     np.testing.assert_allclose(found[0], plain, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_towers_learn_however_they_are_compiled(variables):
     def gradient(**changes):
         apply = clip(**{**SMALL, **changes}).apply

@@ -97,6 +97,7 @@ def test_each_example_reads_its_own_inputs_alone(case, name, value):
     np.testing.assert_allclose(after[1], before[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bf16_keeps_the_time_s_digits(case):
     network, _, moved, forward, _ = case
     low = compiled(
@@ -113,6 +114,7 @@ def test_bf16_keeps_the_time_s_digits(case):
     assert jnp.any(near != rounded)
 
 
+@pytest.mark.slow
 def test_dropout_and_remat_change_nothing_in_evaluation():
     arguments = {**NETS["unet"][0], "multipliers": [1], "attention": []}
     plain, other = (
@@ -247,6 +249,7 @@ def test_a_transformer_block_against_numpy():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_published_sizes():
     # Dhariwal and Nichol 2021, Table 4: 296 million; Peebles and Xie 2022, Table 1: 33,
     # with 1,000 classes and, at patch 2, 4 channels.

@@ -53,6 +53,7 @@ def test_features_of_one_length_for_the_second_head():
     assert outputs.features["kd.logits"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_each_signal_trains_its_head_and_labels_not_the_other():
     student = build(models.cnn(1, (4, 6), 3), 6)
     batch = {

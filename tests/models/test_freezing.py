@@ -20,6 +20,7 @@ BATCH = {
 }
 
 
+@pytest.mark.slow
 def test_a_train_step_changes_only_what_is_named():
     network = train_only(NETWORK.computing_in(jnp.bfloat16), QUERIES)
     program = distill(network, None, cross_entropy(), optax.adam(0.1))
@@ -37,6 +38,7 @@ def test_a_train_step_changes_only_what_is_named():
     assert changed == {("params", "blocks", "attention", "query", "kernel")}
 
 
+@pytest.mark.slow
 def test_the_network_is_the_same():
     network = train_only(NETWORK, QUERIES)
     variables = jax.jit(network.init)(jax.random.key(0))
@@ -53,6 +55,7 @@ def test_frozen_weights_may_be_smaller():
     assert variables["params"]["blocks"]["attention"]["query"]["kernel"].dtype == "f4"
 
 
+@pytest.mark.slow
 def test_batch_averages_go_on():
     network = train_only(cnn(), r".*kernel")
     variables = network.init(jax.random.key(0))

@@ -74,6 +74,7 @@ def test_it_writes_what_transformers_writes(golden):
     assert made.tokens[1].tolist() == text[0, -new:].tolist()
 
 
+@pytest.mark.slow
 def test_the_blocks_are_the_same_however_they_are_compiled(variables):
     def gradient(**changes):
         apply = gpt2(**SMALL, **changes).apply

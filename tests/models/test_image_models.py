@@ -200,6 +200,7 @@ def trained():
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_reaches_every_parameter(trained, name):
     variables, (gradients, (outputs, changed)) = trained(name)

@@ -129,6 +129,7 @@ def test_a_token_sees_none_after_it(variables):
     assert np.abs(before[:, 4:] - after[:, 4:]).max(axis=(0, 2)).min() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_blocks_are_the_same_however_they_are_compiled(variables):
     def gradient(**changes):
         apply = mamba2(**{**SMALL, **changes}).apply

@@ -57,6 +57,7 @@ def relu6(x):
     return np.minimum(relu(x), 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["cifar", "imagenet"])
 def test_mobilenet_is_the_papers_forward_pass(form):
     outputs, p, s, x = run(models.mobilenet_v2(0.125, 5, form=form), SIDE)

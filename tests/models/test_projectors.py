@@ -226,6 +226,7 @@ def test_mgd_generator_keeps_the_shape_and_sees_neighbours():
     assert change.at[1:6, 1:6].set(0).sum() == 0
 
 
+@pytest.mark.slow
 def test_review_fusion_runs_from_deep_to_shallow():
     features = [random_map(2, 8, 8, 3), random_map(2, 4, 4, 5), random_map(2, 6)]
     module = made(ReviewFusion, (3, 5, 6), (4, 7, 9), mid=5)
@@ -307,6 +308,7 @@ def run(request):
     return run, inputs
 
 
+@pytest.mark.slow
 def test_a_padded_example_has_no_influence(run):
     run, inputs = run
     outputs, stats, grads = run(inputs)

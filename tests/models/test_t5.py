@@ -112,6 +112,7 @@ def forward(taps=("cache",), **changes):
     return compiled(lambda v, x: network.apply(v, x, taps=taps)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [(1, *[1] * 11), (4, 8)])
 def test_an_output_read_in_parts_is_read_as_a_whole(variables, parts):
     whole = forward(())(variables, INPUTS).logits
@@ -157,6 +158,7 @@ def test_a_token_sees_none_after_it_in_the_output_and_all_of_the_source(variable
     assert np.abs(before - after).max(axis=-1).min() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_blocks_are_the_same_however_they_are_compiled():
     sizes = {**SMALL, "feed_forward": "gated-gelu", "tied": False, "layers": 1}
     start = compiled(t5(**sizes).init)(jax.random.key(0))

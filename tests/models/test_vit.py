@@ -13,6 +13,7 @@ from jaxkd.models import vit
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "deit"])
 def test_logits_and_hidden_states_are_those_of_transformers(name):
     network, variables = load_pretrained(GOLDEN / name)

@@ -78,6 +78,7 @@ def test_gradient_of_a_quadratic_is_its_closed_form(x64):
     np.testing.assert_allclose(gradient, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_controllers_gradient_is_not_zero_and_finite_differences_agree(x64, batch):
     batch = jax.tree.map(
         lambda x: x.astype("f8") if x.dtype == jnp.float32 else x, batch
@@ -124,6 +125,7 @@ def test_the_controllers_gradient_is_not_zero_and_finite_differences_agree(x64, 
         )
 
 
+@pytest.mark.slow
 def test_a_frozen_outer_level_is_distillation_and_blind_to_validation(batch):
     found = program(optax.set_to_zero())
     state = started(found, batch)
@@ -146,6 +148,7 @@ def test_a_frozen_outer_level_is_distillation_and_blind_to_validation(batch):
     assert largest_change(state.method["params"], expected.method["params"]) > 0
 
 
+@pytest.mark.slow
 def test_batchnorm_is_frozen_in_the_look_ahead_and_masks_count(batch):
     student = models.cnn(channels=(2,), classes=CLASSES)
     found = program(student=student)
@@ -171,6 +174,7 @@ def test_batchnorm_is_frozen_in_the_look_ahead_and_masks_count(batch):
     assert largest_change(a.student["stats"], state.student["stats"]) > 0
 
 
+@pytest.mark.slow
 def test_in_the_loop_every_second_step_moves_omega_and_a_run_resumes(source, tmp_path):
     found = program(optax.adam(1e-2), every=2)
 

@@ -58,6 +58,7 @@ def boot(**arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_student_learns_the_teachers_sampler_without_data():
     source = data.Conditions(6400)
     state, history = training.fit(

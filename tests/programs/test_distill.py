@@ -45,6 +45,7 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
+@pytest.mark.slow
 def test_kd_with_a_projector(batch):
     teacher = models.cnn(1, (8, 16))
     variables = compiled(teacher.init)(jax.random.key(7))
@@ -107,6 +108,7 @@ def test_one_sgd_step_is_the_gradient_of_the_loss(batch):
     assert_close(last.student["params"], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ensemble_of_teachers(batch):
     parts = [models.mlp(64, (8,)), models.mlp(64, (4, 4))]
     teachers = models.ensemble(parts)
@@ -123,6 +125,7 @@ def test_ensemble_of_teachers(batch):
     np.testing.assert_allclose(found[0]["loss"], kl, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bf16_teacher_beside_a_float32_student(batch):
     teacher = models.cnn(1, (4, 8))
     teacher = teacher.with_variables(compiled(teacher.init)(jax.random.key(3)))
@@ -362,6 +365,7 @@ def test_simkd_reuses_the_teachers_classifier(batch):
         np.testing.assert_allclose(outputs.logits, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_factor_transfer_in_two_stages(batch):
     teacher = models.cnn(1, (4, 8))
     variables = compiled(teacher.init)(jax.random.key(3))

@@ -74,6 +74,7 @@ def test_only_rows_that_are_there_are_drawn():
     assert 10 < drawn.count(7) < 40
 
 
+@pytest.mark.slow
 def test_it_begins_as_distill(networks, batch):
     program = build(networks, tolerance=100.0)
     seen = answered(batch, *given(batch))
@@ -92,6 +93,7 @@ def test_it_begins_as_distill(networks, batch):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_share_grows_when_validation_gets_worse(networks, batch):
     program = build(networks, tolerance=-100.0, increment=0.4, validate_every=2)
     step, state = jax.jit(program.step), program.init(jax.random.key(0), batch)
@@ -103,6 +105,7 @@ def test_the_share_grows_when_validation_gets_worse(networks, batch):
     assert shares[-1] == float(state.threshold)
 
 
+@pytest.mark.slow
 def test_it_writes_until_the_buffer_is_full_and_then_reads(networks, batch):
     # φ is 1 from the second step on, and new text is asked for less and less.
     program = build(networks, tolerance=-100.0, increment=1.0, steps=4)

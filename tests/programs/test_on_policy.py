@@ -66,6 +66,7 @@ def test_rows_line_up(batch):
     assert "response_ids" not in found
 
 
+@pytest.mark.slow
 def test_without_sampling_it_is_distill_bit_for_bit(networks, batch):
     off = distill(*networks, METHOD, optax.sgd(0.1))
     on = build(networks, student_share=0.0)
@@ -79,6 +80,7 @@ def test_without_sampling_it_is_distill_bit_for_bit(networks, batch):
     assert metrics["response_tokens"] == 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_a_step_trains_on_what_the_network_wrote(networks, batch, who):
     on = build(networks, **{"student_share": 0.0, f"{who}_share": 1.0})
@@ -103,6 +105,7 @@ def test_a_step_trains_on_what_the_network_wrote(networks, batch, who):
     )
 
 
+@pytest.mark.slow
 def test_the_share_is_a_probability_of_steps(networks, batch):
     on = build(networks, student_share=0.5)
     step = jax.jit(on.step)
@@ -116,6 +119,7 @@ def test_the_share_is_a_probability_of_steps(networks, batch):
     assert 6 <= lengths.count(3.0) <= 18
 
 
+@pytest.mark.slow
 def test_minillm_samples_from_the_mixture(networks, batch):
     program = on_policy(
         *networks,
@@ -134,6 +138,7 @@ def test_minillm_samples_from_the_mixture(networks, batch):
     assert (parameters(state) != before).any()
 
 
+@pytest.mark.slow
 def test_mixture_of_distributions(networks, batch):
     both = mixed(*networks, 0.25)
     variables = both.init(jax.random.key(0))

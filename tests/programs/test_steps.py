@@ -50,6 +50,7 @@ def test_an_average_of_no_memory_is_the_value(source, program):
     assert state.average == state.program.step == 4
 
 
+@pytest.mark.slow
 def test_training_and_resuming_with_an_average(source, program, tmp_path):
     data = batches(source, 5, epochs=2)
     averaged = with_average(program, 0.9)
@@ -68,6 +69,7 @@ def test_a_decay_out_of_range_is_refused(program, decay):
         with_average(program, decay)
 
 
+@pytest.mark.slow
 def test_a_student_computes_in_bf16_from_float32_parameters(source, program):
     batch = source.take(np.arange(20))
     low = models.cnn(1, (4,), 3).computing_in(jnp.bfloat16)

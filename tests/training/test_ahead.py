@@ -47,6 +47,7 @@ def libtpu():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
 
 
+@pytest.mark.slow
 def test_a_step_for_eight_chips():
     plan = plan_step(kd_program(), batch(1024), "v5e:2x4", "fsdp")
     assert (plan.chips, plan.mesh["fsdp"]) == (8, 8)

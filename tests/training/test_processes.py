@@ -60,6 +60,7 @@ def assert_identical(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tmp_path):
     # One right after a save began, three anywhere: each is a new process.
     kills = sorted([6, *random.Random(3).sample(range(8, STEPS), 3)])
@@ -83,6 +84,7 @@ def free_port():
         return found.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_joined_processes_are_preempted_together_and_resume_as_four(tmp_path):
     """Two processes are told to stop, four go on, one checks the numbers."""
 

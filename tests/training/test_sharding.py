@@ -56,6 +56,7 @@ def one_device(program, data):
     return fit(program, data, key=KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

@@ -161,6 +161,7 @@ def test_a_finished_run_is_returned_as_it_was(program, data, tmp_path, whole):
     assert history == whole[1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_its_own_step_and_nothing_later(program, data, tmp_path):
     with Checkpoints(tmp_path, keep=10) as checkpoints:
         fit(
