@@ -25,6 +25,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_run_writes_results_report_and_students(finished, capsys):
     results = read_results(finished / "results.json")
     assert results.config["epochs"] == 2
@@ -43,6 +44,7 @@ def test_run_writes_results_report_and_students(finished, capsys):
     assert "data:image/png;base64" in page.read_text()
 
 
+@pytest.mark.slow
 def test_markdown_goes_to_standard_output_and_nothing_is_written(
     finished, tmp_path, capsys
 ):
@@ -76,6 +78,7 @@ def test_resume_repeats_only_what_is_missing(finished):
     assert numbers(after) == numbers(before)
 
 
+@pytest.mark.slow
 def test_export_gives_a_folder_and_a_portable_program(finished, tmp_path):
     to = tmp_path / "student"
     command = ["export", f"{finished}/run", "--to", str(to), "--part", "mlp/kd/seed0"]
@@ -129,6 +132,7 @@ def test_mistakes_get_one_line_with_the_remedy(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", ["[]", "{", "{}", '{"experiment": "baselines"}', "with a field"]
 )

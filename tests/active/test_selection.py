@@ -26,6 +26,7 @@ def probs(seed, count, classes=4):
     return jnp.asarray(p, jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["sel0", "sel1", "sel2"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_authors_picks_in_their_order(load_golden, case, dtype, request):

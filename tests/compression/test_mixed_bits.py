@@ -19,6 +19,7 @@ PARAMS = {
 }
 
 
+@pytest.mark.slow
 def test_the_first_rule_that_matches_decides():
     rules = [(r"attention\.kernel", "int4"), (".*kernel", "ternary"), ("embed", None)]
     found = quantize_layers(PARAMS, rules, group=4)

@@ -195,6 +195,7 @@ def test_prompts_that_stop_half_way_give_the_training_forwards_logits(
     np.testing.assert_array_equal(made.tokens, logits[:, 11:15].argmax(-1))
 
 
+@pytest.mark.slow
 def test_a_prompts_tokens_really_skip_the_later_layers(teacher_variables):
     def flops(network):
         def read(variables, ids):
@@ -266,6 +267,7 @@ def test_only_what_is_named_is_trained(teacher_variables):
     }
 
 
+@pytest.mark.slow
 def test_norms_and_biases_of_qwen_are_carried_over():
     teacher = llama(29, **SIZES, qkv_bias=True, qk_norm=True, tied=True)
     student = swiftkv(teacher, 2)

@@ -125,6 +125,7 @@ def test_every_label_is_the_next_token_of_its_document(too_long, lengths, length
     assert (batch["position_ids"][:, 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_packed_documents_are_read_as_if_each_were_alone():
     network = models.llama(259, 16, 2, 4, 24, kv_heads=2)
     variables = jax.jit(network.init)(jax.random.key(0))

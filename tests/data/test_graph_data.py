@@ -136,6 +136,7 @@ def test_a_padded_graph_is_split_over_a_mesh(toy, dense):
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_graph_trains_in_the_common_loop(toy):
     network = models.gcn(3, 3, hidden=8, dropout=0.0)
     program = jaxkd.distill(

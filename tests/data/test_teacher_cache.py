@@ -91,6 +91,7 @@ def train(teacher, source, method):
     return state.student["params"], metrics
 
 
+@pytest.mark.slow
 def test_training_from_it_is_training_with_the_teacher(cache):
     method = methods.combine((0.5, methods.cross_entropy()), (0.5, methods.topk_kd(K)))
     live = train(TEACHER, windows(), method)

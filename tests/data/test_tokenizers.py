@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_bytes_come_back(text):
     for tokenizer in (data.ByteTokenizer(), data.ByteTokenizer(specials=False)):

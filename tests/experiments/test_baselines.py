@@ -41,6 +41,7 @@ def shapes(spec, who, taps=()):
     return jax.eval_shape(forward, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_pair_has_its_stages_norms_and_classifier(pair):
     spec = PAIRS[pair]

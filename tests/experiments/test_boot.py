@@ -127,6 +127,7 @@ def records(tmp_path_factory):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_a_short_run_has_records_of_every_method(records):
     folder, found = records
     metrics = {}
@@ -157,6 +158,7 @@ def test_a_short_run_has_records_of_every_method(records):
         assert picture.size[1] > 4 * 8 * 4
 
 
+@pytest.mark.slow
 def test_finished_parts_are_not_done_again(records):
     folder, found = records
     again = run(replace(TINY, settings=("mixture",)), [0], Run(folder))

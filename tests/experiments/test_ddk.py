@@ -17,6 +17,7 @@ def parameters(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_full_scale_has_the_papers_sizes():
     config = ddk.PRESETS["paper"]
     ((program, batch),) = ddk.full_scale(config).values()

@@ -137,6 +137,7 @@ def test_greedy_covers_of_tiny_pools_are_within_twice_the_optimum():
     assert 1 < worst_cover_ratio(probs, probs[:5], 0) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "imagenet"])
 def test_full_scale_programs_have_shapes(preset):
     ((name, (program, batch)),) = full_scale(PRESETS[preset]).items()

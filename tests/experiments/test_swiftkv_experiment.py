@@ -60,6 +60,7 @@ def test_full_scale_trains_only_queries_keys_and_values(preset, trained, layers)
     assert batch["input_ids"].shape == (config.batch_size, 8192)
 
 
+@pytest.mark.slow
 def test_served_caches_are_as_small_as_the_paper_says():
     config = replace(swiftkv.PRESETS["serve"], batch_size=1)
     programs = swiftkv.full_scale(config)

@@ -78,6 +78,7 @@ def play(worker, uploads=lambda number, client, upload: upload):
     return server, clients
 
 
+@pytest.mark.slow
 def test_the_engine_computes_what_the_program_does(worker, in_one_process):
     server, clients = play(worker)
     assert server.excluded == []

@@ -81,6 +81,7 @@ def test_drawn_tokens_have_the_models_log_probabilities(variables):
         assert ((log_probs > own[:, None]).sum(-1) < 5).all()
 
 
+@pytest.mark.slow
 def test_a_row_ends_at_its_end_and_the_loop_with_the_last(variables):
     plain = generate(NETWORK, variables, prompts(), max_new_tokens=8, sampling=GREEDY)
     eos = int(plain.tokens[0, 2])

@@ -85,6 +85,7 @@ def test_arguments_that_are_records_come_back(tmp_path):
     np.testing.assert_array_equal(*logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_round_trip_is_bit_for_bit(tmp_path, name, dtype):

@@ -30,6 +30,7 @@ def images():
     return normalize(test.take(np.arange(500)), None)
 
 
+@pytest.mark.slow
 @needs_weights
 @pytest.mark.parametrize("depth", [20, 56])
 def test_published_cifar_resnets_give_their_reference_logits(images, depth):
@@ -73,6 +74,7 @@ def torch_arrays(network, seed=0):
     return arrays, expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "names"),
     [

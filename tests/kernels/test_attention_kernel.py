@@ -369,6 +369,7 @@ def test_bad_inputs(unchecked_shapes):
             call()
 
 
+@pytest.mark.slow
 def test_block_sparse_attention_for_tpus_and_a_gpu():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
     x = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)

@@ -261,6 +261,7 @@ def test_interpolation_has_no_gradient():
     assert slope == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("implementation", "name"), [("xla", "jsd"), ("xla", "both"), ("reference", "both")]

@@ -88,6 +88,7 @@ CASES: dict[str, tuple[tuple[int, int], Any, float, float | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_the_reference_s(name):
@@ -98,6 +99,7 @@ def test_values_and_gradients_are_the_reference_s(name):
     assert_close(found, expected, 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("f4", 2e-6), ("bfloat16", 1e-2)])
 def test_low_precision_against_float64(dtype, tolerance):
     arrays, labels = arguments(dtype=dtype)
@@ -149,6 +151,7 @@ def test_no_tokens():
     assert not slopes[1].any()
 
 
+@pytest.mark.slow
 def test_a_split_vocabulary():
     arrays, labels = arguments(tokens=14, vocabulary=12, dtype="f4")
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))

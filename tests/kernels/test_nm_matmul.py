@@ -153,6 +153,7 @@ def test_gradients_by_jit_are_those_of_masked_dense_weights(implementation, x64)
     np.testing.assert_allclose(of_weights, expected[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_summed_in_float32():
     x, weights = (normal(i, 2, 256, dtype=jnp.bfloat16) for i in range(2))
     packed = pack(weights.T)
@@ -212,6 +213,7 @@ def test_lowers_for_gpus():
     assert "stablehlo.dot_general" in lower_for_gpu(nm_matmul, x, packed)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_what_does_not_fit_is_named():
     weights = jnp.ones((8, 2))

@@ -43,6 +43,7 @@ def check(golden, case, function):
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["longf", "longf_g"])
 def test_longformer(case, authors):
     heads, window = authors[f"{case}/hp_heads_window"].tolist()
@@ -114,6 +115,7 @@ def test_the_authors_pseudo_inverse(case, authors):
     np.testing.assert_allclose(found, authors[f"{case}/pinv_out"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_pseudo_inverse_in_the_limit(x64):
     matrix = jax.nn.softmax(3 * jnp.eye(5) + jnp.arange(25).reshape(5, 5) % 7 / 7)
     matrix = jnp.stack([matrix, matrix[::-1]])

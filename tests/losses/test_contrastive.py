@@ -95,6 +95,7 @@ class TestCRD:
         assert jnp.array_equal(state["student_bank"][7], start["student_bank"][7])
         assert jnp.all(loss[2:] == 0)
 
+    @pytest.mark.slow
     def test_the_state_has_no_gradient(self):
         def bank_sum(v):
             state = crd_init(jax.random.key(0), 8, 5)

@@ -77,6 +77,7 @@ class TestAuthorsNumbers:
 
         return check
 
+    @pytest.mark.slow
     def test_edges(self, numbers, close):
         s, t, tau = numbers["logits_s"], numbers["logits_t"], float(numbers["tau"])
         looped, edges = map(
@@ -93,6 +94,7 @@ class TestAuthorsNumbers:
         close(high, numbers["loss_high"])
         close(kd_loss(s, t, 1.0).mean(), numbers["loss_glnn"])
 
+    @pytest.mark.slow
     def test_every_ablation_and_its_gradient(self, numbers, close):
         s, t = numbers["logits_s"], numbers["logits_t"]
         labelled = np.zeros(len(s))

@@ -47,6 +47,7 @@ def close(found, expected, precision):
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_authors_numbers(numbers, config, precision):
     mask = "attention_mask" if config == "linear_alltok" else "loss_mask"

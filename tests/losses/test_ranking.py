@@ -93,6 +93,7 @@ def test_last_place_adds_nothing():
     np.testing.assert_array_equal(plackett_luce_loss(logits(0), ranking, last), 0)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.floats(-50, 50), st.floats(0.2, 8))
 @settings(max_examples=25, deadline=None)
 def test_laws(seed, shift, temperature):

@@ -185,6 +185,7 @@ def test_weight_two_is_the_example_twice(loss):
     assert_close(loss(s, t, weights=weights), loss(s[twice], t[twice]))
 
 
+@pytest.mark.slow
 def test_dense_dist_takes_weights_of_examples_or_pixels():
     s, t = normal(0, (3, 2, 4, 5)), normal(1, (3, 2, 4, 5))
     dist = jitted(dist_loss)

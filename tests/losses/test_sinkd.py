@@ -48,6 +48,7 @@ def test_the_plan_does_the_pairing():
     np.testing.assert_allclose(sinkd_loss(s[::-1], t), sinkd_loss(s, t), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_masked_examples_take_no_part():
     s, t = logits(0), logits(1)
     weights = jnp.array([1, 1, 0, 1, 1, 0])

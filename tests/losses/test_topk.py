@@ -92,6 +92,7 @@ def test_a_bound_of_the_whole_divergence(seed, scale):
     assert (merged <= whole * (1 + 1e-5) + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_only_the_rest_holds_the_other_tokens_down():
     ids, log_probs = top_k_log_probs(logits(1), K)
     others = 1 - jax.nn.one_hot(ids, VOCABULARY).sum(-2)

@@ -77,6 +77,7 @@ def test_the_limit_is_otts(x64):
         np.testing.assert_allclose(x, y, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_each_iteration(x64):
     """Against the same iterations written out, without logarithms."""
     cost, weights = costs(2, 4, 3), costs(2, 4, 3, seed=1)
@@ -114,6 +115,7 @@ def test_masses_are_kept(seed, scale):
 PLAN = jax.jit(lambda cost: sinkhorn_plan(cost, epsilon=0.1, iterations=20))
 
 
+@pytest.mark.slow
 def test_what_has_no_mass_takes_no_part():
     cost = costs(3, 5, 4, dtype=np.float32)
     whole = sinkhorn_plan(cost[:, :3, :2], epsilon=0.1, iterations=5)
@@ -164,6 +166,7 @@ def test_distances():
     assert not same.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiled_for_a_tpu(topology):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")

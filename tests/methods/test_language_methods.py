@@ -50,6 +50,7 @@ def test_minillm_ignores_masked_tokens():
     np.testing.assert_array_equal(nothing, 0)
 
 
+@pytest.mark.slow
 def test_minillm_raises_tokens_that_the_teacher_prefers():
     """Of two tokens the teacher likes one; whatever is sampled, it becomes likelier."""
     method = methods.minillm(discount=0.0)

@@ -131,6 +131,7 @@ def case(request):
     return method, variables, student, teacher, value_and_gradients
 
 
+@pytest.mark.slow
 def test_scalar_with_finite_nonzero_gradient(case):
     _, variables, student, teacher, grad = case
     (loss, (state, metrics)), (g_params, g_student, g_teacher) = grad(
@@ -189,6 +190,7 @@ def run(method, student, teacher, batch, step=0):
     return method.loss(variables, student, teacher, batch, jax.random.key(1), step)
 
 
+@pytest.mark.slow
 def test_combine_is_the_weighted_sum_and_follows_schedules():
     student, teacher, batch = (
         outputs(0, ["pooled"]),

@@ -73,6 +73,7 @@ def branches(numbers):
     }
 
 
+@pytest.mark.slow
 def test_values_and_gradients_are_the_authors(load_golden, precision):
     numbers = load_golden("26-ofakd")
 
@@ -118,6 +119,7 @@ def test_values_and_gradients_are_the_authors(load_golden, precision):
     assert np.any(state["0"]["down"]["0"]["norm1"]["mean"] != 0)
 
 
+@pytest.mark.slow
 def test_evaluated_exits_read_running_averages():
     rng = np.random.default_rng(0)
     features = {

@@ -46,6 +46,7 @@ def test_padding_takes_no_part(make):
     np.testing.assert_allclose(run(shared, teacher, padded), back, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_gets_no_gradient():
     method, teacher = shared_vocabulary(kd(1.0), 8), outputs(8)
     gradient = jax.grad(lambda z: run(method, Outputs(z, {}), teacher))(
@@ -55,6 +56,7 @@ def test_padding_gets_no_gradient():
     assert jnp.abs(gradient[..., :8]).max() > 0
 
 
+@pytest.mark.slow
 def test_cached_teachers_need_no_logits():
     ids, log_probs = top_k_log_probs(outputs(8).logits, 3)
     batch = {"teacher_ids": ids, "teacher_log_probs": log_probs}

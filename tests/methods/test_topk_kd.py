@@ -34,6 +34,7 @@ def cached(k):
     return {**BATCH, "teacher_ids": ids, "teacher_log_probs": log_probs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"rest": False}])
 def test_training_from_a_cache_is_training_with_the_teacher(options):
     states = []

@@ -57,6 +57,7 @@ def test_chunks_and_steps_give_the_logits_of_the_whole(variables, changes):
             np.testing.assert_allclose(own, expected[0, -late.sum() :], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_positions_they_count_on(variables):
     network = llama(17, **SIZES)
     whole = network.apply(variables, {"input_ids": IDS})[0].logits
@@ -87,6 +88,7 @@ def test_a_step_writes_in_place(variables):
     assert memory.temp_size_in_bytes < whole
 
 
+@pytest.mark.slow
 def test_attention_to_slots_is_that_to_keys():
     shapes = ((2, 3, 4, 8), (2, 7, 2, 8), (2, 7, 2, 8))
     query, key, value = (

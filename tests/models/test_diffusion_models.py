@@ -73,6 +73,7 @@ def case(request):
     return network, variables, moved, forward, taps
 
 
+@pytest.mark.slow
 def test_taps_and_a_start_at_zero(case):
     network, variables, moved, forward, taps = case
     outputs = forward(variables, inputs())

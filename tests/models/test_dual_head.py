@@ -18,6 +18,7 @@ def build(network, features, **options):
     return models.dual_head(network, features, 3, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "features"),
     [(models.mlp(16, (8,), 3), 8), (models.cnn(1, (4, 6), 3), 6)],

@@ -67,6 +67,7 @@ def test_batch_averages_go_on():
     assert any((a != b).any() for a, b in zip(old, new, strict=True))
 
 
+@pytest.mark.slow
 def test_a_pattern_that_matches_nothing_is_refused():
     with pytest.raises(ValueError, match=r"'blocks.query' matches none of the weights"):
         train_only(NETWORK, r"blocks.query").init(jax.random.key(0))

@@ -112,6 +112,7 @@ def test_gradients_of_sparse_features_are_those_of_dense_ones(network):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_taps_and_dropout(network):
     _, found, variables, apply = network
     assert found.taps == ("hidden0", "hidden1", "pooled")

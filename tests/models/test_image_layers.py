@@ -96,6 +96,7 @@ def random_variables(network):
     return jax.tree.map(noise, variables)
 
 
+@pytest.mark.slow
 def test_vit_is_the_papers_forward_pass():
     network = models.vit((12, 2, 3), 5, image_size=8, patch_size=4, distilled=True)
     variables = random_variables(network)

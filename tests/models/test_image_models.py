@@ -67,6 +67,7 @@ COUNTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "arguments", "expected"),
     COUNTS,
@@ -227,6 +228,7 @@ def test_no_variable_is_weakly_typed(name):
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(variables))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_the_map_before_the_relu_makes_the_stage(trained, name):
     _, (_, (outputs, _)) = trained(name)
@@ -244,6 +246,7 @@ def test_the_map_before_the_relu_makes_the_stage(trained, name):
             np.testing.assert_array_equal(stage, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_bf16_stays_bf16_in_training_and_evaluation(name):
     for train in (False, True):

@@ -73,6 +73,7 @@ def test_a_token_sees_none_after_it(variables):
     assert np.abs(before[:, 4:] - after[:, 4:]).min(axis=(0, 2)).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"scan": False}, {"remat": True}])
 def test_the_blocks_are_the_same_however_they_are_compiled(variables, changes):
     def gradient(**changes):

@@ -73,6 +73,7 @@ def forward(**changes):
     return compiled(lambda v, x: network.apply(v, x, taps=("cache",))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [(3, 1, 1, 1, 1), (1, 2, 4)])
 def test_a_text_read_in_parts_is_read_as_a_whole(variables, parts):
     whole = forward()(variables, {"input_ids": IDS})

@@ -91,6 +91,7 @@ def test_mobilenet_is_the_papers_forward_pass(form):
     same(outputs, logits, features)
 
 
+@pytest.mark.slow
 def test_shufflenet_v1_is_the_papers_forward_pass():
     # The widths leave convolutions of 9, 15 and 24 channels in 3 groups.
     network = Network.from_nnx(
@@ -120,6 +121,7 @@ def mean_pool(x):
     return windows(x, 3, 2, 0.0).mean((-2, -1))
 
 
+@pytest.mark.slow
 def test_shufflenet_v2_is_the_papers_forward_pass():
     network = Network.from_nnx(
         lambda rngs: ShuffleNetV2((12, 20), 8, (1, 2), 5, 3, rngs=rngs)

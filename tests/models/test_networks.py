@@ -238,6 +238,7 @@ def test_ensemble_refuses_nonsense(unchecked_shapes):
         odd.apply(odd.init(jax.random.key(0)), IMAGES)
 
 
+@pytest.mark.slow
 def test_zoo_by_name_and_its_shapes():
     with pytest.raises(ValueError, match="unknown model 'cnnn': did you mean 'cnn'"):
         models.create("cnnn")

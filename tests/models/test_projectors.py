@@ -191,6 +191,7 @@ def test_transposed_regressor_is_pytorchs():
     np.testing.assert_allclose(module.conv(x), stamped[:, 1:7, 1:7], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_paraphraser_rebuilds_its_input_from_a_narrow_factor():
     module = made(Paraphraser, 5, rate=0.5)
     x = random_map(2, 4, 4, 5)
@@ -204,6 +205,7 @@ def test_paraphraser_rebuilds_its_input_from_a_narrow_factor():
     assert loss < first
 
 
+@pytest.mark.slow
 def test_embeddings_flatten_and_normalise():
     maps, vectors = random_map(3, 2, 2, 4), random_map(3, 7)
     module = made(Embed, 16, dim=6, normalize=True)
@@ -326,6 +328,7 @@ def test_a_padded_example_has_no_influence(run):
             np.testing.assert_array_equal(with_padding[3], jnp.zeros_like(clean[0]))
 
 
+@pytest.mark.slow
 def test_a_batch_of_padding_alone_stays_finite(run):
     run, inputs = run
     padding = tuple(jnp.full_like(x, jnp.nan) for x in inputs)
@@ -335,6 +338,7 @@ def test_a_batch_of_padding_alone_stays_finite(run):
         np.testing.assert_array_equal(gradient, jnp.zeros_like(gradient))
 
 
+@pytest.mark.slow
 def test_running_averages_follow_training_and_serve_evaluation():
     module = made(Connector, 3, 5)
     x = random_map(4, 3, 3, 3)

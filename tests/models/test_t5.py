@@ -216,6 +216,7 @@ def test_what_does_not_fit_is_refused(unchecked_shapes, changes, message):
         t5(**{**SMALL, **changes})
 
 
+@pytest.mark.slow
 def test_wrong_inputs_are_refused(variables):
     apply = functools.partial(t5(**SMALL).apply, variables)
     with pytest.raises(ValueError, match=r"reads a dict with decoder_input_ids"):

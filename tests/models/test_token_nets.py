@@ -24,6 +24,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_taps_of_a_network_built_from_json(name):
     model, arguments, tokens, width, inner = NETS[name]

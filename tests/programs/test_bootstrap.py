@@ -175,6 +175,7 @@ def test_a_student_starts_from_its_teacher_and_batchnorm_free_state_is_kept():
     np.testing.assert_allclose(after.average["params"]["mean"], (old + new) / 2)
 
 
+@pytest.mark.slow
 def test_denoising_trains_the_exact_denoiser_s_mean():
     rng = np.random.default_rng(0)
     images = (1.2 + WIDTH * rng.normal(size=(640, DIM))).astype("f4")

@@ -86,6 +86,7 @@ def test_supervised_is_without_a_teacher(batch):
     assert found[-1]["loss"] < found[0]["loss"]
 
 
+@pytest.mark.slow
 def test_one_sgd_step_is_the_gradient_of_the_loss(batch):
     student = models.mlp(64, (8,))
     program = distill(student, None, methods.cross_entropy(), SGD)
@@ -177,6 +178,7 @@ USERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["student", "teacher"])
 @pytest.mark.parametrize("kind", sorted(USERS))
 def test_user_models_learn_and_teach_through_taps(kind, role, batch):
@@ -202,6 +204,7 @@ def test_user_models_learn_and_teach_through_taps(kind, role, batch):
         assert not same(step(later, batch)[0].student, step(first, batch)[0].student)
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_equals_separate_runs(batch):
     method = combine((0.5, methods.cross_entropy()), (0.5, methods.kd()))
     program = distill(models.mlp(64, (8,)), models.mlp(64, (12,)), method, SGD)
@@ -329,6 +332,7 @@ def test_mutual_learning_trains_every_peer(batch):
         )
 
 
+@pytest.mark.slow
 def test_one_trains_trunk_branches_and_gate(batch):
     network = models.one_cnn(1, (3, 4), 10, 2)
     first, last, found = run(distill(network, None, methods.one(2), SGD), batch, 2)
@@ -342,6 +346,7 @@ def test_one_trains_trunk_branches_and_gate(batch):
     assert {"trunk", "branches", "heads", "gate"} <= set(moved)
 
 
+@pytest.mark.slow
 def test_simkd_reuses_the_teachers_classifier(batch):
     teacher = models.cnn(1, (4, 8))
     variables = compiled(teacher.init)(jax.random.key(3))

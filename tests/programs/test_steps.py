@@ -94,6 +94,7 @@ def test_a_student_computes_in_bf16_from_float32_parameters(source, program):
     np.testing.assert_allclose(metrics["grad_norm"], full["grad_norm"], rtol=3e-2)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(source):
     """`optax.MultiSteps` around the optimizer, in a network without BatchNorm."""
     student, ce = models.mlp(16, (8,), 3), methods.cross_entropy()

@@ -64,6 +64,7 @@ def plain(network, params, train):
     return apply(variables, IMAGE, taps=("stage3", "pooled"), train=train)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", range(2))
 def test_every_architecture_is_the_plain_network(space, position):
     supernet, params, apply, build, architectures = space
@@ -103,6 +104,7 @@ def test_an_unknown_tap_is_refused(space):
         )
 
 
+@pytest.mark.slow
 def test_codes_are_of_every_relu_and_blocks_left_out_do_not_learn():
     supernet = depth_supernet(2, 5, widths=WIDTHS)
     shapes = jax.eval_shape(supernet.init, jax.random.key(0))

@@ -70,6 +70,7 @@ def test_csv_holds_a_value_a_row(run, tmp_path):
     assert rows == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", [JsonLines, Csv])
 def test_a_resumed_runs_file_is_that_of_an_uninterrupted_one(run, tmp_path, writer):
     run([writer(tmp_path / "whole")])

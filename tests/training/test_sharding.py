@@ -103,6 +103,7 @@ def test_fsdp_holds_a_share_of_every_large_array(program, data):
     assert bias.sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes_identically(program, data, tmp_path):
     mesh = make_mesh(MeshShape(data=2, fsdp=2))
     whole, _ = fit(program, data, key=KEY, mesh=mesh)

@@ -95,6 +95,7 @@ def whole(program, source):
     )
 
 
+@pytest.mark.slow
 def test_fit_is_init_and_step_over_the_batches(program, data, whole):
     # As fit compiles it: an optimised init rounds its random numbers differently.
     unoptimised = {"xla_backend_optimization_level": 0}

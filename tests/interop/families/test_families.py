@@ -29,6 +29,7 @@ def config_of(name):
     return json.loads((GOLDEN / name / "config.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_checkpoint_is_written_as_it_was_read(name, tmp_path):
     mesh = training.make_mesh(training.MeshShape(fsdp=2, tensor=2))
