@@ -3,9 +3,9 @@
 Message passing, a sparse feature matrix times a weight, and the gradients of both are
 the same sum over edges, `edge_sum`. Written plainly it keeps one row an edge; here
 memory grows with the nodes: the gradient over a million edges between 34,493 nodes of
-width 2,048 takes 0.6 GB of temporaries, and 8.5 GB written plainly. CPUs sort the edges
-and take the product of a compressed matrix, elsewhere blocks of edges are added up one
-after another.
+width 2,048 takes 0.3 GB of temporaries on a CPU, and 8.5 GB written plainly. CPUs sort
+the edges and take the product of a compressed matrix, elsewhere blocks of edges are
+added up one after another.
 """
 
 import functools
@@ -144,7 +144,9 @@ def _add_rows(nodes: int, values, senders, receivers, x) -> Array:
     """
     order = jnp.argsort(receivers, stable=True)
     starts = jnp.searchsorted(receivers[order], jnp.arange(nodes + 1))
-    columns, starts = senders[order].astype(jnp.int32), starts.astype(jnp.int32)
+    # The product reads what it is told to, in or out of bounds.
+    columns = jnp.clip(senders[order], 0, x.shape[0] - 1).astype(jnp.int32)
+    starts = starts.astype(jnp.int32)
     dtype = jnp.result_type(values, x)
     work = jnp.promote_types(dtype, jnp.float32)
     values, x = values[order].astype(work), x.astype(work)

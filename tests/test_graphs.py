@@ -98,6 +98,14 @@ def test_no_edges_are_a_sum_of_zero():
     assert jnp.all(total == 0)
 
 
+def test_ends_out_of_bounds_reach_no_other_memory():
+    x = jnp.arange(4.0)[:, None, None]
+    senders, receivers = jnp.array([1, 10**6, 2]), jnp.array([0, 1, 10**6])
+    total = edge_sum(jnp.ones((3, 1)), senders, receivers, x, 3)
+    # The last row for a sender that does not exist, nothing for such a receiver.
+    assert total.ravel().tolist() == [1.0, 3.0, 0.0]
+
+
 def test_bfloat16_stays_bfloat16(edges):
     x = jnp.ones((SOURCES, HEADS, WIDTH), jnp.bfloat16)
     total = edge_sum(jnp.ones((700, HEADS), jnp.bfloat16), *edges, x, NODES)
