@@ -20,6 +20,7 @@ def test_prompts_end_together():
     np.testing.assert_array_equal(longer["input_ids"], [[0, 0, 5], [0, 0, 6]])
 
 
+@pytest.mark.slow
 def test_padding_before_a_prompt_changes_nothing():
     network = models.llama(20, 16, 2, 4, 24)
     variables = jax.jit(network.init)(jax.random.key(0))

@@ -95,6 +95,7 @@ def test_every_method_runs_and_a_stopped_run_goes_on(tmp_path: Path):
     assert resumed == (0.125, curves["activekd + pcoreset"][1])
 
 
+@pytest.mark.slow
 def test_the_few_shot_teacher_knows_the_labels_of_the_round_before(tmp_path: Path):
     methods = ("no distillation + random", "activekd + random")
     config = replace(

@@ -87,6 +87,7 @@ def test_the_engine_computes_what_the_program_does(worker, in_one_process):
         assert_same_client(states, client.number, jax.tree.leaves(client.state))
 
 
+@pytest.mark.slow
 def test_a_wrong_upload_costs_its_own_contribution_only(worker, in_one_process):
     def spoil(number, client, upload):
         if (number, client) == (1, 2):

@@ -287,6 +287,7 @@ def test_bf16_is_computed_in_float32(loss):
     np.testing.assert_allclose(value, loss(*maps()), rtol=2e-2)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.01, 100))
 def test_losses_are_not_negative_and_follow_the_batch_order(seed, scale):

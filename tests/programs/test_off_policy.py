@@ -123,6 +123,7 @@ def test_it_writes_until_the_buffer_is_full_and_then_reads(networks, batch):
     assert ((kept["response_ids"] >= 0) & (kept["response_ids"] < VOCABULARY)).all()
 
 
+@pytest.mark.slow
 def test_validation_is_the_cross_entropy_of_the_answers(networks, batch):
     state = build(networks).init(jax.random.key(0), batch)
     seen = answered(batch["validation"], *given(batch["validation"]))
