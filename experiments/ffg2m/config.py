@@ -80,7 +80,7 @@ class Config:
 
 
 QUICK = ("cora-gcn", "cora-sage", "citeseer-gcn", "citeseer-sage")
-"""Settings of which every run takes under a minute on one CPU core."""
+"""Settings that are small enough for ten seeds and every student."""
 
 PRESETS = {
     "small": Config(

@@ -6,7 +6,7 @@ learn from it, by the paper's two terms along edges, by one of them, node by nod
 (GLNN), or from the labels alone. Training stops when the validation accuracy has not
 risen for 50 epochs, and the best weights are tested. ``small`` has Cora and Citeseer
 with a GCN; ``paper`` and ``large`` have the paper's settings at its hyper-parameters,
-those of which a run takes under a minute on a CPU core, and the others.
+the smallest, with every student, and the others.
 """
 
 import functools
