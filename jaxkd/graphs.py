@@ -54,6 +54,12 @@ class SparseMatrix:
             matrix.shape,
         )
 
+    def to_scipy(self) -> Any:
+        """Return the matrix as SciPy's CSR array; entries given twice are added."""
+        from scipy.sparse import csr_array
+
+        return csr_array((self.values, (self.rows, self.columns)), shape=self.shape)
+
     def __matmul__(self, dense: Float[Array, "columns width"]) -> Array:
         """Return the product with a dense matrix, (rows, width).
 

@@ -148,6 +148,7 @@ def test_sparse_matrix_is_the_dense_one():
 
     for function in (lambda x: x @ weight, lambda x: jax.grad(loss)(weight, x)):
         np.testing.assert_allclose(function(sparse), function(dense), rtol=1e-4)
+    assert (sparse.to_scipy().toarray() == matrix.toarray().astype(np.float32)).all()
     with pytest.raises(ValueError, match=r"shape \(40, 30\).*\(29, 8\)"):
         sparse @ weight[:29]
 

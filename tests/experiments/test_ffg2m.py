@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from experiments.ffg2m import experiment
 from experiments.ffg2m.claims import CLAIMS, on_every_seed
@@ -15,7 +16,8 @@ from jaxkd.data.graphs import GraphDataset
 from jaxkd.evaluation.claims import Status
 from jaxkd.evaluation.records import Record, select
 from jaxkd.experiment import Run
-from jaxkd.graphs import Graph, undirected
+from jaxkd.graphs import Graph, SparseMatrix, undirected
+from jaxkd.types import TrainState
 
 
 def test_the_presets_are_the_papers_protocol():
@@ -45,6 +47,24 @@ def toy(monkeypatch):
     dataset = GraphDataset("toy", graph, label, 3, *parts)
     monkeypatch.setattr(experiment.data, "load_graph", lambda name: dataset)
     monkeypatch.setitem(SETTINGS, "cora-gcn", Setting(2, 16, 0.2, 0.2, 1.5, 0.3))
+
+
+def test_students_are_scored_on_the_validation_nodes_alone(toy):
+    whole = experiment.data.load_graph("cora")
+    entries = csr_array(whole.graph.features)
+    sparse = replace(
+        whole, graph=replace(whole.graph, features=SparseMatrix.from_scipy(entries))
+    )
+    network = experiment.build("node_mlp", SETTINGS["cora-gcn"], 3, 3)
+    score = experiment.validation_accuracy(network)
+    state = TrainState(0, None, network.init(jax.random.key(0)), None, {}, None)
+    batch = jax.tree.map(jnp.asarray, whole.batch())
+    expected = score(state, batch)
+    assert 0 < expected < 1
+    for dataset in (whole, sparse):
+        alone = jax.tree.map(jnp.asarray, experiment.validation_nodes(dataset))
+        assert alone["graph"].features.shape == (31, 3)
+        assert score(state, batch | {"validation_nodes": alone}) == expected
 
 
 @pytest.mark.slow
@@ -90,6 +110,7 @@ def test_the_full_scale_programs_have_shapes():
         assert kernel.shape == (8415, 2048)
         assert metrics["loss"].shape == ()
         assert all(len(x) % 8 == 0 for x in jax.tree.leaves(batch))
+        assert ("validation_nodes" in batch) == ("teacher_logits" in batch)
 
 
 def test_every_graph_and_teacher_has_claims():

@@ -142,6 +142,25 @@ def test_every_step_draws_anew_and_the_seed_repeats(stepped):
     assert other["boundary"] != first["boundary"]
 
 
+def test_a_guided_signal_is_made_of_each_example_s_own_two():
+    network = normal_denoiser(classes=2)
+    given, none = jnp.array([0, 1, 1]), jnp.full(3, 2)
+    noisy, time = jax.random.normal(KEY, (3, DIM)), jnp.array([0.1, 0.5, 0.9])
+
+    def signal(condition, **arguments):
+        denoise = programs.denoiser(
+            network, network.init(KEY), condition=condition, **arguments
+        )
+        return denoise(noisy, time)
+
+    with_condition, without = signal(given), signal(none)
+    np.testing.assert_allclose(
+        signal(given, guidance=3.0, no_condition=2),
+        without + 3 * (with_condition - without),
+        rtol=1e-5,
+    )
+
+
 def test_guidance_moves_the_target_away_from_no_condition():
     def run(**arguments):
         program = programs.boot(
