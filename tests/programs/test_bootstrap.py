@@ -13,6 +13,7 @@ from jaxkd import Network, data, methods, programs, training
 from jaxkd.evaluation.generation import ddim_sample
 from jaxkd.losses.diffusion import vp_schedule
 from jaxkd.programs.distill import network_inputs
+from jaxkd.training.sharding import on_mesh
 
 KEY = jax.random.key(0)
 MEAN, WIDTH, DIM = 0.5, 0.3, 2
@@ -159,6 +160,16 @@ def test_a_guided_signal_is_made_of_each_example_s_own_two():
         without + 3 * (with_condition - without),
         rtol=1e-5,
     )
+
+
+def test_what_is_drawn_is_pinned_to_its_part_of_the_batch():
+    """XLA split large networks by their weights instead, and sent the activations."""
+    program, mesh = boot(), training.make_mesh("fsdp")
+    step = jax.jit(on_mesh(program.step, mesh))
+    text = step.lower(program.init(KEY, batch(8)), batch(8)).as_text()
+    pinned = [line for line in text.splitlines() if "sharding_constraint" in line]
+    for shape, arrays in (("8x2xf32", 2), ("<8xf32>", 1)):
+        assert sum(shape in line and "fsdp" in line for line in pinned) == arrays
 
 
 def test_guidance_moves_the_target_away_from_no_condition():
