@@ -82,6 +82,11 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, logical_spec(x.shape, axes, mesh.shape))
 
 
+def constrain_batch(x: Array) -> Array:
+    """Pin an array of examples: each where its part of the batch lies, and whole."""
+    return constrain(x, "batch", *[None] * (x.ndim - 1))
+
+
 def logical_spec(
     shape: Sequence[int], axes: Sequence[str | None], mesh: Mapping[str, int]
 ) -> PartitionSpec:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float
+from jaxkd.models.axes import constrain_batch
 
 INPUTS = ("image", "time", "condition")
 
@@ -74,7 +75,8 @@ class Conditioning(nnx.Module):
         x = self.fc2(jax.nn.silu(self.fc1(waves)))
         if self.classes_embedding is not None and condition is not None:
             x = x + self.classes_embedding(condition).astype(dtype)
-        return x
+        # The class's part comes from where the table's features lie.
+        return constrain_batch(x)
 
 
 def unpack(

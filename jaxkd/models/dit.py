@@ -14,6 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.axes import constrain_batch
 from jaxkd.models.conditioning import Conditioning, unpack
 from jaxkd.models.recorded import recorded
 from jaxkd.models.tokens import MLP, PatchEmbed, named_size
@@ -136,7 +137,7 @@ class DiT(nnx.Module):
         x = x + grid_positions(side, self.width).astype(x.dtype)
         features = {"embed": x}
         for i, block in enumerate(self.blocks):
-            x = features[f"block{i}"] = block(x, embedding)
+            x = features[f"block{i}"] = block(constrain_batch(x), embedding)
         shift, scale = jnp.split(self.modulation(jax.nn.silu(embedding)), 2, -1)
         x = features["final"] = _modulated(self.norm(x), shift[:, None], scale[:, None])
         pixels = rearrange(

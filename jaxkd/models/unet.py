@@ -14,6 +14,7 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.axes import constrain_batch
 from jaxkd.models.conditioning import Conditioning, unpack
 from jaxkd.models.recorded import recorded
 from jaxkd.models.vit import Attention
@@ -213,7 +214,8 @@ class UNet(nnx.Module):
 
     def _run(self, layer: nnx.Module, x: Array, embedding: Array) -> Array:
         call: Callable = lambda m, x, e: m(x, e)  # noqa: E731
-        return (nnx.remat(call) if self.remat else call)(layer, x, embedding)
+        layer_call = nnx.remat(call) if self.remat else call
+        return layer_call(layer, constrain_batch(x), embedding)
 
     def __call__(self, inputs: dict[str, Array]) -> Outputs:
         """Return one value for each of the image's as logits, and every resolution."""

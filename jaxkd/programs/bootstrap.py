@@ -30,7 +30,7 @@ from jaxkd.losses.diffusion import (
     vp_schedule,
 )
 from jaxkd.methods.base import batch_weights
-from jaxkd.models.axes import constrain
+from jaxkd.models.axes import constrain_batch
 from jaxkd.types import Batch, Metrics, Network, Program, TrainState, Variables
 
 
@@ -184,7 +184,8 @@ def boot(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, _index(batch))
-        noise, time, start = map(_split, jax.vmap(draw)(keys))
+        # What is drawn lies nowhere yet.
+        noise, time, start = map(constrain_batch, jax.vmap(draw)(keys))
         condition = batch.get("condition")
         taught = denoiser(
             teacher,
@@ -236,11 +237,6 @@ def boot(
         return state, metrics
 
     return Program(init, step)
-
-
-def _split(x: Array) -> Array:
-    """Pin examples to their part of the batch: what is drawn lies nowhere yet."""
-    return constrain(x, "batch", *[None] * (x.ndim - 1))
 
 
 def _index(batch: Batch) -> Int[Array, "batch"]:

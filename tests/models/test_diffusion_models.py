@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from scipy.special import erf, softmax
 
-from jaxkd import models
+from jaxkd import models, training
 from jaxkd.evaluation.cost import parameter_count
 from jaxkd.models.conditioning import sinusoidal
 from jaxkd.models.dit import Block, grid_positions
 from jaxkd.models.unet import ResBlock, SpatialAttention, resample
+from jaxkd.training.costs import program_costs
+from jaxkd.training.sharding import on_mesh
 
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 NETS = {
@@ -71,6 +74,26 @@ def case(request):
     )
     forward = compiled(lambda v, x: network.apply(v, x, taps=network.taps)[0])
     return network, variables, moved, forward, taps
+
+
+def test_on_a_mesh_only_weights_are_sent(case):
+    """XLA split activations by the features of the class table instead."""
+    network, variables, *_ = case
+    mesh = training.make_mesh("fsdp")
+    batch = {name: jnp.repeat(x, 64, axis=0) for name, x in inputs().items()}
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    placed = jax.device_put(
+        variables, training.state_sharding(variables, mesh, min_size=32)
+    )
+    forward = jax.jit(
+        on_mesh(lambda v, x: network.apply(v, x)[0].logits, mesh),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    program = forward.lower(placed, jax.device_put(batch, split)).compile()
+    sent = program_costs(program.as_text()).collectives
+    weights = sum(x.nbytes for x in jax.tree.leaves(variables))
+    assert sent.keys() == {"all-gather"}
+    assert sent["all-gather"] < weights * 3 / 4
 
 
 @pytest.mark.slow
