@@ -324,7 +324,7 @@ def _execute(
     results: Path,
     code: tuple[str | None, bool],
 ) -> None:
-    from jaxkd.evaluation.results import write_results
+    from jaxkd.evaluation.results import write_atomically, write_results
     from jaxkd.training.progress import ProgressBar
 
     console.print(
@@ -332,9 +332,16 @@ def _execute(
         f"jaxkd resume {folder}",
         soft_wrap=True,
     )
+    clock = folder / "seconds.txt"
+    seconds = float(clock.read_text()) if clock.is_file() else 0.0
     started = time.perf_counter()
-    with ProgressBar(console) as progress:
-        records = experiment.run(config, range(seeds), Run(folder, progress))
+    try:
+        with ProgressBar(console) as progress:
+            records = experiment.run(config, range(seeds), Run(folder, progress))
+    finally:
+        seconds += time.perf_counter() - started
+        if jax.process_index() == 0:
+            write_atomically(clock, f"{seconds:.3f}")
     if jax.process_index():
         return
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -344,7 +351,7 @@ def _execute(
         preset=preset,
         config=config,
         records=records,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         code=code,
     )
     report(experiment.slug, preset, results)

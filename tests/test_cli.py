@@ -63,14 +63,17 @@ def test_markdown_goes_to_standard_output_and_nothing_is_written(
 
 @pytest.mark.slow
 def test_resume_repeats_only_what_is_missing(finished):
-    before = read_results(finished / "results.json").records
+    first = read_results(finished / "results.json")
+    before = first.records
     part = finished / "run" / "mlp" / "kd" / "seed1"
     kept = finished / "run" / "mlp" / "kd" / "seed0" / "records.json"
     (part / "records.json").unlink()
     times = kept.stat().st_mtime_ns
     assert main(["resume", f"{finished}/run"]) == 0
     assert kept.stat().st_mtime_ns == times
-    after = read_results(finished / "results.json").records
+    second = read_results(finished / "results.json")
+    after = second.records
+    assert second.seconds > first.seconds
 
     def numbers(records):
         return [(r.setting, r.method, r.seed, r.metric, r.value) for r in records]

@@ -37,7 +37,7 @@ class Results:
         commit: of the library's git repository; None outside one.
         dirty: whether files other than results differed from the commit.
         date: when it ended, UTC, ISO 8601.
-        seconds: wall time of the run.
+        seconds: wall time of the run, and before it was resumed, if it was not killed.
     """
 
     experiment: str
@@ -70,7 +70,7 @@ def write_results(
         preset: the configuration it started from.
         config: the configuration, a dataclass.
         records: the measurements; curves are kept to 5 significant digits.
-        seconds: wall time of the run.
+        seconds: wall time of the run, with what went before it was resumed.
         code: the commit the run began with and whether the tree had changes, from
             `code_state`.
 
