@@ -70,7 +70,7 @@ class Config:
     guidance: float = 1.0
     sampler_steps: tuple[int, ...] = (1, 2, 4, 50)
     samples: int = 0
-    student_seeds: int = 2
+    student_seeds: int = 3
     classifier_epochs: int = 40
     mesh: str = "one"
 
