@@ -5,8 +5,8 @@ graph network is trained on 20 labels a class, and perceptrons of its depth and 
 learn from it, by the paper's two terms along edges, by one of them, node by node
 (GLNN), or from the labels alone. Training stops when the validation accuracy has not
 risen for 50 epochs, and the best weights are tested. ``small`` has Cora and Citeseer
-with a GCN; ``paper`` and ``large`` have the paper's settings at its hyper-parameters,
-the smallest, with every student, and the others.
+with a GCN; ``paper``, ``medium`` and ``large`` have the paper's settings at its
+hyper-parameters: the smallest, with every student, and the others by their size.
 """
 
 import functools
