@@ -11,6 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# Tiny programs run few times: LLVM's optimisation would only cost time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jaxtyping.install_import_hook("jaxkd", "beartype.beartype")
 
 import hypothesis  # noqa: E402

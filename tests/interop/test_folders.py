@@ -1,7 +1,6 @@
 """Folders of trained networks: exact round trips, and an answer for every damage."""
 
 import json
-from functools import partial
 
 import jax
 import jax.export
@@ -14,9 +13,6 @@ from jaxkd import models, training
 from jaxkd.interop import folders, shards
 from jaxkd.models.rope import RopeScaling
 from jaxkd.types import Network
-
-# Tiny programs run once: without LLVM's optimisation they compile five times faster.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 MODELS = {
     "cnn": ({"channels_in": 1, "channels": [3, 4], "classes": 5}, (8, 8, 1)),
@@ -36,7 +32,7 @@ LLAMA = {
 def trained(name):
     arguments, shape = MODELS[name]
     network = models.create(name, **arguments)
-    variables = compiled(network.init)(jax.random.key(0))
+    variables = jax.jit(network.init)(jax.random.key(0))
     # Not what init gives, so that a load that only builds the model shows.
     return network, jax.tree.map(lambda x: x * 1.5 + 0.25, variables), shape
 
@@ -50,7 +46,7 @@ def saved(folder, name):
 @pytest.fixture(scope="module")
 def decoder():
     network = models.llama(**LLAMA)
-    return network, compiled(network.init)(jax.random.key(0))
+    return network, jax.jit(network.init)(jax.random.key(0))
 
 
 @pytest.fixture
@@ -76,7 +72,7 @@ def assert_identical(a, b):
 def test_arguments_that_are_records_come_back(tmp_path):
     _, arguments = models.llama(**LLAMA, rope_scaling=RopeScaling(4.0)).spec
     network = models.swiftkv_llama(arguments, kv_layers=1, group=2)
-    variables = compiled(network.init)(jax.random.key(0))
+    variables = jax.jit(network.init)(jax.random.key(0))
     folders.save_pretrained(tmp_path / "swift", network, variables)
     again, loaded = folders.load_pretrained(tmp_path / "swift")
     assert_identical(loaded, variables)
@@ -98,8 +94,8 @@ def test_round_trip_is_bit_for_bit(tmp_path, name, dtype):
     assert again.taps == network.taps
     x = jax.random.normal(jax.random.key(1), (2, *shape))
     np.testing.assert_array_equal(
-        compiled(again.apply)(loaded, x)[0].logits,
-        compiled(network.apply)(variables, x)[0].logits,
+        jax.jit(again.apply)(loaded, x)[0].logits,
+        jax.jit(network.apply)(variables, x)[0].logits,
     )
     config = json.loads((tmp_path / folders.CONFIG).read_text())
     assert (config["model"], config["input_shape"]) == (name, list(shape))
@@ -123,7 +119,7 @@ def test_several_files_are_the_same_arrays_on_every_mesh(tmp_path, decoder, dtyp
 @pytest.mark.slow
 def test_large_arrays_are_read_in_the_parts_that_a_device_holds(tmp_path, monkeypatch):
     network = models.llama(**{**LLAMA, "width": 64, "hidden": 128})
-    variables = compiled(network.init)(jax.random.key(0))
+    variables = jax.jit(network.init)(jax.random.key(0))
     folders.save_pretrained(tmp_path, network, variables)
     taken = []
     whole = shards.Shards.read
@@ -314,7 +310,7 @@ def test_exported_program_equals_the_network_at_any_batch_size(tmp_path, name):
         x = jax.random.normal(jax.random.key(examples), (examples, *shape))
         found = program.call(x)
         assert found.dtype == jnp.float32
-        expected = compiled(network.apply)(variables, x)[0].logits
+        expected = jax.jit(network.apply)(variables, x)[0].logits
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -176,8 +176,11 @@ def test_extreme_scores_and_bfloat16(small_blocks):
             assert x.dtype == dtype
             assert np.isfinite(np.asarray(x, np.float32)).all()
             scale = np.abs(np.asarray(y, np.float32)).max()
+            # A saturated softmax's gradients are differences of equal terms: 0, but
+            # for the terms' rounding.
+            rounding = np.finfo(np.float32).eps * np.abs(q).max()
             np.testing.assert_allclose(
-                x.astype(np.float32), y.astype(np.float32), atol=atol * scale
+                x.astype(np.float32), y.astype(np.float32), atol=atol * scale + rounding
             )
 
 

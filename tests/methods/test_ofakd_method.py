@@ -1,7 +1,5 @@
 """OFA-KD's exit branches and total loss: the authors' numbers, and what is refused."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,7 +161,7 @@ def test_the_branches_are_trained_along_and_left_out_of_the_student():
         "label": jnp.arange(6) % 3,
     }
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(key):
         state = program.init(key, batch)
         return state, *program.step(state, batch)

@@ -27,10 +27,6 @@ IDS = jax.random.randint(jax.random.key(1), (2, 7), 0, 17)
 MASK = jnp.ones((2, 7), int).at[1, 4:].set(0)
 
 
-# Tiny programs run once: without LLVM's optimisation they compile faster.
-compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 TAPS = ("embed", "final", "mean_pooled", "pooled")
 
 
@@ -45,7 +41,7 @@ def variables():
 @functools.cache
 def compiled_forward(**changes):
     network = bert(**SMALL, **changes)
-    return compiled(lambda v, x: network.apply(v, x, taps=TAPS)[0])
+    return jax.jit(lambda v, x: network.apply(v, x, taps=TAPS)[0])
 
 
 def forward(variables, inputs, **changes):
@@ -59,9 +55,7 @@ def test_logits_and_hidden_states_are_those_of_transformers(name):
     blocks = [tap for tap in network.taps if re.fullmatch(r"block\d+", tap)]
     taps = ("embed", *blocks, "final")
     inputs = {key: expected[key] for key in ("input_ids", "attention_mask")}
-    outputs, _ = compiled(lambda v, x: network.apply(v, x, taps=taps))(
-        variables, inputs
-    )
+    outputs, _ = jax.jit(lambda v, x: network.apply(v, x, taps=taps))(variables, inputs)
     real = expected["attention_mask"] > 0
     kept = real if outputs.logits.ndim == 3 else ...
     np.testing.assert_allclose(
@@ -160,7 +154,7 @@ def test_every_weight_of_a_classifier_is_trained(variables):
 
     def gradient(network):
         loss = lambda v: network.apply(v, inputs)[0].logits.var()  # noqa: E731
-        return compiled(jax.grad(loss))(variables)["params"]
+        return jax.jit(jax.grad(loss))(variables)["params"]
 
     unrolled, rolled = gradient(network), gradient(scanned)
     jax.tree.map(
@@ -177,7 +171,7 @@ def test_every_weight_of_a_classifier_is_trained(variables):
 
 def test_bfloat16_stays_bfloat16(variables):
     network = bert(**SMALL).computing_in(jnp.bfloat16)
-    run = compiled(lambda v, x: network.apply(v, x, taps=("mean_pooled",))[0])
+    run = jax.jit(lambda v, x: network.apply(v, x, taps=("mean_pooled",))[0])
     found = run(variables, {"input_ids": IDS})
     assert found.logits.dtype == found.features["mean_pooled"].dtype == jnp.bfloat16
     exact = forward(variables, {"input_ids": IDS})

@@ -27,10 +27,6 @@ SMALL = {
 IMAGES = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
 TEXTS = jax.random.randint(jax.random.key(2), (2, 5), 0, 16).at[:, 4].set(16)
 BOTH = {"pixel_values": IMAGES, "input_ids": TEXTS}
-# Tiny programs run once: without LLVM's optimisation they compile faster.
-compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 @pytest.mark.parametrize("name", ["clip", "clip_legacy"])
@@ -40,7 +36,7 @@ def test_logits_and_embeddings_are_those_of_transformers(name):
     inputs = {"pixel_values": expected["pixel_values"].transpose(0, 2, 3, 1)}
     names = ("input_ids", "attention_mask")
     inputs |= {key: expected[key] for key in names if key in expected}
-    run = compiled(lambda v, x: network.apply(v, x, taps=network.taps)[0])
+    run = jax.jit(lambda v, x: network.apply(v, x, taps=network.taps)[0])
     outputs = run(variables, inputs)
     np.testing.assert_allclose(
         outputs.logits, expected["logits_per_image"], rtol=1e-4, atol=1e-5
@@ -61,13 +57,13 @@ def test_logits_and_embeddings_are_those_of_transformers(name):
 
 @pytest.fixture(scope="module")
 def variables():
-    return compiled(clip(**SMALL).init)(jax.random.key(0))
+    return jax.jit(clip(**SMALL).init)(jax.random.key(0))
 
 
 @functools.cache
 def forward(taps=("image_embeds", "text_embeds"), **changes):
     network = clip(**{**SMALL, **changes})
-    return compiled(lambda v, x: network.apply(v, x, taps=taps)[0])
+    return jax.jit(lambda v, x: network.apply(v, x, taps=taps)[0])
 
 
 def test_logits_are_scaled_cosines(variables):
@@ -118,7 +114,7 @@ def test_both_towers_learn_however_they_are_compiled(variables):
     def gradient(**changes):
         apply = clip(**{**SMALL, **changes}).apply
         loss = lambda v: apply(v, BOTH)[0].logits.var()  # noqa: E731
-        return compiled(jax.grad(loss))(variables)
+        return jax.jit(jax.grad(loss))(variables)
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
@@ -131,7 +127,7 @@ def test_both_towers_learn_however_they_are_compiled(variables):
 
 def test_bfloat16_is_close(variables):
     network = clip(**SMALL).computing_in(jnp.bfloat16)
-    found = compiled(lambda v: network.apply(v, BOTH)[0].logits)(variables)
+    found = jax.jit(lambda v: network.apply(v, BOTH)[0].logits)(variables)
     assert found.dtype == jnp.bfloat16
     exact = forward()(variables, BOTH).logits
     np.testing.assert_allclose(found.astype(float), exact, atol=0.3)

@@ -1,7 +1,6 @@
 """U-Net and DiT: shapes, taps, their start, conditions, and what they refuse."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from jaxkd.models.unet import ResBlock, SpatialAttention, resample
 from jaxkd.training.costs import program_costs
 from jaxkd.training.sharding import on_mesh
 
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 NETS = {
     "unet": (
         {
@@ -66,13 +64,13 @@ def case(request):
     """Return a network, its variables as they start and moved, and its forward."""
     arguments, taps = NETS[request.param]
     network = models.create(request.param, **json.loads(json.dumps(arguments)))
-    variables = compiled(network.init)(jax.random.key(0))
+    variables = jax.jit(network.init)(jax.random.key(0))
     leaves, structure = jax.tree.flatten(variables)
     rng = np.random.default_rng(1)
     moved = structure.unflatten(
         [x + 0.1 * rng.normal(size=x.shape).astype("f4") for x in leaves]
     )
-    forward = compiled(lambda v, x: network.apply(v, x, taps=network.taps)[0])
+    forward = jax.jit(lambda v, x: network.apply(v, x, taps=network.taps)[0])
     return network, variables, moved, forward, taps
 
 
@@ -87,7 +85,6 @@ def test_on_a_mesh_only_weights_are_sent(case):
     )
     forward = jax.jit(
         on_mesh(lambda v, x: network.apply(v, x)[0].logits, mesh),
-        compiler_options={"xla_backend_optimization_level": 0},
     )
     program = forward.lower(placed, jax.device_put(batch, split)).compile()
     sent = program_costs(program.as_text()).collectives
@@ -124,9 +121,7 @@ def test_each_example_reads_its_own_inputs_alone(case, name, value):
 @pytest.mark.slow
 def test_bf16_keeps_the_time_s_digits(case):
     network, _, moved, forward, _ = case
-    low = compiled(
-        lambda v, x: network.computing_in(jnp.bfloat16).apply(v, x)[0].logits
-    )
+    low = jax.jit(lambda v, x: network.computing_in(jnp.bfloat16).apply(v, x)[0].logits)
     found = low(moved, inputs())
     assert found.dtype == jnp.bfloat16
     exact = forward(moved, inputs()).logits
@@ -155,7 +150,7 @@ def test_dropout_and_remat_change_nothing_in_evaluation():
         )
         return jnp.mean(found.logits**2)
 
-    @compiled
+    @jax.jit
     def values(params):
         gradients = [
             jax.value_and_grad(lambda p, n=network: loss(n, p))(params)
@@ -239,7 +234,7 @@ def test_a_residual_block_against_numpy(how):
     y = group_norm(y, 2, p["norm2/scale"], p["norm2/bias"]) * (1 + scale) + shift
     y = convolution(silu(y), p["conv2/kernel"], p["conv2/bias"])
     expected = y + resized(x) @ p["shortcut/kernel"][0, 0] + p["shortcut/bias"]
-    found = compiled(block)(jnp.float32(x), jnp.float32(embedding))
+    found = jax.jit(block)(jnp.float32(x), jnp.float32(embedding))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -248,7 +243,7 @@ def test_attention_over_a_map_against_numpy():
     x = np.random.default_rng(1).normal(size=(2, 3, 3, 4))
     tokens = group_norm(x, 2, p["norm/scale"], p["norm/bias"]).reshape(2, 9, 4)
     expected = x + attention(tokens, under(p, "attention"), 2).reshape(x.shape)
-    found = compiled(layer)(jnp.float32(x), jnp.zeros((2, 5)))
+    found = jax.jit(layer)(jnp.float32(x), jnp.zeros((2, 5)))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -269,7 +264,7 @@ def test_a_transformer_block_against_numpy():
     hidden = (norm(y) * (1 + scale2) + shift2) @ p["mlp/fc1/kernel"] + p["mlp/fc1/bias"]
     hidden = hidden * 0.5 * (1 + erf(hidden / np.sqrt(2)))
     expected = y + gate2 * (hidden @ p["mlp/fc2/kernel"] + p["mlp/fc2/bias"])
-    found = compiled(block)(jnp.float32(x), jnp.float32(embedding))
+    found = jax.jit(block)(jnp.float32(x), jnp.float32(embedding))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -150,9 +150,7 @@ def test_initial_weights_have_the_scale_of_dgl_and_torch():
 
     def first_layer(name):
         init = models.create(name, **wide).init
-        # Not optimised: it is compiled quicker and runs once.
-        options = {"xla_backend_optimization_level": 0}
-        made = jax.jit(init, compiler_options=options)(jax.random.key(0))
+        made = jax.jit(init)(jax.random.key(0))
         return made["params"]["layers"]["0"]
 
     expected = {

@@ -17,16 +17,10 @@ SMALL = {"vocabulary": 17, "positions": 12, "width": 16, "layers": 2, "heads": 4
 IDS = jax.random.randint(jax.random.key(1), (2, 7), 0, 17)
 
 
-# Tiny programs run once: without LLVM's optimisation they compile faster.
-compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
-
 @functools.cache
 def forward():
     network = gpt2(**SMALL)
-    return compiled(lambda v, x: network.apply(v, x)[0].logits)
+    return jax.jit(lambda v, x: network.apply(v, x)[0].logits)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +30,14 @@ def golden():
 
 @pytest.fixture(scope="module")
 def variables():
-    return compiled(gpt2(**SMALL).init)(jax.random.key(0))
+    return jax.jit(gpt2(**SMALL).init)(jax.random.key(0))
 
 
 def test_logits_and_hidden_states_are_those_of_transformers(golden):
     (network, variables), expected = golden
     taps = ("embed", "block0", "block1", "final", "head")
     inputs = {key: expected[key] for key in ("input_ids", "attention_mask")}
-    outputs, _ = compiled(lambda v, x: network.apply(v, x, taps=taps))(
-        variables, inputs
-    )
+    outputs, _ = jax.jit(lambda v, x: network.apply(v, x, taps=taps))(variables, inputs)
     real = expected["attention_mask"] > 0
     np.testing.assert_allclose(
         outputs.logits[real], expected["logits"][real], rtol=1e-4, atol=1e-5
@@ -79,7 +71,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled(variables):
     def gradient(**changes):
         apply = gpt2(**SMALL, **changes).apply
         loss = lambda v: apply(v, {"input_ids": IDS})[0].logits.var()  # noqa: E731
-        return compiled(jax.grad(loss))(variables)
+        return jax.jit(jax.grad(loss))(variables)
 
     plain, other = gradient(scan=False), gradient(remat=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
@@ -113,7 +105,7 @@ def test_bfloat16_stays_bfloat16_and_a_head_of_its_own_is_used(variables):
     network = gpt2(**SMALL, tied=False)
     params = {**variables["params"], "head": {"kernel": jnp.ones((16, 17))}}
     low = network.computing_in(jnp.bfloat16)
-    run = compiled(lambda v: low.apply(v, {"input_ids": IDS}, taps=("block1.attn",))[0])
+    run = jax.jit(lambda v: low.apply(v, {"input_ids": IDS}, taps=("block1.attn",))[0])
     outputs = run({**variables, "params": params})
     assert outputs.logits.dtype == jnp.bfloat16
     assert outputs.features["block1.attn"].shape == (2, 7, 16)

@@ -1,7 +1,5 @@
 """The image models: published sizes, taps, gradients, precision, and refusals."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,8 +97,6 @@ SMALL = {
 }
 TOKENS = ("swin", "vit", "mlp_mixer", "resmlp")
 CONVOLUTIONAL = [n for n in SMALL if n not in TOKENS]
-# Compiled for one step: LLVM's optimisation would only cost time.
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def side(name):
@@ -179,7 +175,7 @@ def trained():
         network, size = SMALL[name], side(name)
         image = jax.random.normal(jax.random.key(1), (4, size, size, 3))
 
-        @quick
+        @jax.jit
         def run(key):
             variables = network.init(key)
 

@@ -15,10 +15,6 @@ from jaxkd.models.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {"vocabulary": 17, "width": 16, "layers": 2, "head_dim": 8, "state_size": 4}
-# Tiny programs run once: without LLVM's optimisation they compile faster.
-compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 IDS = jax.random.randint(jax.random.key(1), (2, 7), 0, 17)
 
 
@@ -35,9 +31,7 @@ def test_logits_and_hidden_states_are_those_of_transformers(name):
     taps = ("block0", "block1", "final")
     names = ("input_ids", "attention_mask")
     inputs = {key: expected[key] for key in names if key in expected}
-    outputs, _ = compiled(lambda v, x: network.apply(v, x, taps=taps))(
-        variables, inputs
-    )
+    outputs, _ = jax.jit(lambda v, x: network.apply(v, x, taps=taps))(variables, inputs)
     np.testing.assert_allclose(outputs.logits, expected["logits"], rtol=1e-4, atol=1e-5)
     for i, tap in enumerate(taps):
         np.testing.assert_allclose(
@@ -62,7 +56,7 @@ def test_greedy_generations_are_those_of_transformers(name):
 
 @pytest.fixture(scope="module")
 def variables():
-    start = compiled(mamba2(**SMALL).init)(jax.random.key(0))
+    start = jax.jit(mamba2(**SMALL).init)(jax.random.key(0))
     # Logits of a fresh model are almost equal.
     return jax.tree.map(lambda x: 6 * x if x.ndim > 2 else x, start)
 
@@ -70,7 +64,7 @@ def variables():
 @functools.cache
 def forward(**changes):
     network = mamba2(**{**SMALL, **changes})
-    return compiled(lambda v, x: network.apply(v, x, taps=("cache",))[0])
+    return jax.jit(lambda v, x: network.apply(v, x, taps=("cache",))[0])
 
 
 @pytest.mark.slow
@@ -135,7 +129,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled(variables):
     def gradient(**changes):
         apply = mamba2(**{**SMALL, **changes}).apply
         loss = lambda v: apply(v, {"input_ids": IDS})[0].logits.var()  # noqa: E731
-        return compiled(jax.grad(loss))(variables)
+        return jax.jit(jax.grad(loss))(variables)
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
@@ -149,9 +143,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled(variables):
 def test_the_head_and_the_last_features_make_the_logits(variables):
     network, taps = mamba2(**SMALL), ("final", "head", "embed", "block1.mixer")
     inputs = {"input_ids": IDS, "logits_to_keep": jnp.asarray([6])}
-    outputs, _ = compiled(lambda v, x: network.apply(v, x, taps=taps))(
-        variables, inputs
-    )
+    outputs, _ = jax.jit(lambda v, x: network.apply(v, x, taps=taps))(variables, inputs)
     found = outputs.features
     np.testing.assert_allclose(
         found["final"] @ found["head"], outputs.logits, atol=1e-6
@@ -165,7 +157,7 @@ def test_bfloat16_keeps_the_states_and_the_residual_stream_in_float32(variables)
     network = mamba2(**SMALL).astype(jnp.bfloat16)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
     taps = ("cache", "block1")
-    run = compiled(lambda v, x: network.apply(v, x, taps=taps)[0])
+    run = jax.jit(lambda v, x: network.apply(v, x, taps=taps)[0])
     first = run(low, {"input_ids": IDS[:, :6]})
     inputs = {"input_ids": IDS[:, 6:], "cache": first.features["cache"]}
     outputs = run(low, inputs)

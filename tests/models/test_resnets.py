@@ -4,7 +4,6 @@ PyTorch's rules: a convolution pads kernel // 2 zeros on every side, a max-pool 
 with minus infinity, and BatchNorm in evaluation divides by sqrt(var + 1e-5).
 """
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,8 +19,6 @@ from jaxkd.models.vgg import VGG
 from jaxkd.types import Network
 
 RNG = np.random.default_rng(0)
-# Compiled for one pass: LLVM's optimisation would only cost time.
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def windows(x, size, stride, fill):
@@ -49,7 +46,7 @@ def run(network, side):
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     variables = jax.tree_util.tree_map_with_path(random_array, shapes)
     image = RNG.normal(size=(2, side, side, 3)).astype("f4")
-    forward = quick(network.apply, static_argnames="taps")
+    forward = jax.jit(network.apply, static_argnames="taps")
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
     outputs, _ = forward(variables, jnp.asarray(image), taps=network.taps)
     return outputs, exact["params"], exact["stats"], image.astype(np.float64)
@@ -165,7 +162,7 @@ def test_wide_resnet_drops_between_the_convolutions():
     image = jnp.asarray(RNG.normal(size=(2, 8, 8, 3)), jnp.float32)
     taps = ("stage0", "stage1")
     for train in (True, False):
-        outputs, _ = quick(network.apply, static_argnames=("taps", "train"))(
+        outputs, _ = jax.jit(network.apply, static_argnames=("taps", "train"))(
             variables, image, taps=taps, train=train, key=jax.random.key(1)
         )
         assert np.array_equal(*outputs.features.values()) == train

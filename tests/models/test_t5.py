@@ -33,10 +33,6 @@ INPUTS = {
     "attention_mask": MASK,
     "decoder_input_ids": TARGET,
 }
-# Tiny programs run once: without LLVM's optimisation they compile faster.
-compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 @functools.cache
@@ -65,7 +61,7 @@ def test_logits_and_hidden_states_are_those_of_transformers(name):
     hidden = by_tap(name, network, expected)
     names = "input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"
     inputs = {key: expected[key] for key in names if key in expected}
-    run = compiled(lambda v, x: network.apply(v, x, taps=tuple(hidden))[0])
+    run = jax.jit(lambda v, x: network.apply(v, x, taps=tuple(hidden))[0])
     outputs = run(variables, inputs)
     # A token of padding before the text sees nothing: what it makes is nobody's.
     real = inputs.get("decoder_attention_mask", np.ones((2, 7))) > 0
@@ -98,7 +94,7 @@ def test_greedy_generations_are_those_of_transformers(name):
 
 @pytest.fixture(scope="module")
 def variables():
-    start = compiled(t5(**SMALL).init)(jax.random.key(0))
+    start = jax.jit(t5(**SMALL).init)(jax.random.key(0))
     # How near tokens are counts little in a fresh model.
     for stack in ("encoder", "decoder"):
         relative = start["params"][stack]["relative"]
@@ -109,7 +105,7 @@ def variables():
 @functools.cache
 def forward(taps=("cache",), **changes):
     network = t5(**{**SMALL, **changes})
-    return compiled(lambda v, x: network.apply(v, x, taps=taps)[0])
+    return jax.jit(lambda v, x: network.apply(v, x, taps=taps)[0])
 
 
 @pytest.mark.slow
@@ -161,12 +157,12 @@ def test_a_token_sees_none_after_it_in_the_output_and_all_of_the_source(variable
 @pytest.mark.slow
 def test_the_blocks_are_the_same_however_they_are_compiled():
     sizes = {**SMALL, "feed_forward": "gated-gelu", "tied": False, "layers": 1}
-    start = compiled(t5(**sizes).init)(jax.random.key(0))
+    start = jax.jit(t5(**sizes).init)(jax.random.key(0))
 
     def gradient(**changes):
         apply = t5(**{**sizes, **changes}).apply
         loss = lambda v: apply(v, INPUTS)[0].logits.var()  # noqa: E731
-        return compiled(jax.grad(loss))(start)
+        return jax.jit(jax.grad(loss))(start)
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
@@ -195,7 +191,7 @@ def test_features_of_both_stacks_have_their_shapes(variables):
 
 def test_bfloat16_is_close(variables):
     network = t5(**SMALL).computing_in(jnp.bfloat16)
-    run = compiled(lambda v: network.apply(v, INPUTS)[0].logits)
+    run = jax.jit(lambda v: network.apply(v, INPUTS)[0].logits)
     found = run(variables)
     assert found.dtype == jnp.bfloat16
     exact = forward(())(variables, INPUTS).logits

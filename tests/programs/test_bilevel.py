@@ -25,12 +25,6 @@ def batch(source):
     return jax.device_put({**source.take(np.arange(8)), "validation": held_out})
 
 
-def quick_jit(function):
-    """Return the function jitted without LLVM's optimisation: it runs few times."""
-    options: dict = {"xla_backend_optimization_level": 0}
-    return jax.jit(function, compiler_options=options)
-
-
 def program(outer_optimizer=None, student=STUDENT, look_ahead=0.1, **changes):
     return bilevel(
         student,
@@ -45,7 +39,7 @@ def program(outer_optimizer=None, student=STUDENT, look_ahead=0.1, **changes):
 
 
 def started(found, batch, dtype="float32"):
-    state = quick_jit(found.init)(jax.random.key(0), batch)
+    state = jax.jit(found.init)(jax.random.key(0), batch)
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
     )
@@ -86,7 +80,7 @@ def test_the_controllers_gradient_is_not_zero_and_finite_differences_agree(x64, 
     found = program(look_ahead=0.5)
     state = started(found, batch, "float64")
     omega = state.method["params"]
-    moved, metrics = quick_jit(found.step)(state, batch)
+    moved, metrics = jax.jit(found.step)(state, batch)
     # Gradient descent with rate 1 moves by the gradient.
     gradient = jax.tree.map(lambda a, b: a - b, omega, moved.method["params"])
     assert largest_change(omega, moved.method["params"]) > 1e-4
@@ -97,7 +91,7 @@ def test_the_controllers_gradient_is_not_zero_and_finite_differences_agree(x64, 
 
     teacher = STUDENT.apply(state.teacher, batch["image"])[0]
 
-    @quick_jit
+    @jax.jit
     def validation_loss(omega):
         def training_loss(params):
             variables = {"params": omega, "state": {}}
@@ -129,7 +123,7 @@ def test_the_controllers_gradient_is_not_zero_and_finite_differences_agree(x64, 
 def test_a_frozen_outer_level_is_distillation_and_blind_to_validation(batch):
     found = program(optax.set_to_zero())
     state = started(found, batch)
-    step = quick_jit(found.step)
+    step = jax.jit(found.step)
     moved, metrics = step(state, batch)
     other = {**batch, "validation": jax.tree.map(lambda x: x[::-1] * 0, batch)}
     del other["validation"]["index"], other["validation"]["validation"]
@@ -140,7 +134,7 @@ def test_a_frozen_outer_level_is_distillation_and_blind_to_validation(batch):
     plain = distill(STUDENT, STUDENT, INNER, optax.adam(1e-2))
     trained = {"student": state.student["params"], "method": state.method["params"]}
     alone = dataclasses.replace(state, opt_state=optax.adam(1e-2).init(trained))
-    expected, plain_metrics = quick_jit(plain.step)(
+    expected, plain_metrics = jax.jit(plain.step)(
         alone, {k: v for k, v in batch.items() if k != "validation"}
     )
     np.testing.assert_allclose(metrics["loss"], plain_metrics["loss"], rtol=1e-6)
@@ -152,7 +146,7 @@ def test_a_frozen_outer_level_is_distillation_and_blind_to_validation(batch):
 def test_batchnorm_is_frozen_in_the_look_ahead_and_masks_count(batch):
     student = models.cnn(channels=(2,), classes=CLASSES)
     found = program(student=student)
-    step = quick_jit(found.step)
+    step = jax.jit(found.step)
     masks = {"mask": jnp.ones(8).at[-1].set(0)}
     batch = {**batch, **masks, "validation": {**batch["validation"], **masks}}
     spoiled = dict(batch)
@@ -169,7 +163,7 @@ def test_batchnorm_is_frozen_in_the_look_ahead_and_masks_count(batch):
     # The running averages follow the one real step, as in distillation.
     plain = distill(student, None, cross_entropy(), optax.adam(1e-2))
     kept = dataclasses.replace(started(plain, batch), student=state.student)
-    expected, _ = quick_jit(plain.step)(kept, batch)
+    expected, _ = jax.jit(plain.step)(kept, batch)
     assert largest_change(a.student["stats"], expected.student["stats"]) < 1e-6
     assert largest_change(a.student["stats"], state.student["stats"]) > 0
 

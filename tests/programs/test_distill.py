@@ -14,8 +14,6 @@ from jaxkd.data import digits
 
 KEY = jax.random.key(0)
 SGD = optax.sgd(0.1)
-# Tiny programs run once: without LLVM's optimisation they compile five times faster.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +24,8 @@ def batch():
 
 def run(program, batch, steps=1, key=KEY):
     """Return the first state, the last, and the metrics of every step."""
-    first = state = compiled(program.init)(key, batch)
-    step, found = compiled(program.step), []
+    first = state = jax.jit(program.init)(key, batch)
+    step, found = jax.jit(program.step), []
     for _ in range(steps):
         state, metrics = step(state, batch)
         found.append(metrics)
@@ -48,7 +46,7 @@ def assert_close(a, b, **tolerance):
 @pytest.mark.slow
 def test_kd_with_a_projector(batch):
     teacher = models.cnn(1, (8, 16))
-    variables = compiled(teacher.init)(jax.random.key(7))
+    variables = jax.jit(teacher.init)(jax.random.key(7))
     method = combine(
         (0.1, methods.cross_entropy()),
         (0.9, methods.kd()),
@@ -74,7 +72,7 @@ def test_kd_with_a_projector(batch):
         moved = jax.tree.map(lambda x, y: np.any(x != y), before, after)
         assert all(jax.tree.leaves(moved))
     assert jax.tree.leaves(first.method["params"])
-    again = compiled(program.init)(KEY, batch)
+    again = jax.jit(program.init)(KEY, batch)
     assert same(again.student, first.student)
 
 
@@ -129,7 +127,7 @@ def test_ensemble_of_teachers(batch):
 @pytest.mark.slow
 def test_bf16_teacher_beside_a_float32_student(batch):
     teacher = models.cnn(1, (4, 8))
-    teacher = teacher.with_variables(compiled(teacher.init)(jax.random.key(3)))
+    teacher = teacher.with_variables(jax.jit(teacher.init)(jax.random.key(3)))
     method = combine((1.0, methods.kd(1.0)), (1.0, methods.fitnets("stage1")))
     losses = []
     for network in (teacher, teacher.astype(jnp.bfloat16)):
@@ -194,7 +192,7 @@ def test_user_models_learn_and_teach_through_taps(kind, role, batch):
     assert same(last.teacher, first.teacher)
     if role == "student":
         # The key decides the dropout: same key same step, another key another step.
-        step = compiled(program.step)
+        step = jax.jit(program.step)
         assert same(step(first, batch)[0].student, step(first, batch)[0].student)
         other = first.replace(key=jax.random.key(9))
         assert not same(step(other, batch)[0].student, step(first, batch)[0].student)
@@ -210,7 +208,7 @@ def test_vmap_over_seeds_equals_separate_runs(batch):
     program = distill(models.mlp(64, (8,)), models.mlp(64, (12,)), method, SGD)
     keys = jax.random.split(KEY, 2)
 
-    @compiled
+    @jax.jit
     def together(keys):
         states = jax.vmap(program.init, in_axes=(0, None))(keys, batch)
         return jax.vmap(program.step, in_axes=(0, None))(states, batch)
@@ -230,8 +228,8 @@ def test_accumulated_gradients_equal_the_whole_batch(batch):
     every = optax.MultiSteps(SGD, 2).gradient_transformation()
     program = distill(student, None, method, every)
     halves = [jax.tree.map(lambda x, i=i: x[i : i + 16], batch) for i in (0, 16)]
-    first = compiled(program.init)(KEY, halves[0])
-    step = compiled(program.step)
+    first = jax.jit(program.init)(KEY, halves[0])
+    step = jax.jit(program.step)
     between, _ = step(first, halves[0])
     assert same(between.student, first.student)
     last, _ = step(between, halves[1])
@@ -349,7 +347,7 @@ def test_one_trains_trunk_branches_and_gate(batch):
 @pytest.mark.slow
 def test_simkd_reuses_the_teachers_classifier(batch):
     teacher = models.cnn(1, (4, 8))
-    variables = compiled(teacher.init)(jax.random.key(3))
+    variables = jax.jit(teacher.init)(jax.random.key(3))
     head = variables["params"]["head"]
     student = methods.simkd_student(
         models.cnn(1, (4, 6)), "stage1", 6, (4, 4, 8), (head["kernel"], head["bias"])
@@ -363,7 +361,7 @@ def test_simkd_reuses_the_teachers_classifier(batch):
     for part in ("student", "projector"):
         assert not same(last.student["params"][part], first.student["params"][part])
     for train in (False, True):
-        apply = compiled(partial(student.apply, taps=("projected",), train=train))
+        apply = jax.jit(partial(student.apply, taps=("projected",), train=train))
         outputs, _ = apply(last.student, batch["image"])
         pooled = np.asarray(outputs.features["projected"]).mean((1, 2))
         expected = pooled @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
@@ -373,7 +371,7 @@ def test_simkd_reuses_the_teachers_classifier(batch):
 @pytest.mark.slow
 def test_factor_transfer_in_two_stages(batch):
     teacher = models.cnn(1, (4, 8))
-    variables = compiled(teacher.init)(jax.random.key(3))
+    variables = jax.jit(teacher.init)(jax.random.key(3))
     paraphrased = methods.paraphrased(teacher.with_variables(variables), "stage1", 8)
     program = distill(paraphrased, None, methods.paraphraser_loss("stage1"), SGD)
     first, last, found = run(program, batch, 3)

@@ -1,7 +1,5 @@
 """One function for a space of networks: each is the zoo's own network."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,6 @@ from jaxkd import models
 from jaxkd.models.nasbench201 import OPERATIONS, format_cell
 from jaxkd.search import cell_supernet, code_similarity, depth_supernet
 
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 IMAGE = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 3)), jnp.float32)
 WIDTHS = (4, 4, 6, 8)
 
@@ -47,7 +44,7 @@ def space(request):
     params = jax.tree.map(
         lambda s: jnp.asarray(rng.normal(0, 0.5, s.shape), s.dtype), shapes
     )
-    apply = quick(supernet.apply, static_argnames=("taps", "train"))
+    apply = jax.jit(supernet.apply, static_argnames=("taps", "train"))
     return supernet, params, apply, build, architectures
 
 
@@ -59,7 +56,7 @@ def plain(network, params, train):
     stats = jax.tree_util.tree_map_with_path(
         lambda path, s: jnp.full(s.shape, float(path[-1].key == "var")), shapes["stats"]
     )
-    apply = quick(network.apply, static_argnames=("taps", "train"))
+    apply = jax.jit(network.apply, static_argnames=("taps", "train"))
     variables = {"params": params, "stats": stats}
     return apply(variables, IMAGE, taps=("stage3", "pooled"), train=train)[0]
 
@@ -113,7 +110,7 @@ def test_codes_are_of_every_relu_and_blocks_left_out_do_not_learn():
         lambda s: jnp.asarray(rng.normal(0, 0.5, s.shape), s.dtype), shapes
     )
 
-    @quick
+    @jax.jit
     def run(params, architecture):
         def total(params):
             out = supernet.apply(params, IMAGE, architecture, taps=("codes", "stage3"))
