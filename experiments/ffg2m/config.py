@@ -83,7 +83,7 @@ QUICK = ("cora-gcn", "cora-sage", "citeseer-gcn", "citeseer-sage")
 """Settings that are small enough for ten seeds and every student."""
 
 MEDIUM = ("cora-gat", "citeseer-gat", "coauthor_cs-sage", "coauthor_cs-gat")
-"""Those whose runs still take less than a minute: ten seeds."""
+"""Those whose runs take about a minute or less: ten seeds, without the terms alone."""
 
 _ROWS = ("mlp", "glnn", "ffg2m")
 """The students of the paper's table."""
