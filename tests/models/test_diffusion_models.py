@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from scipy.special import erf, softmax
 
 from jaxkd import models, training
@@ -79,14 +78,11 @@ def test_on_a_mesh_only_weights_are_sent(case):
     network, variables, *_ = case
     mesh = training.make_mesh("fsdp")
     batch = {name: jnp.repeat(x, 64, axis=0) for name, x in inputs().items()}
-    split = NamedSharding(mesh, PartitionSpec("fsdp"))
     placed = jax.device_put(
         variables, training.state_sharding(variables, mesh, min_size=32)
     )
-    forward = jax.jit(
-        on_mesh(lambda v, x: network.apply(v, x)[0].logits, mesh),
-    )
-    program = forward.lower(placed, jax.device_put(batch, split)).compile()
+    forward = jax.jit(on_mesh(lambda v, x: network.apply(v, x)[0].logits, mesh))
+    program = forward.lower(placed, training.shard_batch(batch, mesh)).compile()
     sent = program_costs(program.as_text()).collectives
     weights = sum(x.nbytes for x in jax.tree.leaves(variables))
     assert sent.keys() == {"all-gather"}
