@@ -11,6 +11,7 @@ copyright = "2026, the jaxkd authors"
 extensions = [
     "myst_nb",
     "papers",
+    "reference",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",

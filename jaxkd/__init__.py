@@ -1,23 +1,17 @@
 """Knowledge distillation in JAX: pure losses, composable methods, one compiled step."""
 
-from jaxkd import losses, methods, models
-from jaxkd.methods.base import combine, from_loss, from_module
-from jaxkd.programs.distill import distill
-from jaxkd.types import Method, Network, Outputs, Program, TrainState
+from jaxkd import losses as losses
+from jaxkd import methods as methods
+from jaxkd import models as models
+from jaxkd import networks as networks
+from jaxkd.methods.base import combine as combine
+from jaxkd.methods.base import from_loss as from_loss
+from jaxkd.methods.base import from_module as from_module
+from jaxkd.network import Network as Network
+from jaxkd.programs.distill import distill as distill
+from jaxkd.types import Method as Method
+from jaxkd.types import Outputs as Outputs
+from jaxkd.types import Program as Program
+from jaxkd.types import TrainState as TrainState
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Method",
-    "Network",
-    "Outputs",
-    "Program",
-    "TrainState",
-    "combine",
-    "distill",
-    "from_loss",
-    "from_module",
-    "losses",
-    "methods",
-    "models",
-]

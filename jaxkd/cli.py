@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxkd.cache_command import cache_teacher
 from jaxkd.checks import unknown_name
-from jaxkd.experiment import (
+from jaxkd.recipes.cache_teacher import cache_teacher
+from jaxkd.reporting.experiment import (
     RUN_FILE,
     Experiment,
     Run,
@@ -36,7 +36,9 @@ RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN-FOL
 
 def list_experiments() -> None:
     """List the experiments, and the methods, models and data sets by name."""
-    from jaxkd import data, methods, models
+    from jaxkd import data, methods, models, papers
+    from jaxkd.network import Network
+    from jaxkd.types import Method
 
     table = Table("experiment", "title", "presets", box=None)
     for slug in slugs():
@@ -44,8 +46,8 @@ def list_experiments() -> None:
         table.add_row(slug, escape(experiment.title), ", ".join(experiment.presets))
     console.print(table)
     for kind, names in (
-        ("methods", methods.METHODS),
-        ("models", models.MODELS),
+        ("methods", sorted(methods.METHODS | papers.constructors(Method))),
+        ("models", sorted(models.MODELS | papers.constructors(Network))),
         ("data sets", data.DATASETS),
     ):
         console.print(f"\n[bold]{kind}[/bold]  {', '.join(names)}")
@@ -97,8 +99,8 @@ def report(
         results: the results file, instead of the experiment's own.
         markdown: print Markdown for a README, and write nothing.
     """
-    from jaxkd.evaluation.report import markdown_report, print_report, write_report
-    from jaxkd.evaluation.results import read_results
+    from jaxkd.reporting.report import markdown_report, print_report, write_report
+    from jaxkd.reporting.results import read_results
 
     experiment = load_experiment(slug)
     experiment.preset(preset)
@@ -134,7 +136,7 @@ def compile_(
         mesh: how the slice is used, such as data or fsdp; None for the experiment's.
         only: the name of one program.
     """
-    from jaxkd.evaluation.plans import print_plans, read_plans, write_plans
+    from jaxkd.reporting.plans import print_plans, read_plans, write_plans
     from jaxkd.training.ahead import DoesNotFit, plan_step
 
     experiment = load_experiment(slug)
@@ -279,7 +281,7 @@ def _run_command(arguments: Sequence[str]) -> Callable[..., None]:
                 f"{folder} exists: go on with it by `jaxkd resume {folder}`, or name a "
                 "new folder"
             )
-        from jaxkd.evaluation.results import code_state
+        from jaxkd.reporting.results import code_state
 
         folder.mkdir(parents=True, exist_ok=jax.process_count() > 1)
         results = results or _results_file(experiment, preset)
@@ -324,7 +326,7 @@ def _execute(
     results: Path,
     code: tuple[str | None, bool],
 ) -> None:
-    from jaxkd.evaluation.results import write_atomically, write_results
+    from jaxkd.reporting.results import write_atomically, write_results
     from jaxkd.training.progress import ProgressBar
 
     console.print(

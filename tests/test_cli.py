@@ -11,7 +11,7 @@ import pytest
 
 from jaxkd import data, interop, models
 from jaxkd.cli import main
-from jaxkd.evaluation.results import read_results
+from jaxkd.reporting.results import read_results
 
 
 @pytest.fixture(scope="module")

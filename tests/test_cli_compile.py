@@ -9,8 +9,8 @@ import pytest
 
 import jaxkd
 from jaxkd import Network, cli, methods
-from jaxkd.evaluation.plans import read_plans
-from jaxkd.experiment import Experiment
+from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.plans import read_plans
 
 pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
 

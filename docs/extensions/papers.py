@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-from jaxkd.evaluation.plans import read_plans
-from jaxkd.evaluation.results import read_results
-from jaxkd.experiment import Experiment, load_experiment, slugs
+from jaxkd.reporting.experiment import Experiment, load_experiment, slugs
+from jaxkd.reporting.plans import read_plans
+from jaxkd.reporting.results import read_results
 
 FACTS = ("Paper", "Implemented", "Parity")
 INDEX = """# Papers

@@ -24,7 +24,7 @@ from experiments.baselines.networks import (
 )
 from experiments.baselines.paper import PAPER as PAPER  # the report's column
 from experiments.baselines.recipes import Pair, Recipe, logit_recipes, stage_recipes
-from experiments.training import (
+from experiments.common.training import (
     NetworkSpec,
     Task,
     adam_cosine,
@@ -37,11 +37,11 @@ from experiments.training import (
 )
 from jaxkd import data, models
 from jaxkd.checks import unknown_name
-from jaxkd.evaluation.claims import exceeds, falls_by, not_below
 from jaxkd.evaluation.classification import example_labels, predictor
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
-from jaxkd.types import Network
+from jaxkd.network import Network
+from jaxkd.reporting.claims import exceeds, falls_by, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 WATCHED = {
     "mlp": ("rkd", "pkt", "cc", "crd"),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.training import NetworkSpec
+from experiments.common.training import NetworkSpec
 from jaxkd.types import Variables
 
 

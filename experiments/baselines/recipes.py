@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import jaxkd
-from jaxkd import Network, models, training
+from jaxkd import Network, networks, training
 from jaxkd.methods import (
     ab,
     at,
@@ -120,8 +120,8 @@ def logit_recipes(pair: Pair) -> dict[str, Callable[[], Recipe]]:
         return lambda: Recipe(method, pair.student, None, pair.student)
 
     def peers(method: Method) -> Callable[[], Recipe]:
-        both = models.ensemble([pair.student, pair.student], mean="logits")
-        one_of_them = models.with_logits(both, "0.logits")
+        both = networks.ensemble([pair.student, pair.student], mean="logits")
+        one_of_them = networks.with_logits(both, "0.logits")
         return lambda: Recipe(method, both, None, one_of_them)
 
     return {
@@ -222,7 +222,7 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
     }
     if pair.branched is not None:
         branched = pair.branched
-        branch = models.with_logits(branched, "0.logits")
+        branch = networks.with_logits(branched, "0.logits")
         recipes["one"] = lambda: Recipe(one(), branched, None, branch)
     return recipes
 

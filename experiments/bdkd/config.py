@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import optax
 
 from experiments.baselines.networks import PAIRS
-from experiments.training import NetworkSpec, Optimizer, sgd_milestones
+from experiments.common.training import NetworkSpec, Optimizer, sgd_milestones
 
 
 @dataclass(frozen=True)

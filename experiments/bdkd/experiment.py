@@ -22,13 +22,16 @@ import numpy as np
 from experiments.baselines.experiment import shrunk
 from experiments.bdkd.config import PAPER_PAIRS, TABLES, Config, Table
 from experiments.bdkd.config import PRESETS as PRESETS
-from experiments.training import Task, build, image_batch, train_students, transforms
-from jaxkd import data, distill, models, training
+from experiments.common.training import (
+    Task,
+    build,
+    image_batch,
+    train_students,
+    transforms,
+)
+from jaxkd import data, distill, networks, training
 from jaxkd.checks import unknown_name
-from jaxkd.evaluation.claims import Claim, Status, Verdict, not_below
 from jaxkd.evaluation.classification import accuracy, example_labels, predictor
-from jaxkd.evaluation.records import Record, select
-from jaxkd.experiment import Run
 from jaxkd.losses import (
     bdkd_loss,
     cross_entropy_loss,
@@ -37,7 +40,11 @@ from jaxkd.losses import (
     reverse_kd_loss,
 )
 from jaxkd.methods import bdkd, cross_entropy, from_loss, kdcl
-from jaxkd.types import Batch, Method, Network, Program
+from jaxkd.network import Network
+from jaxkd.reporting.claims import Claim, Status, Verdict, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record, select
+from jaxkd.types import Batch, Method, Program
 
 SLICE = "v5e:2x4"
 MECHANISM = "single updates"
@@ -110,8 +117,8 @@ class Pair:
     def of(cls, table: Table, classes: int) -> "Pair":
         """Return a table's networks."""
         members = [build(spec, classes) for spec in (table.student, table.teacher)]
-        both = models.ensemble(members, mean="logits")
-        return cls(both, *(models.with_logits(both, tap) for tap in TAPS))
+        both = networks.ensemble(members, mean="logits")
+        return cls(both, *(networks.with_logits(both, tap) for tap in TAPS))
 
 
 def fixed_weights(name: str, config: Config, forward: float, reverse: float) -> Method:

@@ -13,7 +13,8 @@ import jaxkd
 from jaxkd import models
 from jaxkd.losses import hint_loss
 from jaxkd.methods import combine, cross_entropy, fitnets, kd
-from jaxkd.types import Method, Network, Program
+from jaxkd.network import Network
+from jaxkd.types import Method, Program
 
 CASES = {"resnet": (128, 32, 100), "vit": (8, 224, 1000)}
 """Batch size, image size and classes."""

@@ -24,7 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxkd import data, distill, methods, models
+from jaxkd import data, distill, methods, models, teachers
 from jaxkd.losses import top_k_log_probs
 
 LENGTH, K, VOCABULARY = 128, 32, 8192
@@ -34,8 +34,8 @@ STUDENT = models.llama(VOCABULARY, 128, 4, 4, 352)
 
 def size_on_disk(folder: Path, windows: Any, answer: Any, settings: dict) -> float:
     """Write a cache, and return its bytes a token."""
-    targets = data.TeacherTargets("benchmark", settings, answer)
-    size = data.write_teacher_cache(folder, windows, targets, shard_examples=1024)
+    targets = teachers.TeacherTargets("benchmark", settings, answer)
+    size = teachers.write_teacher_cache(folder, windows, targets, shard_examples=1024)
     return size / (len(windows) * LENGTH)
 
 
@@ -86,12 +86,12 @@ def main(rounds: int = 15, batch_size: int = 4, batches: int = 8) -> None:
     windows: Any = data.Windows("random", tokens, LENGTH, VOCABULARY)
     variables = jax.jit(TEACHER.init)(jax.random.key(0))
     on_disk(console, rng.normal(0, 3, (8, LENGTH, VOCABULARY)).astype(np.float32))
-    targets = data.network_targets(TEACHER, variables, k=K)
+    targets = teachers.network_targets(TEACHER, variables, k=K)
     with tempfile.TemporaryDirectory() as folder:
-        data.write_teacher_cache(
+        teachers.write_teacher_cache(
             folder, windows, targets, batch_size=batch_size, shard_examples=rows
         )
-        cached = data.CachedTeacher(windows, folder, targets.fingerprint)
+        cached = teachers.CachedTeacher(windows, folder, targets.fingerprint)
         steps(console, windows, cached, variables, rounds, batch_size)
 
 

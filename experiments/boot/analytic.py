@@ -26,11 +26,12 @@ from jaxkd.evaluation.generation import (
     rbf_mmd,
     sliced_wasserstein,
 )
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.losses.diffusion import vp_schedule
-from jaxkd.models.conditioning import sinusoidal
-from jaxkd.types import Network
+from jaxkd.models.diffusion.conditioning import sinusoidal
+from jaxkd.network import Network
+from jaxkd.papers import boot as paper
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 FIRST, LAST = 0.002, 0.99
 BATCH, AVERAGE = 256, 0.999
@@ -38,7 +39,7 @@ REFERENCE = 200
 """Steps of the sampler that stands for the teacher."""
 
 Boot = dict[str, Any]
-"""Arguments of ``programs.boot``."""
+"""Arguments of ``paper.boot``."""
 
 ABLATIONS: dict[str, Boot] = {
     "boot": {},
@@ -149,7 +150,7 @@ def _sampler(steps: int) -> Callable:
     times = np.linspace(LAST, 0, steps + 1)
     return jax.jit(
         lambda teacher, variables, noise: ddim_sample(
-            programs.denoiser(teacher, variables), noise, times
+            paper.denoiser(teacher, variables), noise, times
         ),
         static_argnums=0,
     )
@@ -218,7 +219,7 @@ def run_analytic(
                 name=f"{setting} {method} seed {seed}",
             )
         noise = start(seed)
-        learnt = programs.denoiser(network, state.average)
+        learnt = paper.denoiser(network, state.average)
         samples = learnt(noise, jnp.full(count, FIRST))
         found = compare(problem, samples, teach(noise, REFERENCE), seed)
         seconds = time.perf_counter() - started
@@ -246,7 +247,7 @@ def run_analytic(
         )
     for method, arguments in methods.items():
         program = programs.with_average(
-            programs.boot(
+            paper.boot(
                 network,
                 teacher,
                 optax.adam(late_decay(problem.rate, steps)),
@@ -267,7 +268,7 @@ def run_analytic(
 def way(teacher: Network, learnt: Any, noise: Array) -> tuple[float, ...]:
     """Return the student's squared error at ten times from the last to the first."""
     noise, times = noise[:500], np.linspace(LAST, FIRST, 201)
-    denoise = programs.denoiser(teacher, teacher.init(jax.random.key(0)))
+    denoise = paper.denoiser(teacher, teacher.init(jax.random.key(0)))
     signals = ddim_trajectory(denoise, noise, times)[19::20]
     return tuple(
         float(jnp.mean((learnt(noise, jnp.full(len(noise), t)) - signal) ** 2))

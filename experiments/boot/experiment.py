@@ -20,9 +20,9 @@ import numpy as np
 from experiments.boot.analytic import ABLATIONS, Problem, ring, run_analytic
 from experiments.boot.config import PRESETS, Config
 from experiments.boot.images import digits, full_scale, run_images, train_classifier
-from jaxkd.evaluation.claims import at_most, exceeds
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from jaxkd.reporting.claims import at_most, exceeds
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 __all__ = ["CLAIMS", "MESH", "PRESETS", "SLICE", "Config", "full_scale", "run"]
 

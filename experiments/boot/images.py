@@ -15,7 +15,7 @@ from jax.experimental.multihost_utils import process_allgather
 import jaxkd
 from experiments.boot.analytic import late_decay
 from experiments.boot.config import Config
-from experiments.training import Task, adam_cosine, train_on_labels
+from experiments.common.training import Task, adam_cosine, train_on_labels
 from jaxkd import data, methods, models, programs, training
 from jaxkd.evaluation.classification import example_labels
 from jaxkd.evaluation.generation import (
@@ -23,10 +23,12 @@ from jaxkd.evaluation.generation import (
     feature_extractor,
     frechet_distance,
 )
-from jaxkd.evaluation.images import plot_images
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
-from jaxkd.types import Batch, Network, Program, Variables
+from jaxkd.network import Network
+from jaxkd.papers import boot as paper
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.images import plot_images
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Program, Variables
 
 FIRST, LAST = 0.002, 0.99
 AT_ONCE = 64
@@ -102,7 +104,7 @@ def teacher_program(config: Config) -> Program:
 def student_program(config: Config, teacher: Network) -> Program:
     """Return the program that trains a copy of the teacher to sample in one step."""
     return programs.with_average(
-        programs.boot(
+        paper.boot(
             teacher,
             teacher,
             _optimizer(config.student_rate, config.student_steps, config.warmup),
@@ -246,7 +248,7 @@ def samplers(config: Config) -> dict[str, Callable]:
     unet, guide = network(config), config.guidance
 
     def sample(steps: int, variables: Variables, noise, condition):
-        denoise = programs.denoiser(
+        denoise = paper.denoiser(
             unet,
             variables,
             condition=condition,
@@ -256,7 +258,7 @@ def samplers(config: Config) -> dict[str, Callable]:
         return ddim_sample(denoise, noise, np.linspace(LAST, 0, steps + 1))
 
     def one_step(variables: Variables, noise, condition):
-        learnt = programs.denoiser(unet, variables, condition=condition)
+        learnt = paper.denoiser(unet, variables, condition=condition)
         return learnt(noise, jnp.full(len(noise), FIRST))
 
     found: dict[str, Callable] = {

@@ -8,11 +8,12 @@ import optax
 from experiments.cast.config import SCOPE, Config, decayed, trained_for
 from jaxkd import distill
 from jaxkd.checks import unknown_name
-from jaxkd.compression.cast import adams, ast_adam, keep_zeros
+from jaxkd.compression.prune.sparsity import nm_masks, prune
 from jaxkd.compression.sparse_training import scaled, straight_through
-from jaxkd.compression.sparsity import nm_masks, prune
 from jaxkd.methods import combine, cross_entropy, kd
-from jaxkd.types import Network, Program, Variables
+from jaxkd.network import Network
+from jaxkd.papers.cast.optimizers import adams, ast_adam, keep_zeros
+from jaxkd.types import Program, Variables
 
 
 @dataclass(frozen=True)

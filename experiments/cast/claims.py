@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 
 from experiments.cast.config import PRESETS, decayed, trained_for
-from jaxkd.evaluation.claims import (
+from jaxkd.evaluation.scaling import fit_scaling_law
+from jaxkd.reporting.claims import (
     Claim,
     Status,
     Verdict,
@@ -14,9 +15,8 @@ from jaxkd.evaluation.claims import (
     every_seed_above,
     exceeds,
 )
-from jaxkd.evaluation.records import Record, select, summarize
-from jaxkd.evaluation.scaling import fit_scaling_law
-from jaxkd.evaluation.tables import format_summary, format_value, metric_name
+from jaxkd.reporting.records import Record, select, summarize
+from jaxkd.reporting.tables import format_summary, format_value, metric_name
 
 SMALL, FULL = "tiny_shakespeare", "llama2-7b"
 

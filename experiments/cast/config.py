@@ -6,8 +6,8 @@ from typing import Any
 import optax
 
 from jaxkd import models
-from jaxkd.compression.cast import decay_budget
-from jaxkd.types import Network
+from jaxkd.network import Network
+from jaxkd.papers.cast.optimizers import decay_budget
 
 SCOPE = r"blocks\.(attention|mlp)\..*\.kernel"
 """All projections inside the blocks; embeddings, norms and the head stay dense."""

@@ -23,17 +23,18 @@ from experiments.cast.arms import Arm, arms, make_arms
 from experiments.cast.claims import CLAIMS as CLAIMS
 from experiments.cast.config import PRESETS as PRESETS
 from experiments.cast.config import SCOPE, Config
-from experiments.text import language_records, load_text, train_on_text
+from experiments.common.text import language_records, load_text, train_on_text
 from jaxkd import data, distill
-from jaxkd.compression.mixed_bits import quantize_layers
+from jaxkd.compression.prune.sparsity import masked_magnitude_ratio, nm_masks, prune
+from jaxkd.compression.quantise.mixed_bits import quantize_layers
 from jaxkd.compression.sparse_training import finalize
-from jaxkd.compression.sparsity import masked_magnitude_ratio, nm_masks, prune
 from jaxkd.evaluation.language import token_evaluator
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.interop import load_pretrained
 from jaxkd.methods import cross_entropy
-from jaxkd.types import Batch, Network, Program, Variables
+from jaxkd.network import Network
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Program, Variables
 
 SLICE = "v5e:16x16"
 MESH = "v5e-256"

@@ -32,13 +32,14 @@ from experiments.ddk.measures import (
     weight_metrics,
 )
 from jaxkd import data, distill, methods, models, training
-from jaxkd.evaluation.claims import every_seed_above, exceeds
 from jaxkd.evaluation.language import domain_evaluator
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.interop import load_pretrained
 from jaxkd.methods.shared_vocabulary import shared_vocabulary
-from jaxkd.types import Batch, Method, Network, Program, Variables
+from jaxkd.network import Network
+from jaxkd.reporting.claims import every_seed_above, exceeds
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Method, Program, Variables
 
 SLICE = "v5e:16x16"
 MESH = "v5e-256"

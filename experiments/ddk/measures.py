@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxkd import methods
-from jaxkd.evaluation.records import Record
+from jaxkd.reporting.records import Record
 
 SYNTHETIC = tuple(f"synthetic ratios, sd {sd}" for sd in (1, 2))
 """Tables of weights that follow from made-up ratios, by the noise's deviation."""

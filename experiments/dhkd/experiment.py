@@ -18,15 +18,16 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from experiments.pairs import PairsConfig, pair_programs, run_pairs
+from experiments.common.pairs import PairsConfig, pair_programs, run_pairs
 from jaxkd import distill
-from jaxkd.evaluation.claims import exceeds
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.losses import binary_kl_norm_loss
 from jaxkd.methods import combine, cross_entropy, dhkd, from_loss, kd
+from jaxkd.network import Network
 from jaxkd.programs import distill_aligned, distill_merged, gradient_cosine
-from jaxkd.types import Batch, Method, Metrics, Network, Program
+from jaxkd.reporting.claims import exceeds
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Method, Metrics, Program
 
 
 @dataclass(frozen=True)

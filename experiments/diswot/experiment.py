@@ -15,6 +15,7 @@ searches with the paper's budget and distils on CIFAR-100.
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.common.training import image_batch
 from experiments.diswot.config import PRESETS as PRESETS  # read by the runner
 from experiments.diswot.config import Config
 from experiments.diswot.scoring import CELLS, Images, Proxies, Scorer, depth_space
@@ -34,11 +35,10 @@ from experiments.diswot.students import (
     measure_cost,
     student_program,
 )
-from experiments.training import image_batch
 from jaxkd import data
-from jaxkd.evaluation.claims import every_seed_above, exceeds, not_below
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from jaxkd.reporting.claims import every_seed_above, exceeds, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Program
 
 SLICE = "v5e:2x4"

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from experiments.common.training import transforms
 from experiments.diswot.config import Config
-from experiments.training import transforms
 from jaxkd import data, search
 from jaxkd.evaluation.cost import forward_cost, parameter_count
 from jaxkd.losses import cross_entropy_loss
 from jaxkd.models import cifar_resnet
-from jaxkd.models.nasbench201 import OPERATIONS
-from jaxkd.search.diswot import MODES
-from jaxkd.types import Network
+from jaxkd.models.vision.nasbench201 import OPERATIONS
+from jaxkd.network import Network
+from jaxkd.papers import diswot
+from jaxkd.papers.diswot.scores import MODES
 
 CELLS = search.ChoiceSpace(tuple(range(len(OPERATIONS))), 6)
 """NAS-Bench-201: the operation on each edge of a cell."""
@@ -141,7 +142,7 @@ class Scorer:
 
         def gaussian(net: search.Supernet) -> Callable[[PRNGKeyArray], dict]:
             shapes = jax.eval_shape(net.init, jax.random.key(0))
-            return once(lambda key: search.gaussian_reinit(shapes, key))
+            return once(lambda key: diswot.gaussian_reinit(shapes, key))
 
         compiled = {
             (who, initial): gaussian(net) if initial == "gaussian" else once(net.init)
@@ -151,7 +152,7 @@ class Scorer:
         return lambda who, initial, key: compiled[who, initial](key)
 
     @cached_property
-    def teach(self) -> Callable[..., search.Statistics]:
+    def teach(self) -> Callable[..., diswot.Statistics]:
         """Return ``(params, image) ->`` the teacher's statistics."""
         return jax.jit(
             lambda params, image: _statistics(
@@ -166,10 +167,10 @@ class Scorer:
         def terms(params, architecture, teacher, batch):
             own = _statistics(self.students, params, batch["image"], architecture)
             found = {
-                mode: -search.semantic_similarity(own, teacher, batch["label"], mode)
+                mode: -diswot.semantic_similarity(own, teacher, batch["label"], mode)
                 for mode in MODES
             }
-            relation = -search.relation_similarity(own.features, teacher.features)
+            relation = -diswot.relation_similarity(own.features, teacher.features)
             return {**found, "relation": relation}
 
         return jax.jit(terms)
@@ -193,9 +194,9 @@ class Scorer:
         return score
 
 
-def _statistics(net, params, image, architecture) -> search.Statistics:
+def _statistics(net, params, image, architecture) -> diswot.Statistics:
     outputs = net.apply(params, image, architecture, taps=("stage3",))
-    return search.Statistics(
+    return diswot.Statistics(
         outputs.features["stage3"], outputs.logits, params["fc"]["kernel"]
     )
 

@@ -21,9 +21,9 @@ from experiments.diswot.scoring import (
     scoring_batch,
 )
 from jaxkd import data, search
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
-from jaxkd.models.nasbench201 import OPERATIONS, format_cell
+from jaxkd.models.vision.nasbench201 import OPERATIONS, format_cell
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 MAIN = "images, Gaussian init"
 SETTINGS: dict[str, tuple[bool, Initial]] = {

@@ -7,16 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from experiments.diswot.config import Config
-from experiments.diswot.scoring import (
-    Architecture,
-    Images,
-    Scorer,
-    depth_space,
-    once,
-    scoring_batch,
-)
-from experiments.training import (
+from experiments.common.training import (
     NetworkSpec,
     Task,
     adam_cosine,
@@ -27,12 +18,23 @@ from experiments.training import (
     train_students,
     transforms,
 )
-from jaxkd import combine, data, distill, models
+from experiments.diswot.config import Config
+from experiments.diswot.scoring import (
+    Architecture,
+    Images,
+    Scorer,
+    depth_space,
+    once,
+    scoring_batch,
+)
+from jaxkd import combine, data, distill, models, networks
 from jaxkd.evaluation.classification import predictor
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
-from jaxkd.methods import cross_entropy, diswot, kd
-from jaxkd.types import Method, Network, Program
+from jaxkd.methods import cross_entropy, kd
+from jaxkd.network import Network
+from jaxkd.papers.diswot import diswot
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Method, Program
 
 COST = "cost"
 PROTOCOL_STEPS = 240 * (50_000 // 64)
@@ -96,7 +98,7 @@ def student_program(
 
 def mapped(network: Network) -> Network:
     """Return a ResNet with its class activation maps as a tap."""
-    return models.with_class_maps(network, "stage3")
+    return networks.with_class_maps(network, "stage3")
 
 
 def objectives() -> dict[str, Method]:

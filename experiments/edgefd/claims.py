@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from experiments.edgefd.config import PRESETS, table
 from experiments.edgefd.filters import cost_setting
-from jaxkd.evaluation.claims import Claim, Status, Verdict, exceeds, not_below
-from jaxkd.evaluation.records import Record, select, summarize
-from jaxkd.evaluation.tables import format_summary, format_value, metric_name
+from jaxkd.reporting.claims import Claim, Status, Verdict, exceeds, not_below
+from jaxkd.reporting.records import Record, select, summarize
+from jaxkd.reporting.tables import format_summary, format_value, metric_name
 
 
 def close_to(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.training import NetworkSpec
+from experiments.common.training import NetworkSpec
 from jaxkd import data
 
 CLASSES = 10

@@ -20,18 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.common.training import build, student_records
 from experiments.edgefd.claims import CLAIMS
 from experiments.edgefd.config import CLASSES, IMAGES, PRESETS, SLICE, Config, table
 from experiments.edgefd.division import divide, features_of, load_dataset, rounds_of
 from experiments.edgefd.filters import FILTERS, filter_costs, filter_quality
-from experiments.training import build, student_records
 from jaxkd import data, training
 from jaxkd.evaluation.classification import evaluator, example_labels
-from jaxkd.evaluation.records import Record, select
-from jaxkd.experiment import Run
 from jaxkd.losses import ambiguity_filter, era_sharpen, masked_ensemble
+from jaxkd.network import Network
 from jaxkd.programs import Client, fd_client, federated_distillation
-from jaxkd.types import Batch, Network, Program
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record, select
+from jaxkd.types import Batch, Program
 
 __all__ = ["CLAIMS", "MESH", "PRESETS", "SLICE", "Config", "full_scale", "run"]
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.evaluation.records import Record
 from jaxkd.federated import (
     edgefd_mask,
     id_threshold,
@@ -16,6 +15,7 @@ from jaxkd.federated import (
     kulsif_fit,
     kulsif_ratio,
 )
+from jaxkd.reporting.records import Record
 
 AUXILIARY = 500
 """Uniform samples that the density ratio is taken to."""

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from experiments.ffg2m.config import SETTINGS
-from jaxkd.evaluation.claims import Claim, Status, Verdict, exceeds, not_below
-from jaxkd.evaluation.records import Record, select
+from jaxkd.reporting.claims import Claim, Status, Verdict, exceeds, not_below
+from jaxkd.reporting.records import Record, select
 
 
 def on_every_seed(low: str, high: Sequence[str], metric: str, setting: str) -> Claim:

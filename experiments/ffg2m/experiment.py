@@ -37,11 +37,12 @@ from experiments.ffg2m.config import (
 )
 from jaxkd import data, losses, methods, models
 from jaxkd.checks import unknown_name
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.graphs import Graph, SparseMatrix
+from jaxkd.network import Network
 from jaxkd.programs import BestState, with_best
-from jaxkd.types import Batch, Method, Network, Program, Variables
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Method, Program, Variables
 
 SLICE = "v5e:2x4"
 CHIPS = 8

@@ -20,16 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.common.text import train_on_text
 from experiments.first.digits import BINS, SEARCH
-from experiments.text import train_on_text
-from jaxkd import data, distill, methods, models
+from jaxkd import data, distill, methods, models, teachers
 from jaxkd.evaluation.calibration import calibration_error, search_temperature
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.interop import load_pretrained
 from jaxkd.losses.first import Space
+from jaxkd.network import Network
 from jaxkd.programs.distill import network_inputs
-from jaxkd.types import Batch, Method, Network, Program
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Method, Program
 
 QWEN_1_8B: dict[str, Any] = {
     "vocabulary": 151_936,
@@ -101,7 +102,7 @@ def cached(config: Config, split: str) -> Any:
     """Return a part of the answers, with what the teacher said of them."""
     rows = packed(config, split)
     folder = data.data_file(f"first/{split}_cache/teacher.json").parent
-    return data.CachedTeacher(rows, folder)
+    return teachers.CachedTeacher(rows, folder)
 
 
 def found_temperature(config: Config, source: Any) -> float:

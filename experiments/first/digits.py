@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.training import Task, build, student_records, train_on_labels
+from experiments.common.training import Task, build, student_records, train_on_labels
 from jaxkd import data, methods, training
 from jaxkd.evaluation.calibration import calibration_error, search_temperature
 from jaxkd.evaluation.classification import evaluator, predictor
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.losses import recalibrate_top_k, smooth_top_k, top_k_log_probs
 from jaxkd.losses.first import Space
-from jaxkd.types import Method, Network
+from jaxkd.network import Network
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Method
 
 BINS = 10
 LOG_GRID = tuple(np.arange(0.5, 5.01, 0.25).tolist())

@@ -12,9 +12,9 @@ the result, which are as accurate as the teacher's and more reliable.
 from collections.abc import Sequence
 
 from experiments.first import answers, digits
-from jaxkd.evaluation.claims import at_most, every_seed_above, exceeds, not_below
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from jaxkd.reporting.claims import at_most, every_seed_above, exceeds, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 Config = digits.Config | answers.Config
 

@@ -13,13 +13,13 @@ with logits, scores and all activations in memory, which does not fit.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.language_models import (
+from experiments.common.language_models import (
     MESH as MESH,
 )
-from experiments.language_models import (
+from experiments.common.language_models import (
     SLICE as SLICE,
 )
-from experiments.language_models import (
+from experiments.common.language_models import (
     LanguageConfig,
     Row,
     labels_row,
@@ -29,10 +29,10 @@ from experiments.language_models import (
     sampled_row,
 )
 from jaxkd import combine, methods
-from jaxkd.evaluation.claims import exceeds
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.kernels import linear_distill as divergences
+from jaxkd.reporting.claims import exceeds
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Program
 
 DIVERGENCES = {

@@ -11,7 +11,7 @@ student on a text.
 
 from collections.abc import Sequence
 
-from experiments.language_models import (
+from experiments.common.language_models import (
     LanguageConfig,
     Row,
     labels_row,
@@ -22,10 +22,10 @@ from experiments.language_models import (
     word_row,
 )
 from jaxkd import methods
-from jaxkd.evaluation.claims import exceeds
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.kernels import linear_distill as divergences
+from jaxkd.reporting.claims import exceeds
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Program
 
 SLICE = "v5e:2x4"

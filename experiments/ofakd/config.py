@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from experiments.training import NetworkSpec
-from jaxkd.models.exits import split_stages
+from experiments.common.training import NetworkSpec
+from jaxkd.methods.modules.exits import split_stages
 
 METHODS = ("cross_entropy", "kd", "fitnets", "ofakd")
 

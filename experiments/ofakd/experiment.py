@@ -22,6 +22,15 @@ import numpy as np
 import optax
 
 import jaxkd
+from experiments.common.training import (
+    NetworkSpec,
+    Task,
+    build,
+    image_batch,
+    teacher_records,
+    train_on_labels,
+    train_students,
+)
 from experiments.ofakd.config import (
     CNN,
     DIGITS,
@@ -35,26 +44,18 @@ from experiments.ofakd.config import (
 )
 from experiments.ofakd.config import PAPER as PAPER  # the report's column
 from experiments.ofakd.recipes import load_dataset, make_optimizer, make_task
-from experiments.training import (
-    NetworkSpec,
-    Task,
-    build,
-    image_batch,
-    teacher_records,
-    train_on_labels,
-    train_students,
-)
 from jaxkd import data, training
 from jaxkd.checks import unknown_name
-from jaxkd.evaluation.claims import exceeds, not_below
 from jaxkd.evaluation.classification import labelled_inputs, predictor
-from jaxkd.evaluation.records import Record
 from jaxkd.evaluation.similarity import tapped_cka
-from jaxkd.experiment import Run
 from jaxkd.interop import load_pretrained
 from jaxkd.methods import combine, cross_entropy, exit_logits, fitnets, kd, ofakd
+from jaxkd.network import Network
 from jaxkd.programs import with_average
-from jaxkd.types import Batch, Method, Network, Program, Variables
+from jaxkd.reporting.claims import exceeds, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Method, Program, Variables
 
 SLICE = "v5e:2x4"
 

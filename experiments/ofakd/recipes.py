@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from experiments.baselines.experiment import shrunk
+from experiments.common.training import Task
 from experiments.ofakd.config import Config, Recipe, Setting
-from experiments.training import Task
 from jaxkd import data
 from jaxkd.checks import unknown_name
 from jaxkd.data.datasets import CIFAR100_MEAN, CIFAR100_STD

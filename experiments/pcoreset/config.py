@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from experiments.training import NetworkSpec
+from experiments.common.training import NetworkSpec
 
 SELECTIONS = ("random", "entropy", "coreset", "badge", "class-balanced", "pcoreset")
 """How the next labels are chosen."""

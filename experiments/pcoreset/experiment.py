@@ -36,9 +36,9 @@ from experiments.pcoreset.students import (
 )
 from experiments.pcoreset.tasks import EmbeddedImages, load_task, teacher_logits
 from jaxkd.checks import unknown_name
-from jaxkd.evaluation.claims import Claim, at_most, exceeds, not_below
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from jaxkd.reporting.claims import Claim, at_most, exceeds, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Program
 
 SLICE = "v5e:2x4"

@@ -20,10 +20,11 @@ from experiments.pcoreset.tasks import (
     teacher_logits,
     teacher_prototypes,
 )
-from jaxkd import active, data, training
+from jaxkd import data, training
+from jaxkd import selection as active
 from jaxkd.checks import unknown_name
-from jaxkd.evaluation.records import Record
-from jaxkd.evaluation.results import write_atomically
+from jaxkd.files import write_atomically
+from jaxkd.reporting.records import Record
 from jaxkd.training.progress import ProgressBar
 from jaxkd.types import Variables
 
@@ -278,7 +279,7 @@ def worst_cover_ratio(probs: np.ndarray, centers: np.ndarray, seed: int) -> floa
         def radius(picks: Any, distances: np.ndarray = distances) -> float:
             return distances[:, [0, 1, *(2 + i for i in picks)]].min(1).max()
 
-        greedy = active.k_center_greedy(jnp.asarray(points), jnp.asarray(given), 3)
+        greedy = selection.k_center_greedy(jnp.asarray(points), jnp.asarray(given), 3)
         best = min(map(radius, combinations(range(12), 3)))
         ratios.append(radius(greedy.tolist()) / best)
     return float(max(ratios))

@@ -10,14 +10,15 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 import jaxkd
+from experiments.common.training import build
 from experiments.pcoreset.config import STUDENTS, Config
 from experiments.pcoreset.tasks import EmbeddedImages
-from experiments.training import build
-from jaxkd import data, methods, models
+from jaxkd import data, methods, networks
 from jaxkd.checks import unknown_name
 from jaxkd.evaluation.classification import evaluator
 from jaxkd.interop import load_torch_resnet
-from jaxkd.types import Network, Program, Variables
+from jaxkd.network import Network
+from jaxkd.types import Program, Variables
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def make_network(config: Config, classes: int) -> Network:
 
 def distilling(config: Config, network: Network, steps: int, classes: int) -> Program:
     """Return the program of ActiveKD: a dual-head student and a cached teacher."""
-    student = models.dual_head(network, STUDENTS[config.student][1], classes)
+    student = networks.dual_head(network, STUDENTS[config.student][1], classes)
     return jaxkd.distill(
         student, None, methods.cached(methods.dho()), make_optimizer(config, steps)
     )
@@ -120,8 +121,8 @@ def make_student(
     predicting = network
     if distilled:
         features = STUDENTS[config.student][1]
-        predicting = models.dual_head(network, features, classes)
-        deployed = models.dual_head(
+        predicting = networks.dual_head(network, features, classes)
+        deployed = networks.dual_head(
             network, features, classes, alpha=ce_share, beta=config.kd_temperature
         )
     made: dict[int, Program] = {}

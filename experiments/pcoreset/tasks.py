@@ -11,8 +11,8 @@ from jaxtyping import PRNGKeyArray
 
 from experiments.pcoreset.config import Config
 from jaxkd import data
-from jaxkd.active import fit_clap
 from jaxkd.losses import cosine_logits
+from jaxkd.selection import fit_clap
 
 POOL, PROJECTION_SEED, PROJECTED, SHOTS = 1297, 1, 20, 10
 """Of digits: training images; seed and size of the projection that stands for a

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import optax
 
-from experiments.pairs import PairsConfig, pair_programs, run_pairs
+from experiments.common.pairs import PairsConfig, pair_programs, run_pairs
 from jaxkd import distill
-from jaxkd.evaluation.claims import exceeds, not_below
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.losses import plackett_luce_loss, teacher_ranking
 from jaxkd.methods import combine, cross_entropy, dist, from_loss, kd, pld
-from jaxkd.types import Batch, Method, Network, Program
+from jaxkd.network import Network
+from jaxkd.reporting.claims import exceeds, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Method, Program
 
 PAPER_PAIRS = (
     "wrn40_2-wrn40_1",

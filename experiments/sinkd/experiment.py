@@ -16,18 +16,19 @@ import jax.numpy as jnp
 import optax
 
 from experiments.baselines.networks import PAIRS
-from experiments.pairs import PairsConfig, run_pairs
-from experiments.text_classification import TextConfig, run_text, text_programs
-from experiments.training import Measure, build
+from experiments.common.pairs import PairsConfig, run_pairs
+from experiments.common.text_classification import TextConfig, run_text, text_programs
+from experiments.common.training import Measure, build
 from jaxkd import data, distill
-from jaxkd.evaluation.claims import exceeds_in_pairs
 from jaxkd.evaluation.classification import predictor
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.kernels import linear_distill as divergences
 from jaxkd.losses import sinkd_loss
 from jaxkd.methods import combine, cross_entropy, divergence_kd, sinkd
-from jaxkd.types import Batch, Method, Network, Program
+from jaxkd.network import Network
+from jaxkd.reporting.claims import exceeds_in_pairs
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Method, Program
 
 SLICE = "v5e:2x4"
 

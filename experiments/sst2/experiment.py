@@ -12,11 +12,8 @@ from collections.abc import Sequence
 
 import optax
 
-from experiments.text_classification import TextConfig, run_text, text_programs
+from experiments.common.text_classification import TextConfig, run_text, text_programs
 from jaxkd import distill
-from jaxkd.evaluation.claims import exceeds, not_below
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.methods import (
     combine,
@@ -27,7 +24,11 @@ from jaxkd.methods import (
     relation_kd,
     sinkd,
 )
-from jaxkd.types import Batch, Network, Program
+from jaxkd.network import Network
+from jaxkd.reporting.claims import exceeds, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Program
 
 SLICE = "v5e:2x4"
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from jaxkd.evaluation.claims import Claim, Status, Verdict, at_most, exceeds
-from jaxkd.evaluation.records import Record
+from jaxkd.reporting.claims import Claim, Status, Verdict, at_most, exceeds
+from jaxkd.reporting.records import Record
 
 SETTING = "tiny_shakespeare"
 

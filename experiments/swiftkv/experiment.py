@@ -21,19 +21,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.language_models import SIZES
+from experiments.common.language_models import SIZES
+from experiments.common.text import language_records, load_text, train_on_text
 from experiments.swiftkv.claims import CLAIMS as CLAIMS
 from experiments.swiftkv.serving import serving_programs, stage_errors
-from experiments.text import language_records, load_text, train_on_text
 from jaxkd import data, distill, methods, models
 from jaxkd.compression.kv_cache import with_quantized_cache
-from jaxkd.compression.swiftkv import TRAINED, swiftkv
 from jaxkd.evaluation.language import fidelity_evaluator, token_evaluator
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.interop import load_pretrained
-from jaxkd.models.freezing import train_only
-from jaxkd.types import Batch, Network, Program
+from jaxkd.network import Network
+from jaxkd.networks.freezing import train_only
+from jaxkd.papers import swiftkv as paper
+from jaxkd.papers.swiftkv.conversion import TRAINED, swiftkv
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
+from jaxkd.types import Batch, Program
 
 SLICE = "v5e:2x4"
 MESH = "v5e-8"
@@ -162,7 +164,7 @@ class Config:
         if arm.labels:
             return distill(student, None, methods.cross_entropy(), optimizer)
         hidden = f"block{SHAPES[self.size]['layers'] - 2}" if arm.hidden else None
-        method = methods.swiftkv(hidden, temperature=self.temperature)
+        method = paper.swiftkv(hidden, temperature=self.temperature)
         return distill(student, teacher.astype(self.compute), method, optimizer)
 
 

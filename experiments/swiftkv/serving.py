@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxkd.types import Batch, Network, Program, Variables
+from jaxkd.network import Network
+from jaxkd.types import Batch, Program, Variables
 
 
 def stage_errors(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from experiments.language_models import (
+from experiments.common.language_models import (
     LanguageConfig,
     Row,
     labels_row,
@@ -24,12 +24,12 @@ from experiments.language_models import (
     word_row,
 )
 from jaxkd import methods
-from jaxkd.evaluation.claims import every_seed_above, exceeds
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
 from jaxkd.kernels import linear_distill as divergences
 from jaxkd.losses import kd_loss, taid_target, weighted_mean
 from jaxkd.losses.divergences import kl_divergence
+from jaxkd.reporting.claims import every_seed_above, exceeds
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Method, Program
 
 SLICE = "v5e:2x4"

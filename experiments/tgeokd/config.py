@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import optax
 
-from experiments.training import NetworkSpec, Optimizer, sgd_milestones
+from experiments.common.training import NetworkSpec, Optimizer, sgd_milestones
 from jaxkd.checks import unknown_name
 
 BAD_TEACHER, BAD_LABELS, CLEAN = "bad teacher", "bad labels", "clean"

@@ -21,6 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.common.training import (
+    Measure,
+    NetworkSpec,
+    Task,
+    build,
+    image_batch,
+    teacher_records,
+    train_on_labels,
+    train_students,
+    transforms,
+)
 from experiments.tgeokd.config import (
     ABLATIONS,
     ALL_LABELS,
@@ -34,28 +45,18 @@ from experiments.tgeokd.config import (
 from experiments.tgeokd.config import (
     PRESETS as PRESETS,
 )
-from experiments.training import (
-    Measure,
-    NetworkSpec,
-    Task,
-    build,
-    image_batch,
-    teacher_records,
-    train_on_labels,
-    train_students,
-    transforms,
-)
 from jaxkd import data
 from jaxkd.checks import unknown_name
-from jaxkd.evaluation.claims import Claim, Status, Verdict, exceeds, not_below
 from jaxkd.evaluation.classification import example_labels, predictor
-from jaxkd.evaluation.records import Record, select, summarize
-from jaxkd.evaluation.tables import format_summary
-from jaxkd.experiment import Run
 from jaxkd.losses import class_average_predictions
 from jaxkd.methods import combine, cross_entropy, fused_kd, kd, tgeokd
+from jaxkd.network import Network
 from jaxkd.programs import bilevel, distill
-from jaxkd.types import Batch, Method, Network, Program, Variables
+from jaxkd.reporting.claims import Claim, Status, Verdict, exceeds, not_below
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record, select, summarize
+from jaxkd.reporting.tables import format_summary
+from jaxkd.types import Batch, Method, Program, Variables
 
 SLICE = "v5e:2x4"
 

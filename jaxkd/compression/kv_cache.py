@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from jaxkd.models.cache import KVCache
-from jaxkd.types import Network, Outputs
+from jaxkd.models.language.cache import KVCache
+from jaxkd.network import Network
+from jaxkd.types import Outputs
 
 
 def with_quantized_cache(network: Network, dtype: Any) -> Network:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxkd.compression.sparsity import (
+from jaxkd.compression.prune.sparsity import (
     NMReport,
     check_sparse,
     map_weights,
@@ -24,8 +24,9 @@ from jaxkd.compression.sparsity import (
     weights_in_scope,
 )
 from jaxkd.kernels.nm_matmul import sr_ste
-from jaxkd.models.axes import constrain, parameter_axes
-from jaxkd.types import Network, Variables
+from jaxkd.network import Network
+from jaxkd.sharding.axes import constrain, parameter_axes
+from jaxkd.types import Variables
 
 
 def weight_scale(

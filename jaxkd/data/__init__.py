@@ -1,164 +1,78 @@
 """Data sets, transforms, and the grain pipelines that feed programs."""
 
-from jaxkd.data.cached_teacher import CachedTeacher
-from jaxkd.data.corpora import (
-    TEXT_CLASSIFICATION,
-    ag_news,
-    mrpc,
-    sst2,
-    text_windows,
-    wikitext2,
+from jaxkd.data.datasets import DATA_VARIABLE as DATA_VARIABLE
+from jaxkd.data.datasets import DATASETS as DATASETS
+from jaxkd.data.datasets import cifar10 as cifar10
+from jaxkd.data.datasets import cifar100 as cifar100
+from jaxkd.data.datasets import data_file as data_file
+from jaxkd.data.datasets import digits as digits
+from jaxkd.data.datasets import fashion_mnist as fashion_mnist
+from jaxkd.data.datasets import load as load
+from jaxkd.data.datasets import mnist as mnist
+from jaxkd.data.datasets import tfds_dataset as tfds_dataset
+from jaxkd.data.graphs import GRAPHS as GRAPHS
+from jaxkd.data.graphs import GraphDataset as GraphDataset
+from jaxkd.data.graphs import load_graph as load_graph
+from jaxkd.data.graphs import repeated as repeated
+from jaxkd.data.mixture import mixture_batches as mixture_batches
+from jaxkd.data.mixture import mixture_weights as mixture_weights
+from jaxkd.data.partitions import Kind as Kind
+from jaxkd.data.partitions import build_proxy as build_proxy
+from jaxkd.data.partitions import partition as partition
+from jaxkd.data.pipeline import batches as batches
+from jaxkd.data.pipeline import steps_per_epoch as steps_per_epoch
+from jaxkd.data.pipeline import with_validation as with_validation
+from jaxkd.data.prefetch import Prefetch as Prefetch
+from jaxkd.data.records import Part as Part
+from jaxkd.data.records import open_records as open_records
+from jaxkd.data.records import texts as texts
+from jaxkd.data.records import tfds_records as tfds_records
+from jaxkd.data.semi_supervised import Joined as Joined
+from jaxkd.data.semi_supervised import (
+    semi_supervised_batches as semi_supervised_batches,
 )
-from jaxkd.data.datasets import (
-    DATA_VARIABLE,
-    DATASETS,
-    cifar10,
-    cifar100,
-    data_file,
-    digits,
-    fashion_mnist,
-    load,
-    mnist,
-    tfds_dataset,
-)
-from jaxkd.data.documents import Documents, load_documents, tokenize
-from jaxkd.data.graphs import GRAPHS, GraphDataset, load_graph, repeated
-from jaxkd.data.instructions import (
-    CHATML,
-    LLAMA3,
-    PLAIN,
-    ChatTemplate,
-    chat_prompt,
-    tokenize_chats,
-)
-from jaxkd.data.mixture import mixture_batches, mixture_weights
-from jaxkd.data.packing import Packed, pack
-from jaxkd.data.padding import (
-    LabelledTexts,
-    Prompts,
-    label_texts,
-    left_pad,
-    prompts_of_chats,
-)
-from jaxkd.data.partitions import Kind, build_proxy, partition
-from jaxkd.data.pipeline import batches, steps_per_epoch, with_validation
-from jaxkd.data.prefetch import Prefetch
-from jaxkd.data.records import Part, open_records, texts, tfds_records
-from jaxkd.data.semi_supervised import Joined, semi_supervised_batches
-from jaxkd.data.served_teacher import ServedTeacher
-from jaxkd.data.sources import (
-    Conditions,
-    Dataset,
-    Examples,
-    RecordSource,
-    Source,
-    Subset,
-    split,
-)
-from jaxkd.data.teacher_cache import write_teacher_cache
-from jaxkd.data.teacher_targets import (
-    TeacherTargets,
-    network_targets,
-    variables_fingerprint,
-)
-from jaxkd.data.text import Windows, tiny_shakespeare, token_files
-from jaxkd.data.tokenizers import (
-    ByteTokenizer,
-    FileTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
-from jaxkd.data.transforms import (
-    Compose,
-    CropResize,
-    CutMix,
-    Flip,
-    Mixup,
-    Normalize,
-    PadCrop,
-    Transform,
-)
-from jaxkd.data.vocabulary import check_vocabularies
-
-__all__ = [
-    "CHATML",
-    "DATASETS",
-    "DATA_VARIABLE",
-    "GRAPHS",
-    "LLAMA3",
-    "PLAIN",
-    "TEXT_CLASSIFICATION",
-    "ByteTokenizer",
-    "CachedTeacher",
-    "ChatTemplate",
-    "Compose",
-    "Conditions",
-    "CropResize",
-    "CutMix",
-    "Dataset",
-    "Documents",
-    "Examples",
-    "FileTokenizer",
-    "Flip",
-    "GraphDataset",
-    "Joined",
-    "Kind",
-    "LabelledTexts",
-    "Mixup",
-    "Normalize",
-    "Packed",
-    "PadCrop",
-    "Part",
-    "Prefetch",
-    "Prompts",
-    "RecordSource",
-    "ServedTeacher",
-    "Source",
-    "Subset",
-    "TeacherTargets",
-    "Tokenizer",
-    "Transform",
-    "Windows",
-    "ag_news",
-    "batches",
-    "build_proxy",
-    "chat_prompt",
-    "check_vocabularies",
-    "cifar10",
-    "cifar100",
-    "data_file",
-    "digits",
-    "fashion_mnist",
-    "label_texts",
-    "left_pad",
-    "load",
-    "load_documents",
-    "load_graph",
-    "load_tokenizer",
-    "mixture_batches",
-    "mixture_weights",
-    "mnist",
-    "mrpc",
-    "network_targets",
-    "open_records",
-    "pack",
-    "partition",
-    "prompts_of_chats",
-    "repeated",
-    "semi_supervised_batches",
-    "split",
-    "sst2",
-    "steps_per_epoch",
-    "text_windows",
-    "texts",
-    "tfds_dataset",
-    "tfds_records",
-    "tiny_shakespeare",
-    "token_files",
-    "tokenize",
-    "tokenize_chats",
-    "variables_fingerprint",
-    "wikitext2",
-    "with_validation",
-    "write_teacher_cache",
-]
+from jaxkd.data.sources import Conditions as Conditions
+from jaxkd.data.sources import Dataset as Dataset
+from jaxkd.data.sources import Examples as Examples
+from jaxkd.data.sources import RecordSource as RecordSource
+from jaxkd.data.sources import Source as Source
+from jaxkd.data.sources import Subset as Subset
+from jaxkd.data.sources import split as split
+from jaxkd.data.text.corpora import TEXT_CLASSIFICATION as TEXT_CLASSIFICATION
+from jaxkd.data.text.corpora import ag_news as ag_news
+from jaxkd.data.text.corpora import mrpc as mrpc
+from jaxkd.data.text.corpora import sst2 as sst2
+from jaxkd.data.text.corpora import text_windows as text_windows
+from jaxkd.data.text.corpora import wikitext2 as wikitext2
+from jaxkd.data.text.documents import Documents as Documents
+from jaxkd.data.text.documents import load_documents as load_documents
+from jaxkd.data.text.documents import tokenize as tokenize
+from jaxkd.data.text.instructions import CHATML as CHATML
+from jaxkd.data.text.instructions import LLAMA3 as LLAMA3
+from jaxkd.data.text.instructions import PLAIN as PLAIN
+from jaxkd.data.text.instructions import ChatTemplate as ChatTemplate
+from jaxkd.data.text.instructions import chat_prompt as chat_prompt
+from jaxkd.data.text.instructions import tokenize_chats as tokenize_chats
+from jaxkd.data.text.packing import Packed as Packed
+from jaxkd.data.text.packing import pack as pack
+from jaxkd.data.text.padding import LabelledTexts as LabelledTexts
+from jaxkd.data.text.padding import Prompts as Prompts
+from jaxkd.data.text.padding import label_texts as label_texts
+from jaxkd.data.text.padding import left_pad as left_pad
+from jaxkd.data.text.padding import prompts_of_chats as prompts_of_chats
+from jaxkd.data.text.tokenizers import ByteTokenizer as ByteTokenizer
+from jaxkd.data.text.tokenizers import FileTokenizer as FileTokenizer
+from jaxkd.data.text.tokenizers import Tokenizer as Tokenizer
+from jaxkd.data.text.tokenizers import load_tokenizer as load_tokenizer
+from jaxkd.data.text.vocabulary import check_vocabularies as check_vocabularies
+from jaxkd.data.text.windows import Windows as Windows
+from jaxkd.data.text.windows import tiny_shakespeare as tiny_shakespeare
+from jaxkd.data.text.windows import token_files as token_files
+from jaxkd.data.transforms import Compose as Compose
+from jaxkd.data.transforms import CropResize as CropResize
+from jaxkd.data.transforms import CutMix as CutMix
+from jaxkd.data.transforms import Flip as Flip
+from jaxkd.data.transforms import Mixup as Mixup
+from jaxkd.data.transforms import Normalize as Normalize
+from jaxkd.data.transforms import PadCrop as PadCrop
+from jaxkd.data.transforms import Transform as Transform

@@ -301,7 +301,7 @@ def split[S: (Source, RecordSource)](
 
 @dataclass(frozen=True)
 class Conditions:
-    """Examples without data, for programs that draw their own (`programs.boot`).
+    """Examples without data, for programs that draw their own, as BOOT does.
 
     Attributes:
         examples: in one epoch; they only count the steps.

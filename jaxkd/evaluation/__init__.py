@@ -1,1 +1,1 @@
-"""Metrics, and what experiments report: records, claims, tables, plots, pages."""
+"""Measures of networks: accuracy, calibration, likelihood, fidelity, cost."""

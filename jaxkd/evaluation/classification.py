@@ -15,8 +15,9 @@ from jaxkd.data.transforms import Transform
 from jaxkd.evaluation.calibration import calibration_error
 from jaxkd.losses.basics import as_float
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence
+from jaxkd.network import Network
 from jaxkd.programs.distill import network_inputs
-from jaxkd.types import Inputs, Network, Variables
+from jaxkd.types import Inputs, Variables
 
 
 def accuracy(

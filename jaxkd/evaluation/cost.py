@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd.types import Batch, Network, Program
+from jaxkd.network import Network
+from jaxkd.types import Batch, Program
 
 
 @dataclass(frozen=True)

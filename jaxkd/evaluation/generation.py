@@ -16,7 +16,8 @@ from jaxkd.losses.diffusion import (
     signal_step_coef,
     vp_schedule,
 )
-from jaxkd.types import Network, Variables
+from jaxkd.network import Network
+from jaxkd.types import Variables
 
 
 def ddim_sample(
@@ -31,7 +32,7 @@ def ddim_sample(
     Song et al. 2020, arXiv:2010.02502, Eq. 12 with σ = 0.
 
     Args:
-        denoise: the model, from `jaxkd.programs.denoiser`.
+        denoise: the model, from `jaxkd.papers.boot.denoiser`.
         noise: where the trajectories start.
         times: decreasing, from the first time to the samples': N steps and calls of
             the model need N + 1, such as ``np.linspace(0.99, 0, N + 1)``.
@@ -52,7 +53,7 @@ def ddim_trajectory(
 ) -> Float[Array, "steps batch *shape"]:
     """Return the signals y_t = (x_t − σ_t·ε)/α_t on the way of `ddim_sample`.
 
-    They are what a student of `jaxkd.programs.boot` is to answer at the same times.
+    They are what a student of `jaxkd.papers.boot.boot` is to answer at the same times.
 
     Args:
         denoise: as in `ddim_sample`.

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.data.padding import left_pad
-from jaxkd.data.tokenizers import Tokenizer
+from jaxkd.data.text.padding import left_pad
+from jaxkd.data.text.tokenizers import Tokenizer
 from jaxkd.evaluation.likelihood import Pair, encode_pair, likelihood_evaluator
 from jaxkd.generation import GREEDY, generate
-from jaxkd.types import Network, Variables
+from jaxkd.network import Network
+from jaxkd.types import Variables
 
 
 def harness_model(

@@ -14,8 +14,9 @@ from jaxkd.data.sources import Examples
 from jaxkd.losses.basics import expand_weights
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence, tempered
 from jaxkd.methods.base import batch_weights
+from jaxkd.network import Network
 from jaxkd.programs.distill import network_inputs
-from jaxkd.types import Batch, Network, Variables
+from jaxkd.types import Batch, Variables
 
 
 def token_evaluator(

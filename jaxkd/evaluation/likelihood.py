@@ -10,9 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxkd.data.tokenizers import Tokenizer
+from jaxkd.data.text.tokenizers import Tokenizer
 from jaxkd.losses.basics import as_float
-from jaxkd.types import Network, Variables
+from jaxkd.network import Network
+from jaxkd.types import Variables
 
 Pair = tuple[Sequence[int], Sequence[int]]
 SHORTEST = 32

@@ -11,7 +11,8 @@ from jaxkd.data.sources import Examples
 from jaxkd.data.transforms import Transform
 from jaxkd.evaluation.classification import labelled_inputs
 from jaxkd.losses.basics import as_float
-from jaxkd.types import Network, Variables
+from jaxkd.network import Network
+from jaxkd.types import Variables
 
 
 def linear_cka(

@@ -5,23 +5,14 @@ The round itself is a program, `jaxkd.programs.federated_distillation`.
 name only.
 """
 
-from jaxkd.federated.clustering import kmeans_fit, nearest_centroid_distance
-from jaxkd.federated.filters import (
-    edgefd_mask,
-    id_threshold,
-    kulsif_fit,
-    kulsif_ratio,
+from jaxkd.federated.clustering import kmeans_fit as kmeans_fit
+from jaxkd.federated.clustering import (
+    nearest_centroid_distance as nearest_centroid_distance,
 )
-from jaxkd.federated.rounds import Rounds, draw_private, draw_proxies
-
-__all__ = [
-    "Rounds",
-    "draw_private",
-    "draw_proxies",
-    "edgefd_mask",
-    "id_threshold",
-    "kmeans_fit",
-    "kulsif_fit",
-    "kulsif_ratio",
-    "nearest_centroid_distance",
-]
+from jaxkd.federated.filters import edgefd_mask as edgefd_mask
+from jaxkd.federated.filters import id_threshold as id_threshold
+from jaxkd.federated.filters import kulsif_fit as kulsif_fit
+from jaxkd.federated.filters import kulsif_ratio as kulsif_ratio
+from jaxkd.federated.rounds import Rounds as Rounds
+from jaxkd.federated.rounds import draw_private as draw_private
+from jaxkd.federated.rounds import draw_proxies as draw_proxies

@@ -1,22 +1,10 @@
 """Text from language models: prefill, then one token at a time from a cache."""
 
-from jaxkd.generation.decoding import Generated, generate
-from jaxkd.generation.sampling import (
-    GREEDY,
-    Sampling,
-    keep_top_k,
-    keep_top_p,
-    sample,
-    sampling_logits,
-)
-
-__all__ = [
-    "GREEDY",
-    "Generated",
-    "Sampling",
-    "generate",
-    "keep_top_k",
-    "keep_top_p",
-    "sample",
-    "sampling_logits",
-]
+from jaxkd.generation.decoding import Generated as Generated
+from jaxkd.generation.decoding import generate as generate
+from jaxkd.generation.sampling import GREEDY as GREEDY
+from jaxkd.generation.sampling import Sampling as Sampling
+from jaxkd.generation.sampling import keep_top_k as keep_top_k
+from jaxkd.generation.sampling import keep_top_p as keep_top_p
+from jaxkd.generation.sampling import sample as sample
+from jaxkd.generation.sampling import sampling_logits as sampling_logits

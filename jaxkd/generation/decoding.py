@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxkd.checks import unknown_name
 from jaxkd.generation.sampling import Sampling, sample
-from jaxkd.models.axes import constrain
-from jaxkd.types import Apply, Network, Variables
+from jaxkd.network import Apply, Network
+from jaxkd.sharding.axes import constrain
+from jaxkd.types import Variables
 
 
 class Generated(NamedTuple):

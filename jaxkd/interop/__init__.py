@@ -1,11 +1,6 @@
 """Weights in and out."""
 
-from jaxkd.interop.folders import export_program, load_pretrained, save_pretrained
-from jaxkd.interop.torch_weights import load_torch_resnet
-
-__all__ = [
-    "export_program",
-    "load_pretrained",
-    "load_torch_resnet",
-    "save_pretrained",
-]
+from jaxkd.interop.folders import export_program as export_program
+from jaxkd.interop.folders import load_pretrained as load_pretrained
+from jaxkd.interop.folders import save_pretrained as save_pretrained
+from jaxkd.interop.torch_weights import load_torch_resnet as load_torch_resnet

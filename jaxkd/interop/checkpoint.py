@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 
 from jaxkd.interop.families.base import Family, Place, Source
 from jaxkd.interop.shards import Shards
-from jaxkd.training.sharding import state_sharding
-from jaxkd.types import Network, Variables
+from jaxkd.network import Network
+from jaxkd.sharding.mesh import state_sharding
+from jaxkd.types import Variables
 
 
 def network_shapes(network: Network) -> dict[str, jax.ShapeDtypeStruct]:

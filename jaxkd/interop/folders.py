@@ -17,7 +17,7 @@ import jax.export
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxkd import models
+from jaxkd import models, papers
 from jaxkd.interop.checkpoint import (
     check_variables,
     nbytes,
@@ -28,7 +28,8 @@ from jaxkd.interop.checkpoint import (
 )
 from jaxkd.interop.families import family_reading, family_writing
 from jaxkd.interop.shards import INDEX, WEIGHTS, Shards, write_shards
-from jaxkd.types import Network, Variables
+from jaxkd.network import Network
+from jaxkd.types import Variables
 
 CONFIG = "config.json"
 PROGRAM = "model.stablehlo"
@@ -87,7 +88,11 @@ def load_pretrained(
     else:
         family, model, given = None, config["model"], config["arguments"]
     try:
-        network = models.create(model, **{**given, **arguments})
+        network = models.create(
+            model,
+            {**models.MODELS, **papers.constructors(Network)},
+            **{**given, **arguments},
+        )
     except TypeError as error:
         raise ValueError(
             f"{folder / CONFIG} and what was given make arguments that {model!r} does "
@@ -153,8 +158,8 @@ def save_pretrained(
     """
     if network.spec is None:
         raise ValueError(
-            "network was not made by a constructor of jaxkd.models.MODELS, or was "
-            "changed since: its weights have no format that could be read again"
+            "network was not made by a constructor of jaxkd.models or jaxkd.papers, or "
+            "was changed since: its weights have no format that could be read again"
         )
     model, arguments = network.spec
     family = family_writing(model, arguments)

@@ -13,8 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from jaxkd.models.resnet import BLOCKS, Bottleneck, cifar_resnet, imagenet_resnet
-from jaxkd.types import Network, Variables
+from jaxkd.models.vision.resnet import BLOCKS, Bottleneck, cifar_resnet, imagenet_resnet
+from jaxkd.network import Network
+from jaxkd.types import Variables
 
 NAMES = {
     "kernel": "weight",

@@ -4,216 +4,106 @@ Losses of single examples return one value each; losses that relate examples ret
 scalar and take ``weights``. The teacher's arrays get no gradient.
 """
 
-from jaxkd.losses.attention import at_loss, attention_map, cwd_loss, ft_loss, nst_loss
-from jaxkd.losses.basics import weighted_mean
-from jaxkd.losses.binary import binary_kl_loss, binary_kl_norm_loss
-from jaxkd.losses.channels import (
-    cam_relation_loss,
-    class_activation_maps,
-    ickd_loss,
-)
-from jaxkd.losses.contrastive import crd_init, crd_loss, sample_negatives
-from jaxkd.losses.correlation import dist_loss
-from jaxkd.losses.diffusion import (
-    boot_bootstrap_loss,
-    boot_boundary_loss,
-    boot_target,
-    cfg_signal,
-    denoising_loss,
-    diffuse,
-    signal_step_coef,
-    to_signal,
-    vp_schedule,
-)
-from jaxkd.losses.divergences import (
-    cross_entropy_loss,
-    ctkd_temperature,
-    dkd_loss,
-    kd_loss,
-    kl_divergence,
-    ofa_loss,
-    prediction_entropy,
-    reverse_kd_loss,
-    standardize_logits,
-    target_mask,
-)
-from jaxkd.losses.dual_head import dho_loss, dual_head_log_probs
-from jaxkd.losses.ensembles import (
-    ambiguity_filter,
-    era_sharpen,
-    fd_distill_loss,
-    masked_ensemble,
-)
-from jaxkd.losses.features import (
-    ab_loss,
-    fsp_loss,
-    fsp_matrix,
-    hcl_loss,
-    hint_loss,
-    mgd_loss,
-    mgd_mask,
-    ofd_loss,
-    ofd_margin,
-    vid_log_scale_init,
-    vid_loss,
-)
-from jaxkd.losses.few_shot import clap_class_weights, clap_loss, cosine_logits
-from jaxkd.losses.first import first_loss, recalibrate_top_k, smooth_top_k
-from jaxkd.losses.fusion import (
-    ada_alpha,
-    class_average_predictions,
-    fused_kd_loss,
-    trilateral_features,
-    wls_alpha,
-)
-from jaxkd.losses.graphs import (
-    edge_difference_log_probs,
-    edge_high_frequency_loss,
-    edge_low_frequency_loss,
-    neighbor_cosine,
-)
-from jaxkd.losses.language import (
-    adaptive_kl_loss,
-    adaptive_kl_weights,
-    divergence_loss,
-    relation_loss,
-    uld_loss,
-)
-from jaxkd.losses.online import (
-    balance_weights,
-    bdkd_loss,
-    dml_loss,
-    kdcl_targets,
-    one_gate_logits,
-    one_loss,
-)
-from jaxkd.losses.policy import (
-    length_normalized_returns,
-    policy_gradient_loss,
-    reverse_kl_rewards,
-    whiten,
-)
-from jaxkd.losses.pooling import adaptive_average_pool, match_size, nearest_resize
-from jaxkd.losses.preferences import dpo_loss, rrhf_loss
-from jaxkd.losses.ranking import plackett_luce_loss, pld_loss, teacher_ranking
-from jaxkd.losses.relations import cc_loss, pkt_loss, rkd_loss, sp_loss
-from jaxkd.losses.sinkd import sinkd_loss
-from jaxkd.losses.taid import (
-    TaidState,
-    taid_init,
-    taid_loss,
-    taid_target,
-    taid_update,
-)
-from jaxkd.losses.topk import (
-    gather_log_probs,
-    top_k_kd_loss,
-    top_k_log_probs,
-    top_k_reverse_kd_loss,
-)
-
-__all__ = [
-    "TaidState",
-    "ab_loss",
-    "ada_alpha",
-    "adaptive_average_pool",
-    "adaptive_kl_loss",
-    "adaptive_kl_weights",
-    "ambiguity_filter",
-    "at_loss",
-    "attention_map",
-    "balance_weights",
-    "bdkd_loss",
-    "binary_kl_loss",
-    "binary_kl_norm_loss",
-    "boot_bootstrap_loss",
-    "boot_boundary_loss",
-    "boot_target",
-    "cam_relation_loss",
-    "cc_loss",
-    "cfg_signal",
-    "clap_class_weights",
-    "clap_loss",
-    "class_activation_maps",
-    "class_average_predictions",
-    "cosine_logits",
-    "crd_init",
-    "crd_loss",
-    "cross_entropy_loss",
-    "ctkd_temperature",
-    "cwd_loss",
-    "denoising_loss",
-    "dho_loss",
-    "diffuse",
-    "dist_loss",
-    "divergence_loss",
-    "dkd_loss",
-    "dml_loss",
-    "dpo_loss",
-    "dual_head_log_probs",
-    "edge_difference_log_probs",
-    "edge_high_frequency_loss",
-    "edge_low_frequency_loss",
-    "era_sharpen",
-    "fd_distill_loss",
-    "first_loss",
-    "fsp_loss",
-    "fsp_matrix",
-    "ft_loss",
-    "fused_kd_loss",
-    "gather_log_probs",
-    "hcl_loss",
-    "hint_loss",
-    "ickd_loss",
-    "kd_loss",
-    "kdcl_targets",
-    "kl_divergence",
-    "length_normalized_returns",
-    "masked_ensemble",
-    "match_size",
-    "mgd_loss",
-    "mgd_mask",
-    "nearest_resize",
-    "neighbor_cosine",
-    "nst_loss",
-    "ofa_loss",
-    "ofd_loss",
-    "ofd_margin",
-    "one_gate_logits",
-    "one_loss",
-    "pkt_loss",
-    "plackett_luce_loss",
-    "pld_loss",
-    "policy_gradient_loss",
-    "prediction_entropy",
-    "recalibrate_top_k",
-    "relation_loss",
-    "reverse_kd_loss",
-    "reverse_kl_rewards",
-    "rkd_loss",
-    "rrhf_loss",
-    "sample_negatives",
-    "signal_step_coef",
-    "sinkd_loss",
-    "smooth_top_k",
-    "sp_loss",
-    "standardize_logits",
-    "taid_init",
-    "taid_loss",
-    "taid_target",
-    "taid_update",
-    "target_mask",
-    "teacher_ranking",
-    "to_signal",
-    "top_k_kd_loss",
-    "top_k_log_probs",
-    "top_k_reverse_kd_loss",
-    "trilateral_features",
-    "uld_loss",
-    "vid_log_scale_init",
-    "vid_loss",
-    "vp_schedule",
-    "weighted_mean",
-    "whiten",
-    "wls_alpha",
-]
+from jaxkd.losses.attention import at_loss as at_loss
+from jaxkd.losses.attention import attention_map as attention_map
+from jaxkd.losses.attention import cwd_loss as cwd_loss
+from jaxkd.losses.attention import ft_loss as ft_loss
+from jaxkd.losses.attention import nst_loss as nst_loss
+from jaxkd.losses.basics import weighted_mean as weighted_mean
+from jaxkd.losses.binary import binary_kl_loss as binary_kl_loss
+from jaxkd.losses.binary import binary_kl_norm_loss as binary_kl_norm_loss
+from jaxkd.losses.channels import cam_relation_loss as cam_relation_loss
+from jaxkd.losses.channels import class_activation_maps as class_activation_maps
+from jaxkd.losses.channels import ickd_loss as ickd_loss
+from jaxkd.losses.contrastive import crd_init as crd_init
+from jaxkd.losses.contrastive import crd_loss as crd_loss
+from jaxkd.losses.contrastive import sample_negatives as sample_negatives
+from jaxkd.losses.correlation import dist_loss as dist_loss
+from jaxkd.losses.diffusion import boot_bootstrap_loss as boot_bootstrap_loss
+from jaxkd.losses.diffusion import boot_boundary_loss as boot_boundary_loss
+from jaxkd.losses.diffusion import boot_target as boot_target
+from jaxkd.losses.diffusion import cfg_signal as cfg_signal
+from jaxkd.losses.diffusion import denoising_loss as denoising_loss
+from jaxkd.losses.diffusion import diffuse as diffuse
+from jaxkd.losses.diffusion import signal_step_coef as signal_step_coef
+from jaxkd.losses.diffusion import to_signal as to_signal
+from jaxkd.losses.diffusion import vp_schedule as vp_schedule
+from jaxkd.losses.divergences import cross_entropy_loss as cross_entropy_loss
+from jaxkd.losses.divergences import ctkd_temperature as ctkd_temperature
+from jaxkd.losses.divergences import dkd_loss as dkd_loss
+from jaxkd.losses.divergences import kd_loss as kd_loss
+from jaxkd.losses.divergences import kl_divergence as kl_divergence
+from jaxkd.losses.divergences import ofa_loss as ofa_loss
+from jaxkd.losses.divergences import prediction_entropy as prediction_entropy
+from jaxkd.losses.divergences import reverse_kd_loss as reverse_kd_loss
+from jaxkd.losses.divergences import standardize_logits as standardize_logits
+from jaxkd.losses.divergences import target_mask as target_mask
+from jaxkd.losses.dual_head import dho_loss as dho_loss
+from jaxkd.losses.dual_head import dual_head_log_probs as dual_head_log_probs
+from jaxkd.losses.ensembles import ambiguity_filter as ambiguity_filter
+from jaxkd.losses.ensembles import era_sharpen as era_sharpen
+from jaxkd.losses.ensembles import fd_distill_loss as fd_distill_loss
+from jaxkd.losses.ensembles import masked_ensemble as masked_ensemble
+from jaxkd.losses.features import ab_loss as ab_loss
+from jaxkd.losses.features import fsp_loss as fsp_loss
+from jaxkd.losses.features import fsp_matrix as fsp_matrix
+from jaxkd.losses.features import hcl_loss as hcl_loss
+from jaxkd.losses.features import hint_loss as hint_loss
+from jaxkd.losses.features import mgd_loss as mgd_loss
+from jaxkd.losses.features import mgd_mask as mgd_mask
+from jaxkd.losses.features import ofd_loss as ofd_loss
+from jaxkd.losses.features import ofd_margin as ofd_margin
+from jaxkd.losses.features import vid_log_scale_init as vid_log_scale_init
+from jaxkd.losses.features import vid_loss as vid_loss
+from jaxkd.losses.few_shot import clap_class_weights as clap_class_weights
+from jaxkd.losses.few_shot import clap_loss as clap_loss
+from jaxkd.losses.few_shot import cosine_logits as cosine_logits
+from jaxkd.losses.first import first_loss as first_loss
+from jaxkd.losses.first import recalibrate_top_k as recalibrate_top_k
+from jaxkd.losses.first import smooth_top_k as smooth_top_k
+from jaxkd.losses.fusion import ada_alpha as ada_alpha
+from jaxkd.losses.fusion import class_average_predictions as class_average_predictions
+from jaxkd.losses.fusion import fused_kd_loss as fused_kd_loss
+from jaxkd.losses.fusion import trilateral_features as trilateral_features
+from jaxkd.losses.fusion import wls_alpha as wls_alpha
+from jaxkd.losses.graphs import edge_difference_log_probs as edge_difference_log_probs
+from jaxkd.losses.graphs import edge_high_frequency_loss as edge_high_frequency_loss
+from jaxkd.losses.graphs import edge_low_frequency_loss as edge_low_frequency_loss
+from jaxkd.losses.graphs import neighbor_cosine as neighbor_cosine
+from jaxkd.losses.language import adaptive_kl_loss as adaptive_kl_loss
+from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
+from jaxkd.losses.language import divergence_loss as divergence_loss
+from jaxkd.losses.language import relation_loss as relation_loss
+from jaxkd.losses.language import uld_loss as uld_loss
+from jaxkd.losses.online import balance_weights as balance_weights
+from jaxkd.losses.online import bdkd_loss as bdkd_loss
+from jaxkd.losses.online import dml_loss as dml_loss
+from jaxkd.losses.online import kdcl_targets as kdcl_targets
+from jaxkd.losses.online import one_gate_logits as one_gate_logits
+from jaxkd.losses.online import one_loss as one_loss
+from jaxkd.losses.policy import length_normalized_returns as length_normalized_returns
+from jaxkd.losses.policy import policy_gradient_loss as policy_gradient_loss
+from jaxkd.losses.policy import reverse_kl_rewards as reverse_kl_rewards
+from jaxkd.losses.policy import whiten as whiten
+from jaxkd.losses.pooling import adaptive_average_pool as adaptive_average_pool
+from jaxkd.losses.pooling import match_size as match_size
+from jaxkd.losses.pooling import nearest_resize as nearest_resize
+from jaxkd.losses.preferences import dpo_loss as dpo_loss
+from jaxkd.losses.preferences import rrhf_loss as rrhf_loss
+from jaxkd.losses.ranking import plackett_luce_loss as plackett_luce_loss
+from jaxkd.losses.ranking import pld_loss as pld_loss
+from jaxkd.losses.ranking import teacher_ranking as teacher_ranking
+from jaxkd.losses.relations import cc_loss as cc_loss
+from jaxkd.losses.relations import pkt_loss as pkt_loss
+from jaxkd.losses.relations import rkd_loss as rkd_loss
+from jaxkd.losses.relations import sp_loss as sp_loss
+from jaxkd.losses.sinkd import sinkd_loss as sinkd_loss
+from jaxkd.losses.taid import TaidState as TaidState
+from jaxkd.losses.taid import taid_init as taid_init
+from jaxkd.losses.taid import taid_loss as taid_loss
+from jaxkd.losses.taid import taid_target as taid_target
+from jaxkd.losses.taid import taid_update as taid_update
+from jaxkd.losses.topk import gather_log_probs as gather_log_probs
+from jaxkd.losses.topk import top_k_kd_loss as top_k_kd_loss
+from jaxkd.losses.topk import top_k_log_probs as top_k_log_probs
+from jaxkd.losses.topk import top_k_reverse_kd_loss as top_k_reverse_kd_loss

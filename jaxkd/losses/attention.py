@@ -66,8 +66,8 @@ def ft_loss(
     """Factor transfer: mean absolute difference of the factors' attention maps.
 
     Kim, Park, Kwak 2018, arXiv:1802.04977, with p = 1. The factors come from a
-    `jaxkd.models.projectors.Translator` on the student's map and from the encoder of a
-    trained `jaxkd.models.projectors.Paraphraser` on the teacher's.
+    ``Translator`` on the student's map and from the encoder of a trained
+    ``Paraphraser`` on the teacher's (both in `jaxkd.methods.modules`).
 
     Args:
         student_factor: the translator's output.

@@ -1,8 +1,8 @@
 """Losses that compare intermediate features value by value.
 
 Student and teacher features have the same shape: where they differ, a projector of
-`jaxkd.models.projectors` comes first. Channels are last, and each loss returns one
-value an example. The teacher gets no gradient.
+`jaxkd.methods.modules` comes first. Channels are last, and each loss returns one value
+an example. The teacher gets no gradient.
 """
 
 import math
@@ -276,7 +276,7 @@ def hcl_loss(
     over the sum of the weights.
 
     Args:
-        student: the fused student maps (`jaxkd.models.projectors.ReviewFusion`).
+        student: the fused student maps (``ReviewFusion``).
         teacher: the teacher's, of the same shape.
         sizes: pooled heights and widths; those not below the map's are left out.
 
@@ -345,7 +345,7 @@ def mgd_loss(
 
     Args:
         generated: features made from the student's masked map
-            (`jaxkd.models.projectors.MGDGenerator`).
+            (`jaxkd.methods.modules.projectors.MGDGenerator`).
         teacher: the teacher's, of the same shape.
 
     Returns:

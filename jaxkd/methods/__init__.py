@@ -1,183 +1,80 @@
 """Distillation methods, one module a paper: constructors that return a `Method`."""
 
-from collections.abc import Callable
-
-from jaxkd.methods.ab import ab
-from jaxkd.methods.akl import akl
-from jaxkd.methods.at import at
-from jaxkd.methods.base import combine, from_loss, from_module
-from jaxkd.methods.bdkd import bdkd
-from jaxkd.methods.cached import cached
-from jaxkd.methods.cc import cc
-from jaxkd.methods.crd import crd
-from jaxkd.methods.cross_entropy import cross_entropy
-from jaxkd.methods.ctkd import ctkd
-from jaxkd.methods.cwd import cwd
-from jaxkd.methods.ddk import ddk, ddk_weights, discrepancy_init, discrepancy_update
-from jaxkd.methods.denoising import denoising
-from jaxkd.methods.dhkd import dhkd
-from jaxkd.methods.dho import dho
-from jaxkd.methods.dist import dist
-from jaxkd.methods.diswot import diswot
-from jaxkd.methods.divergence_kd import divergence_kd
-from jaxkd.methods.dkd import dkd
-from jaxkd.methods.dml import dml
-from jaxkd.methods.ffg2m import ffg2m, high_frequency, low_frequency
-from jaxkd.methods.first import first
-from jaxkd.methods.fitnets import fitnets
-from jaxkd.methods.fsp import fsp
-from jaxkd.methods.ft import ft, paraphrased, paraphraser_loss
-from jaxkd.methods.glnn import glnn, labelled_cross_entropy
-from jaxkd.methods.hidden_kd import hidden_kd, relation_kd
-from jaxkd.methods.kd import kd
-from jaxkd.methods.kdcl import kdcl
-from jaxkd.methods.linear_kd import linear_kd
-from jaxkd.methods.lskd import lskd
-from jaxkd.methods.mgd import mgd
-from jaxkd.methods.minillm import minillm
-from jaxkd.methods.nst import nst
-from jaxkd.methods.ofakd import exit_logits, ofakd
-from jaxkd.methods.ofd import ofd
-from jaxkd.methods.one import one
-from jaxkd.methods.pkt import pkt
-from jaxkd.methods.pld import pld
-from jaxkd.methods.reviewkd import reviewkd
-from jaxkd.methods.rkd import rkd
-from jaxkd.methods.schedules import ctkd_curriculum, epoch_warmup
-from jaxkd.methods.shared_vocabulary import shared_vocabulary
-from jaxkd.methods.simkd import simkd, simkd_student
-from jaxkd.methods.sinkd import sinkd
-from jaxkd.methods.sp import sp
-from jaxkd.methods.swiftkv import swiftkv
-from jaxkd.methods.taid import taid
-from jaxkd.methods.tgeokd import fused_kd, tgeokd
-from jaxkd.methods.topk_kd import top_k_targets, topk_kd
-from jaxkd.methods.uld import uld
-from jaxkd.methods.vid import vid
+from jaxkd.methods.ab import ab as ab
+from jaxkd.methods.akl import akl as akl
+from jaxkd.methods.at import at as at
+from jaxkd.methods.base import combine as combine
+from jaxkd.methods.base import from_loss as from_loss
+from jaxkd.methods.base import from_module as from_module
+from jaxkd.methods.bdkd import bdkd as bdkd
+from jaxkd.methods.cached import cached as cached
+from jaxkd.methods.cc import cc as cc
+from jaxkd.methods.crd import crd as crd
+from jaxkd.methods.cross_entropy import cross_entropy as cross_entropy
+from jaxkd.methods.ctkd import ctkd as ctkd
+from jaxkd.methods.cwd import cwd as cwd
+from jaxkd.methods.ddk import ddk as ddk
+from jaxkd.methods.ddk import ddk_weights as ddk_weights
+from jaxkd.methods.ddk import discrepancy_init as discrepancy_init
+from jaxkd.methods.ddk import discrepancy_update as discrepancy_update
+from jaxkd.methods.denoising import denoising as denoising
+from jaxkd.methods.dhkd import dhkd as dhkd
+from jaxkd.methods.dho import dho as dho
+from jaxkd.methods.dist import dist as dist
+from jaxkd.methods.divergence_kd import divergence_kd as divergence_kd
+from jaxkd.methods.dkd import dkd as dkd
+from jaxkd.methods.dml import dml as dml
+from jaxkd.methods.ffg2m import ffg2m as ffg2m
+from jaxkd.methods.ffg2m import high_frequency as high_frequency
+from jaxkd.methods.ffg2m import low_frequency as low_frequency
+from jaxkd.methods.first import first as first
+from jaxkd.methods.fitnets import fitnets as fitnets
+from jaxkd.methods.fsp import fsp as fsp
+from jaxkd.methods.ft import ft as ft
+from jaxkd.methods.ft import paraphrased as paraphrased
+from jaxkd.methods.ft import paraphraser_loss as paraphraser_loss
+from jaxkd.methods.glnn import glnn as glnn
+from jaxkd.methods.glnn import labelled_cross_entropy as labelled_cross_entropy
+from jaxkd.methods.hidden_kd import hidden_kd as hidden_kd
+from jaxkd.methods.hidden_kd import relation_kd as relation_kd
+from jaxkd.methods.kd import kd as kd
+from jaxkd.methods.kdcl import kdcl as kdcl
+from jaxkd.methods.linear_kd import linear_kd as linear_kd
+from jaxkd.methods.lskd import lskd as lskd
+from jaxkd.methods.mgd import mgd as mgd
+from jaxkd.methods.minillm import minillm as minillm
+from jaxkd.methods.nst import nst as nst
+from jaxkd.methods.ofakd import exit_logits as exit_logits
+from jaxkd.methods.ofakd import ofakd as ofakd
+from jaxkd.methods.ofd import ofd as ofd
+from jaxkd.methods.one import one as one
+from jaxkd.methods.pkt import pkt as pkt
+from jaxkd.methods.pld import pld as pld
+from jaxkd.methods.reviewkd import reviewkd as reviewkd
+from jaxkd.methods.rkd import rkd as rkd
+from jaxkd.methods.schedules import ctkd_curriculum as ctkd_curriculum
+from jaxkd.methods.schedules import epoch_warmup as epoch_warmup
+from jaxkd.methods.shared_vocabulary import shared_vocabulary as shared_vocabulary
+from jaxkd.methods.simkd import simkd as simkd
+from jaxkd.methods.simkd import simkd_student as simkd_student
+from jaxkd.methods.sinkd import sinkd as sinkd
+from jaxkd.methods.sp import sp as sp
+from jaxkd.methods.taid import taid as taid
+from jaxkd.methods.tgeokd import fused_kd as fused_kd
+from jaxkd.methods.tgeokd import tgeokd as tgeokd
+from jaxkd.methods.topk_kd import top_k_targets as top_k_targets
+from jaxkd.methods.topk_kd import topk_kd as topk_kd
+from jaxkd.methods.uld import uld as uld
+from jaxkd.methods.vid import vid as vid
+from jaxkd.registry import constructors
 from jaxkd.types import Method
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "ab": ab,
-    "akl": akl,
-    "at": at,
-    "bdkd": bdkd,
-    "cc": cc,
-    "crd": crd,
-    "cross_entropy": cross_entropy,
-    "ctkd": ctkd,
-    "cwd": cwd,
-    "ddk": ddk,
-    "denoising": denoising,
-    "dhkd": dhkd,
-    "dho": dho,
-    "dist": dist,
-    "diswot": diswot,
-    "divergence_kd": divergence_kd,
-    "dkd": dkd,
-    "dml": dml,
-    "ffg2m": ffg2m,
-    "first": first,
-    "fitnets": fitnets,
-    "fsp": fsp,
-    "ft": ft,
-    "fused_kd": fused_kd,
-    "glnn": glnn,
-    "hidden_kd": hidden_kd,
-    "kd": kd,
-    "kdcl": kdcl,
-    "linear_kd": linear_kd,
-    "lskd": lskd,
-    "mgd": mgd,
-    "minillm": minillm,
-    "nst": nst,
-    "ofakd": ofakd,
-    "ofd": ofd,
-    "one": one,
-    "pkt": pkt,
-    "pld": pld,
-    "relation_kd": relation_kd,
-    "reviewkd": reviewkd,
-    "rkd": rkd,
-    "simkd": simkd,
-    "sinkd": sinkd,
-    "sp": sp,
-    "swiftkv": swiftkv,
-    "taid": taid,
-    "tgeokd": tgeokd,
-    "topk_kd": topk_kd,
-    "uld": uld,
-    "vid": vid,
-}
+METHODS = constructors(
+    globals(),
+    Method,
+    besides=(
+        *("cached", "combine", "from_loss", "from_module"),
+        *("paraphraser_loss", "shared_vocabulary"),
+    ),
+)
 """Method constructors by name."""
-
-__all__ = [
-    "METHODS",
-    "ab",
-    "akl",
-    "at",
-    "bdkd",
-    "cached",
-    "cc",
-    "combine",
-    "crd",
-    "cross_entropy",
-    "ctkd",
-    "ctkd_curriculum",
-    "cwd",
-    "ddk",
-    "ddk_weights",
-    "denoising",
-    "dhkd",
-    "dho",
-    "discrepancy_init",
-    "discrepancy_update",
-    "dist",
-    "diswot",
-    "divergence_kd",
-    "dkd",
-    "dml",
-    "epoch_warmup",
-    "exit_logits",
-    "ffg2m",
-    "first",
-    "fitnets",
-    "from_loss",
-    "from_module",
-    "fsp",
-    "ft",
-    "fused_kd",
-    "glnn",
-    "hidden_kd",
-    "high_frequency",
-    "kd",
-    "kdcl",
-    "labelled_cross_entropy",
-    "linear_kd",
-    "low_frequency",
-    "lskd",
-    "mgd",
-    "minillm",
-    "nst",
-    "ofakd",
-    "ofd",
-    "one",
-    "paraphrased",
-    "paraphraser_loss",
-    "pkt",
-    "pld",
-    "relation_kd",
-    "reviewkd",
-    "rkd",
-    "shared_vocabulary",
-    "simkd",
-    "simkd_student",
-    "sinkd",
-    "sp",
-    "swiftkv",
-    "taid",
-    "tgeokd",
-    "top_k_targets",
-    "topk_kd",
-    "uld",
-    "vid",
-]

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from jaxkd.adapters import merge_module, split_module
 from jaxkd.losses.basics import as_float, expand_weights, weighted_mean
-from jaxkd.models.adapters import merge_module, split_module
-from jaxkd.models.projectors import Connector
+from jaxkd.methods.modules.projectors import Connector
 from jaxkd.types import Batch, Method, MethodVariables, Metrics, Outputs
 
 Schedule = Callable[[Any], Any]

@@ -16,9 +16,9 @@ def bdkd(
 ) -> Method:
     """Return BD-KD: the student gets forward and reverse KL, weighed by confidence.
 
-    Amara et al. 2022, arXiv:2212.12965. The student is ``models.ensemble([student,
+    Amara et al. 2022, arXiv:2212.12965. The student is ``networks.ensemble([student,
     teacher])``, without a teacher: both start untrained, and the first is deployed,
-    by ``models.with_logits(ensemble, "0.logits")``.
+    by ``networks.with_logits(ensemble, "0.logits")``.
 
     Args:
         temperature: T > 0.

@@ -3,7 +3,7 @@
 from jaxkd.losses.basics import frozen
 from jaxkd.losses.relations import cc_loss
 from jaxkd.methods.base import example_weights, from_module
-from jaxkd.models.projectors import EmbedPair
+from jaxkd.methods.modules.projectors import EmbedPair
 from jaxkd.types import Method
 
 

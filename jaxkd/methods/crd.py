@@ -5,11 +5,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from jaxkd.adapters import merge_module, split_module
 from jaxkd.losses.basics import frozen, weighted_mean
 from jaxkd.losses.contrastive import crd_init, crd_loss, sample_negatives
 from jaxkd.methods.base import example_weights
-from jaxkd.models.adapters import merge_module, split_module
-from jaxkd.models.projectors import EmbedPair
+from jaxkd.methods.modules.projectors import EmbedPair
 from jaxkd.types import Method
 
 

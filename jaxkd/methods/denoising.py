@@ -1,7 +1,7 @@
 """How diffusion models are trained: to denoise images at random noise levels.
 
 Ho et al. 2020 (arXiv:2006.11239), in continuous time. It needs no teacher; it makes
-teachers for `jaxkd.programs.boot`.
+teachers for `jaxkd.papers.boot.boot`.
 """
 
 import jax

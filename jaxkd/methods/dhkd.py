@@ -2,7 +2,7 @@
 
 from jaxkd.losses.binary import binary_kl_norm_loss
 from jaxkd.methods.base import example_weights, from_module
-from jaxkd.models.heads import AuxiliaryHead
+from jaxkd.methods.modules.heads import AuxiliaryHead
 from jaxkd.types import Method
 
 

@@ -2,7 +2,7 @@
 
 from jaxkd.losses.dual_head import dho_loss
 from jaxkd.methods.base import example_weights
-from jaxkd.models.dual_head import CE_TAP, KD_TAP
+from jaxkd.networks.dual_head import CE_TAP, KD_TAP
 from jaxkd.types import Method
 
 

@@ -2,7 +2,7 @@
 
 from jaxkd.losses.features import hint_loss
 from jaxkd.methods.base import example_weights, from_module
-from jaxkd.models.projectors import ConvRegressor, Embed
+from jaxkd.methods.modules.projectors import ConvRegressor, Embed
 from jaxkd.types import Method
 
 

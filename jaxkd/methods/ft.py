@@ -3,12 +3,13 @@
 import jax
 from flax import nnx
 
+from jaxkd.adapters import merge_module, split_module
 from jaxkd.losses.attention import ft_loss
 from jaxkd.losses.features import hint_loss
 from jaxkd.methods.base import example_weights, from_loss, from_module
-from jaxkd.models.adapters import merge_module, split_module
-from jaxkd.models.projectors import Paraphraser, Translator
-from jaxkd.types import Method, Network, Outputs
+from jaxkd.methods.modules.projectors import Paraphraser, Translator
+from jaxkd.network import Network
+from jaxkd.types import Method, Outputs
 
 
 def paraphrased(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
 from jaxkd.methods.base import batch_weights
-from jaxkd.models.axes import logical_spec
+from jaxkd.sharding.axes import logical_spec
 from jaxkd.types import Batch, Method, MethodVariables, Outputs
 
 TAPS = ("final", "head")

@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxkd.losses.features import mgd_loss, mgd_mask
 from jaxkd.methods.base import example_weights, from_module
-from jaxkd.models.projectors import Connector, MGDGenerator
+from jaxkd.methods.modules.projectors import Connector, MGDGenerator
 from jaxkd.types import Method
 
 

@@ -6,10 +6,10 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import merge_module
 from jaxkd.losses.divergences import ofa_loss
 from jaxkd.methods.base import example_weights, from_loss, from_module, pair_taps
-from jaxkd.models.adapters import merge_module
-from jaxkd.models.exits import exit_branch
+from jaxkd.methods.modules.exits import exit_branch
 from jaxkd.types import Method, MethodVariables, Outputs
 
 Build = Callable[[Outputs, Outputs, nnx.Rngs], nnx.Module]

@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from jaxkd.losses.features import hcl_loss
 from jaxkd.methods.base import example_weights, from_module, pair_taps
-from jaxkd.models.projectors import ReviewFusion
+from jaxkd.methods.modules.projectors import ReviewFusion
 from jaxkd.types import Method, Outputs
 
 

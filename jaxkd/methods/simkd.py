@@ -3,12 +3,13 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import merge_module, split_module
 from jaxkd.losses.features import hint_loss
 from jaxkd.losses.pooling import adaptive_average_pool, match_size
 from jaxkd.methods.base import from_loss
-from jaxkd.models.adapters import merge_module, split_module
-from jaxkd.models.projectors import SimKDProjector
-from jaxkd.types import Method, Network, Outputs
+from jaxkd.methods.modules.projectors import SimKDProjector
+from jaxkd.network import Network
+from jaxkd.types import Method, Outputs
 
 
 def simkd_student(

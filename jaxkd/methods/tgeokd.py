@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import merge_module, split_module
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import frozen, weighted_mean
 from jaxkd.losses.fusion import (
@@ -18,8 +19,7 @@ from jaxkd.losses.fusion import (
     wls_alpha,
 )
 from jaxkd.methods.base import batch_weights
-from jaxkd.models.adapters import merge_module, split_module
-from jaxkd.models.fusion import FusionController
+from jaxkd.methods.modules.fusion import FusionController
 from jaxkd.types import Batch, Method, Metrics, Outputs
 
 RULES = ("wls", "ada")
@@ -36,7 +36,7 @@ def tgeokd(
     """Return distillation with a learnt share α of the teacher in each example's loss.
 
     Hu et al. 2024, arXiv:2312.15112: α·T²·KL + (1 − α)·cross-entropy, with α from
-    `jaxkd.models.fusion.FusionController` on the geometry of student, teacher and
+    `FusionController` on the geometry of student, teacher and
     label, whose features are detached from the student. Train it with
     `programs.bilevel`, which moves the controller to where the student does well on
     validation data; `programs.distill` would only teach it which loss is smaller.

@@ -34,8 +34,8 @@ def top_k_targets(teacher: Outputs, batch: Batch, k: int | None) -> tuple[Array,
     if "teacher_ids" not in batch or "teacher_log_probs" not in batch:
         raise ValueError(
             f"there is no teacher, and the batch has {sorted(batch)}, but no "
-            "teacher_ids and teacher_log_probs: train on data.CachedTeacher or "
-            "data.ServedTeacher, or pass distill() the teacher"
+            "teacher_ids and teacher_log_probs: train on teachers.CachedTeacher or "
+            "teachers.ServedTeacher, or pass distill() the teacher"
         )
     ids, log_probs = batch["teacher_ids"], batch["teacher_log_probs"]
     if k is not None and jnp.shape(ids)[-1] < k:
@@ -52,9 +52,9 @@ def topk_kd(
     """Return KL(teacher ‖ student) on the teacher's k best tokens.
 
     The student is trained by ``distill(student, None, topk_kd(), …)`` on batches of
-    `jaxkd.data.CachedTeacher` or `jaxkd.data.ServedTeacher`. With a teacher in the step
-    instead, the loss is the same number from its logits. Beside the labels, which a
-    cache has too, as in ``combine((0.5, cross_entropy()), (0.5, topk_kd()))``.
+    `jaxkd.teachers.CachedTeacher` or `jaxkd.teachers.ServedTeacher`. With a teacher in
+    the step instead, the loss is the same number from its logits. Beside the labels,
+    which a cache has too, as in ``combine((0.5, cross_entropy()), (0.5, topk_kd()))``.
 
     Args:
         k: how many tokens; None for all that the batch has.

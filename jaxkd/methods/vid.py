@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxkd.losses.features import vid_loss
 from jaxkd.methods.base import from_module, pair_taps
-from jaxkd.models.projectors import VIDRegressor
+from jaxkd.methods.modules.projectors import VIDRegressor
 from jaxkd.types import Method
 
 

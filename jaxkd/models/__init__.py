@@ -1,123 +1,61 @@
 """The zoo: every model returns `Outputs` and names its taps in its docstring."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxkd.checks import unknown_name
-from jaxkd.models.bert import bert
-from jaxkd.models.class_maps import with_class_maps
-from jaxkd.models.clip import clip
-from jaxkd.models.cnn import cnn
-from jaxkd.models.convnext import convnext
-from jaxkd.models.dit import dit
-from jaxkd.models.dual_head import dual_head
-from jaxkd.models.ensemble import ensemble, member, with_logits
-from jaxkd.models.gnn import gat, gcn, graphsage, node_mlp
-from jaxkd.models.gpt2 import gpt2
-from jaxkd.models.lenet import lenet
-from jaxkd.models.llama import llama
-from jaxkd.models.mamba2 import mamba2
-from jaxkd.models.mixer import mlp_mixer, resmlp
-from jaxkd.models.mlp import mlp
-from jaxkd.models.mobilenet import mobilenet_v2
-from jaxkd.models.nasbench201 import nasbench201
-from jaxkd.models.one import one_cnn
-from jaxkd.models.resnet import cifar_resnet, imagenet_resnet
-from jaxkd.models.shufflenet import shufflenet_v1, shufflenet_v2
-from jaxkd.models.swiftkv import swiftkv_llama
-from jaxkd.models.swin import swin
-from jaxkd.models.t5 import t5
-from jaxkd.models.unet import unet
-from jaxkd.models.vgg import vgg
-from jaxkd.models.vit import vit
-from jaxkd.models.wide_resnet import wide_resnet
-from jaxkd.types import Network
+from jaxkd.models.diffusion.dit import dit as dit
+from jaxkd.models.diffusion.unet import unet as unet
+from jaxkd.models.graph.gnn import gat as gat
+from jaxkd.models.graph.gnn import gcn as gcn
+from jaxkd.models.graph.gnn import graphsage as graphsage
+from jaxkd.models.graph.gnn import node_mlp as node_mlp
+from jaxkd.models.language.bert import bert as bert
+from jaxkd.models.language.gpt2 import gpt2 as gpt2
+from jaxkd.models.language.llama import llama as llama
+from jaxkd.models.language.mamba2 import mamba2 as mamba2
+from jaxkd.models.language.t5 import t5 as t5
+from jaxkd.models.vision.clip import clip as clip
+from jaxkd.models.vision.cnn import cnn as cnn
+from jaxkd.models.vision.convnext import convnext as convnext
+from jaxkd.models.vision.lenet import lenet as lenet
+from jaxkd.models.vision.mixer import mlp_mixer as mlp_mixer
+from jaxkd.models.vision.mixer import resmlp as resmlp
+from jaxkd.models.vision.mlp import mlp as mlp
+from jaxkd.models.vision.mobilenet import mobilenet_v2 as mobilenet_v2
+from jaxkd.models.vision.nasbench201 import nasbench201 as nasbench201
+from jaxkd.models.vision.one import one_cnn as one_cnn
+from jaxkd.models.vision.resnet import cifar_resnet as cifar_resnet
+from jaxkd.models.vision.resnet import imagenet_resnet as imagenet_resnet
+from jaxkd.models.vision.shufflenet import shufflenet_v1 as shufflenet_v1
+from jaxkd.models.vision.shufflenet import shufflenet_v2 as shufflenet_v2
+from jaxkd.models.vision.swin import swin as swin
+from jaxkd.models.vision.vgg import vgg as vgg
+from jaxkd.models.vision.vit import vit as vit
+from jaxkd.models.vision.wide_resnet import wide_resnet as wide_resnet
+from jaxkd.network import Network
+from jaxkd.registry import constructors
 
-MODELS: dict[str, Callable[..., Network]] = {
-    "bert": bert,
-    "cifar_resnet": cifar_resnet,
-    "clip": clip,
-    "cnn": cnn,
-    "convnext": convnext,
-    "dit": dit,
-    "gat": gat,
-    "gcn": gcn,
-    "gpt2": gpt2,
-    "graphsage": graphsage,
-    "imagenet_resnet": imagenet_resnet,
-    "lenet": lenet,
-    "llama": llama,
-    "mamba2": mamba2,
-    "mlp": mlp,
-    "mlp_mixer": mlp_mixer,
-    "mobilenet_v2": mobilenet_v2,
-    "nasbench201": nasbench201,
-    "node_mlp": node_mlp,
-    "one_cnn": one_cnn,
-    "resmlp": resmlp,
-    "shufflenet_v1": shufflenet_v1,
-    "shufflenet_v2": shufflenet_v2,
-    "swiftkv_llama": swiftkv_llama,
-    "swin": swin,
-    "t5": t5,
-    "unet": unet,
-    "vgg": vgg,
-    "vit": vit,
-    "wide_resnet": wide_resnet,
-}
+MODELS = constructors(globals(), Network)
 """Model constructors by name, for configurations and exported folders."""
 
 
-def create(name: str, **arguments: Any) -> Network:
+def create(
+    name: str,
+    constructors: Mapping[str, Callable[..., Network]] = MODELS,
+    /,
+    **arguments: Any,
+) -> Network:
     """Return the zoo's model of that name.
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of the constructors.
+        constructors: `MODELS`, or more.
         **arguments: passed to its constructor.
 
     Raises:
         ValueError: no model has that name.
     """
-    if name not in MODELS:
-        raise ValueError(unknown_name("model", name, MODELS))
-    return MODELS[name](**arguments)
-
-
-__all__ = [
-    "MODELS",
-    "bert",
-    "cifar_resnet",
-    "clip",
-    "cnn",
-    "convnext",
-    "create",
-    "dit",
-    "dual_head",
-    "ensemble",
-    "gat",
-    "gcn",
-    "gpt2",
-    "graphsage",
-    "imagenet_resnet",
-    "lenet",
-    "mamba2",
-    "member",
-    "mlp",
-    "mlp_mixer",
-    "mobilenet_v2",
-    "nasbench201",
-    "node_mlp",
-    "one_cnn",
-    "resmlp",
-    "shufflenet_v1",
-    "shufflenet_v2",
-    "swiftkv_llama",
-    "swin",
-    "t5",
-    "unet",
-    "vgg",
-    "vit",
-    "wide_resnet",
-    "with_class_maps",
-    "with_logits",
-]
+    if name not in constructors:
+        raise ValueError(unknown_name("model", name, constructors))
+    return constructors[name](**arguments)

@@ -8,8 +8,9 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxkd.methods.base import Schedule, combine, weighted_losses
+from jaxkd.network import Network
 from jaxkd.programs.distill import distillation
-from jaxkd.types import Method, Metrics, Network, Program
+from jaxkd.types import Method, Metrics, Program
 
 
 def gradient_cosine(primary: PyTree, secondary: PyTree) -> Float[Array, ""]:

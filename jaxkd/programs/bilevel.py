@@ -13,13 +13,13 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from jaxkd.network import Network
 from jaxkd.programs.distill import distill, network_inputs
 from jaxkd.types import (
     Batch,
     Method,
     MethodVariables,
     Metrics,
-    Network,
     Outputs,
     Program,
     TrainState,

@@ -10,12 +10,12 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.checks import check_batch, unknown_name
+from jaxkd.network import Network
 from jaxkd.types import (
     Batch,
     Inputs,
     Method,
     Metrics,
-    Network,
     Outputs,
     Program,
     TrainState,
@@ -89,7 +89,7 @@ def distill(
     Both networks run in one compiled step, the teacher frozen, in its own dtype and
     without gradient. Without a teacher it is supervised training. To start from
     trained weights, pass ``teacher.with_variables(variables)``; for several teachers,
-    ``models.ensemble([...])``; for a bf16 teacher, ``teacher.astype(jnp.bfloat16)``.
+    ``networks.ensemble([...])``; for a bf16 teacher, ``teacher.astype(jnp.bfloat16)``.
 
     Args:
         student: the network to train.

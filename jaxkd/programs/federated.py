@@ -18,8 +18,9 @@ from jaxkd.checks import check_batch
 from jaxkd.losses import cross_entropy_loss, fd_distill_loss, masked_ensemble
 from jaxkd.losses.basics import as_float, weighted_mean
 from jaxkd.methods.base import batch_weights
+from jaxkd.network import Network
 from jaxkd.programs.distill import network_inputs
-from jaxkd.types import Batch, Inputs, Metrics, Network, Program, Variables
+from jaxkd.types import Batch, Inputs, Metrics, Program, Variables
 
 Aggregate = Callable[
     [Float[Array, "clients samples classes"], Bool[Array, "clients samples"]],

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxkd.generation import Sampling
 from jaxkd.losses.basics import weighted_mean
 from jaxkd.losses.divergences import cross_entropy_loss
+from jaxkd.network import Network
 from jaxkd.programs.distill import distill
 from jaxkd.programs.on_policy import PROMPT, answered, check_prompts, given, writer
-from jaxkd.types import Batch, Method, Metrics, Network, Program, TrainState
+from jaxkd.types import Batch, Method, Metrics, Program, TrainState
 
 ROWS = (*PROMPT, "response_ids", "response_mask")
 

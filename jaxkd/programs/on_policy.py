@@ -9,9 +9,10 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxkd.generation import Sampling, generate
-from jaxkd.models.mixed import mixed
+from jaxkd.network import Network
+from jaxkd.networks.mixed import mixed
 from jaxkd.programs.distill import distill
-from jaxkd.types import Batch, Method, Metrics, Network, Program, TrainState
+from jaxkd.types import Batch, Method, Metrics, Program, TrainState
 
 PROMPT = ("input_ids", "attention_mask")
 

@@ -1,46 +1,17 @@
 """Searches for students: training-free scores, evolution, and spaces of networks."""
 
-from jaxkd.search.diswot import (
-    Statistics,
-    channel_similarity,
-    diswot_score,
-    fc_grad,
-    gaussian_reinit,
-    relation_similarity,
-    semantic_similarity,
-)
-from jaxkd.search.evolution import (
-    Evaluated,
-    SearchResult,
-    random_search,
-    regularized_evolution,
-)
-from jaxkd.search.proxies import code_similarity, grad_norm, nwot, snip, synflow
-from jaxkd.search.ranking import rank_consistency, rank_sum
-from jaxkd.search.spaces import ChoiceSpace
-from jaxkd.search.supernets import Supernet, cell_supernet, depth_supernet
-
-__all__ = [
-    "ChoiceSpace",
-    "Evaluated",
-    "SearchResult",
-    "Statistics",
-    "Supernet",
-    "cell_supernet",
-    "channel_similarity",
-    "code_similarity",
-    "depth_supernet",
-    "diswot_score",
-    "fc_grad",
-    "gaussian_reinit",
-    "grad_norm",
-    "nwot",
-    "random_search",
-    "rank_consistency",
-    "rank_sum",
-    "regularized_evolution",
-    "relation_similarity",
-    "semantic_similarity",
-    "snip",
-    "synflow",
-]
+from jaxkd.search.evolution import Evaluated as Evaluated
+from jaxkd.search.evolution import SearchResult as SearchResult
+from jaxkd.search.evolution import random_search as random_search
+from jaxkd.search.evolution import regularized_evolution as regularized_evolution
+from jaxkd.search.proxies import code_similarity as code_similarity
+from jaxkd.search.proxies import grad_norm as grad_norm
+from jaxkd.search.proxies import nwot as nwot
+from jaxkd.search.proxies import snip as snip
+from jaxkd.search.proxies import synflow as synflow
+from jaxkd.search.ranking import rank_consistency as rank_consistency
+from jaxkd.search.ranking import rank_sum as rank_sum
+from jaxkd.search.spaces import ChoiceSpace as ChoiceSpace
+from jaxkd.search.supernets import Supernet as Supernet
+from jaxkd.search.supernets import cell_supernet as cell_supernet
+from jaxkd.search.supernets import depth_supernet as depth_supernet

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.adapters import merge_module, split_module
 from jaxkd.checks import unknown_name
-from jaxkd.models.adapters import merge_module, split_module
-from jaxkd.models.blocks import BatchNorm, conv
-from jaxkd.models.nasbench201 import (
+from jaxkd.models.parts.blocks import BatchNorm, conv
+from jaxkd.models.vision.nasbench201 import (
     EDGES,
     OPERATIONS,
     WITHOUT_PARAMETERS,
@@ -24,7 +24,7 @@ from jaxkd.models.nasbench201 import (
     ReLUConvNorm,
     run_cell,
 )
-from jaxkd.models.resnet import BasicBlock, cifar_resnet
+from jaxkd.models.vision.resnet import BasicBlock, cifar_resnet
 from jaxkd.search.proxies import code_similarity
 from jaxkd.types import Outputs
 

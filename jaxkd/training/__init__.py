@@ -1,34 +1,18 @@
 """The loop, its checkpoints, meshes, metric files and progress bar."""
 
-from jaxkd.training.ahead import DoesNotFit, StepPlan, plan_step
-from jaxkd.training.checkpoint import Checkpoints
-from jaxkd.training.intervals import fit_intervals
-from jaxkd.training.loop import fit
-from jaxkd.training.metrics import Csv, JsonLines, MetricWriter, TensorBoard
-from jaxkd.training.progress import ProgressBar
-from jaxkd.training.sharding import (
-    MESHES,
-    MeshShape,
-    make_mesh,
-    shard_batch,
-    state_sharding,
-)
-
-__all__ = [
-    "MESHES",
-    "Checkpoints",
-    "Csv",
-    "DoesNotFit",
-    "JsonLines",
-    "MeshShape",
-    "MetricWriter",
-    "ProgressBar",
-    "StepPlan",
-    "TensorBoard",
-    "fit",
-    "fit_intervals",
-    "make_mesh",
-    "plan_step",
-    "shard_batch",
-    "state_sharding",
-]
+from jaxkd.sharding.mesh import MESHES as MESHES
+from jaxkd.sharding.mesh import MeshShape as MeshShape
+from jaxkd.sharding.mesh import make_mesh as make_mesh
+from jaxkd.sharding.mesh import shard_batch as shard_batch
+from jaxkd.sharding.mesh import state_sharding as state_sharding
+from jaxkd.training.ahead import DoesNotFit as DoesNotFit
+from jaxkd.training.ahead import StepPlan as StepPlan
+from jaxkd.training.ahead import plan_step as plan_step
+from jaxkd.training.checkpoint import Checkpoints as Checkpoints
+from jaxkd.training.intervals import fit_intervals as fit_intervals
+from jaxkd.training.loop import fit as fit
+from jaxkd.training.metrics import Csv as Csv
+from jaxkd.training.metrics import JsonLines as JsonLines
+from jaxkd.training.metrics import MetricWriter as MetricWriter
+from jaxkd.training.metrics import TensorBoard as TensorBoard
+from jaxkd.training.progress import ProgressBar as ProgressBar

@@ -27,9 +27,7 @@ from jax.sharding import (
 from jaxtyping import PyTree
 
 from jaxkd.checks import unknown_name
-from jaxkd.training.buffers import DUMP, biggest_buffers
-from jaxkd.training.costs import program_costs
-from jaxkd.training.sharding import (
+from jaxkd.sharding.mesh import (
     BATCH_AXES,
     MeshShape,
     batch_parts,
@@ -37,6 +35,8 @@ from jaxkd.training.sharding import (
     on_mesh,
     state_sharding,
 )
+from jaxkd.training.buffers import DUMP, biggest_buffers
+from jaxkd.training.costs import program_costs
 from jaxkd.types import Batch, Program
 
 

@@ -13,16 +13,16 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxkd.checks import check_batch
 from jaxkd.data.prefetch import Prefetch
-from jaxkd.training.checkpoint import Checkpoints
-from jaxkd.training.metrics import MetricWriter
-from jaxkd.training.preemption import TERMINATED, preemption
-from jaxkd.training.progress import ProgressBar
-from jaxkd.training.sharding import (
+from jaxkd.sharding.mesh import (
     make_mesh,
     on_mesh,
     shard_batch,
     state_sharding,
 )
+from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training.metrics import MetricWriter
+from jaxkd.training.preemption import TERMINATED, preemption
+from jaxkd.training.progress import ProgressBar
 from jaxkd.types import Batch, Program
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import pytest
 from jaxkd.compression.kv_cache import with_quantized_cache
 from jaxkd.generation import GREEDY, generate
 from jaxkd.models import llama, mamba2
-from jaxkd.models.cache import KVCache, dequantize_kv, quantize_kv
+from jaxkd.models.language.cache import KVCache, dequantize_kv, quantize_kv
 
 NETWORK = llama(29, width=16, layers=2, heads=4, hidden=24, kv_heads=2)
 IDS = jax.random.randint(jax.random.key(1), (2, 9), 0, 29)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxkd.compression.mixed_bits import average_bits, quantize_layers
+from jaxkd.compression.quantise.mixed_bits import average_bits, quantize_layers
 from jaxkd.kernels.quant_matmul import QuantizedWeights, dequantize, quantize
 
 PARAMS = {

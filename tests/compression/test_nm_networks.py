@@ -5,14 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.compression.sparse_training import (
-    finalize,
-    fold_scales,
-    scaled,
-    straight_through,
-    weight_scale,
-)
-from jaxkd.compression.sparsity import (
+from jaxkd.compression.prune.sparsity import (
     check_sparse,
     masked_magnitude_ratio,
     named,
@@ -24,7 +17,14 @@ from jaxkd.compression.sparsity import (
     wanda_score,
     weights_in_scope,
 )
-from jaxkd.types import Network
+from jaxkd.compression.sparse_training import (
+    finalize,
+    fold_scales,
+    scaled,
+    straight_through,
+    weight_scale,
+)
+from jaxkd.network import Network
 
 KEY = jax.random.key(0)
 SCOPE = r"(layers|blocks)\..*kernel"

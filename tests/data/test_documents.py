@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkd import data, models
-from jaxkd.data.packing import best_fit
+from jaxkd.data.text.packing import best_fit
 from jaxkd.losses import cross_entropy_loss
 from jaxkd.methods.base import batch_weights
 from jaxkd.programs.distill import network_inputs

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jaxkd.data import ByteTokenizer, check_vocabularies, load_tokenizer
-from jaxkd.data.vocabulary import PROBES
+from jaxkd.data.text.vocabulary import PROBES
 
 
 def save(folder, texts, extra=()):

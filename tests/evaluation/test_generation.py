@@ -18,8 +18,8 @@ from jaxkd.evaluation.generation import (
     rbf_mmd,
     sliced_wasserstein,
 )
-from jaxkd.evaluation.images import GAP, plot_images
 from jaxkd.losses.diffusion import vp_schedule
+from jaxkd.reporting.images import GAP, plot_images
 
 MEAN, WIDTH, LAST = -0.4, 0.2, 0.97
 

@@ -7,7 +7,7 @@ from scipy.special import log_softmax
 
 from jaxkd.data import Source, Windows
 from jaxkd.evaluation.language import token_evaluator
-from jaxkd.types import Network
+from jaxkd.network import Network
 
 TABLE = np.random.default_rng(0).normal(size=(5, 5))
 BIGRAMS = Network.from_apply(

@@ -21,7 +21,7 @@ from experiments.baselines.experiment import (
 from experiments.baselines.networks import PAIRS, PAPER_PAIRS, stage_norms
 from experiments.baselines.paper import COLUMNS, PAPER
 from experiments.baselines.recipes import Pair, logit_recipes, stage_recipes
-from experiments.training import build
+from experiments.common.training import build
 from jaxkd import data, models
 
 SIZES = {"mlp": (8, 1), "mlp8": (8, 1), "cnn": (8, 1)}

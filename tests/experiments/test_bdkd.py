@@ -17,9 +17,9 @@ from experiments.bdkd.experiment import (
     paired_above,
     run,
 )
-from jaxkd.evaluation.claims import Status
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from jaxkd.reporting.claims import Status
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 from jaxkd.types import Outputs
 
 SMALL, FULL = PRESETS["small"], PRESETS["paper"]

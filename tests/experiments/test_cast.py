@@ -11,12 +11,12 @@ from experiments.cast.arms import make_arms
 from experiments.cast.claims import every_seed_below, falls_along, law_predicts
 from experiments.cast.config import METHODS, PRESETS, SCOPE
 from experiments.cast.experiment import CLAIMS, PAPER, full_scale, run
-from experiments.text import load_text
-from jaxkd.compression.sparsity import named, weights_in_scope
-from jaxkd.evaluation.claims import Status
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from experiments.common.text import load_text
+from jaxkd.compression.prune.sparsity import named, weights_in_scope
 from jaxkd.programs.distill import network_inputs
+from jaxkd.reporting.claims import Status
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 SMALL, FULL = PRESETS["small"], PRESETS["paper"]
 TINY = {"width": 16, "layers": 2, "heads": 2, "hidden": 32}

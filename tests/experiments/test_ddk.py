@@ -9,8 +9,8 @@ import pytest
 from experiments.ddk import domains
 from experiments.ddk import experiment as ddk
 from experiments.ddk.measures import gains, ratios, synthetic_records, weight_metrics
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 
 def parameters(tree):

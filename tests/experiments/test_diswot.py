@@ -16,7 +16,7 @@ from experiments.diswot.experiment import (
 from experiments.diswot.scoring import CELLS, Images, Scorer, distilled_accuracies
 from experiments.diswot.searching import multiply_adds, search_depths
 from experiments.diswot.students import PROTOCOL_STEPS, chosen, objectives
-from jaxkd.experiment import Run
+from jaxkd.reporting.experiment import Run
 from jaxkd.search import ChoiceSpace
 
 TINY = replace(

@@ -11,9 +11,9 @@ from experiments.edgefd.claims import close_to
 from experiments.edgefd.config import PRESETS, Config, table
 from experiments.edgefd.division import divide, load_dataset, rounds_of
 from experiments.edgefd.filters import FILTERS, Federation, filter_quality
-from jaxkd.evaluation.claims import Status
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from jaxkd.reporting.claims import Status
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 METHODS = ["local", "fedmd", "dsfl", "selective_fd", "edgefd", "oracle"]
 

@@ -13,10 +13,10 @@ from experiments.ffg2m.claims import CLAIMS, on_every_seed
 from experiments.ffg2m.config import METHODS, PAPER, PRESETS, SETTINGS, Setting
 from jaxkd import Outputs
 from jaxkd.data.graphs import GraphDataset
-from jaxkd.evaluation.claims import Status
-from jaxkd.evaluation.records import Record, select
-from jaxkd.experiment import Run
 from jaxkd.graphs import Graph, SparseMatrix, undirected
+from jaxkd.reporting.claims import Status
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record, select
 from jaxkd.types import TrainState
 
 

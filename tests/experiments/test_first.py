@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.first import answers, digits, experiment
-from jaxkd import Network, data
-from jaxkd.evaluation.records import methods, select
-from jaxkd.experiment import Run
+from jaxkd import Network, data, teachers
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import methods, select
 
 
 def test_protocol():
@@ -77,10 +77,10 @@ def answered(tmp_path, monkeypatch):
     documents = data.tokenize("a", ["to be", "or not to be"] * 4, data.ByteTokenizer())
     for split in ("train", "validation"):
         documents.save(tmp_path / "first" / split)
-        data.write_teacher_cache(
+        teachers.write_teacher_cache(
             tmp_path / "first" / f"{split}_cache",
             data.pack(documents, 16),
-            data.network_targets(teacher, teacher.init(jax.random.key(0)), k=5),
+            teachers.network_targets(teacher, teacher.init(jax.random.key(0)), k=5),
             batch_size=2,
             shard_examples=2,
         )

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import language_models
+from experiments.common import language_models
 from experiments.language import experiment as language
 from experiments.llm_kd_survey import experiment as survey
 from experiments.taid import experiment as taid
 from jaxkd import data
-from jaxkd.experiment import Run
 from jaxkd.kernels.quant_matmul import QuantizedWeights
+from jaxkd.reporting.experiment import Run
 from jaxkd.training import MESHES
 
 TINY = {"width": 8, "layers": 1, "heads": 2, "hidden": 8}

@@ -10,7 +10,7 @@ import pytest
 from experiments.ofakd import experiment
 from experiments.ofakd.config import PAPER, PRESETS, SETTINGS, TWELVE, Recipe
 from jaxkd.data import Dataset, Source
-from jaxkd.experiment import Run
+from jaxkd.reporting.experiment import Run
 
 # A student with maps, one with tokens of several grids, and one that is averaged.
 FULL = ("vit_s-mobilenet_v2", "convnext_t-swin_p", "imagenet/swin_t-resmlp_s12")

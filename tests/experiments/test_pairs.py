@@ -7,8 +7,8 @@ import pytest
 
 from experiments.dhkd import experiment as dhkd
 from experiments.pld import experiment as pld
-from jaxkd.evaluation.records import methods, settings
-from jaxkd.experiment import Run
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import methods, settings
 
 
 @pytest.mark.slow

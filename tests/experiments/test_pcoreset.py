@@ -18,7 +18,7 @@ from experiments.pcoreset.tasks import (
     teacher_logits,
     teacher_prototypes,
 )
-from jaxkd.experiment import Run
+from jaxkd.reporting.experiment import Run
 
 SHORT = replace(PRESETS["small"], rounds=1, length=3, clap_passes=2)
 

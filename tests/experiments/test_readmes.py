@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxkd.evaluation.plans import plan_markdown, read_plans
-from jaxkd.evaluation.report import markdown_report
-from jaxkd.evaluation.results import read_results
-from jaxkd.experiment import experiments_folder, load_experiment, slugs
+from jaxkd.reporting.experiment import experiments_folder, load_experiment, slugs
+from jaxkd.reporting.plans import plan_markdown, read_plans
+from jaxkd.reporting.report import markdown_report
+from jaxkd.reporting.results import read_results
 
 PAPERS = [slug for slug in slugs() if slug != "baselines"]
 FILES = sorted(

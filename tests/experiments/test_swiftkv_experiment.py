@@ -8,7 +8,7 @@ import pytest
 
 from experiments.swiftkv import experiment as swiftkv
 from jaxkd import data
-from jaxkd.experiment import Run
+from jaxkd.reporting.experiment import Run
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ from dataclasses import replace
 import jax
 import pytest
 
-from experiments import text_classification
+from experiments.common import text_classification
 from experiments.sinkd import experiment as sinkd
 from experiments.sst2 import experiment as sst2
 from jaxkd import data
-from jaxkd.experiment import Run
+from jaxkd.reporting.experiment import Run
 
 GOOD, BAD = "a good film , truly good", "a bad film , truly bad"
 

@@ -16,9 +16,9 @@ from experiments.tgeokd.experiment import (
     run,
 )
 from jaxkd import data
-from jaxkd.evaluation.claims import Status
-from jaxkd.evaluation.records import Record
-from jaxkd.experiment import Run
+from jaxkd.reporting.claims import Status
+from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.records import Record
 
 SMALL, FULL = PRESETS["small"], PRESETS["paper"]
 

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxkd import models, training
 from jaxkd.interop import folders, shards
-from jaxkd.models.rope import RopeScaling
-from jaxkd.types import Network
+from jaxkd.models.language.rope import RopeScaling
+from jaxkd.network import Network
+from jaxkd.papers.swiftkv import swiftkv_llama
 
 MODELS = {
     "cnn": ({"channels_in": 1, "channels": [3, 4], "classes": 5}, (8, 8, 1)),
@@ -71,7 +72,7 @@ def assert_identical(a, b):
 @pytest.mark.slow
 def test_arguments_that_are_records_come_back(tmp_path):
     _, arguments = models.llama(**LLAMA, rope_scaling=RopeScaling(4.0)).spec
-    network = models.swiftkv_llama(arguments, kv_layers=1, group=2)
+    network = swiftkv_llama(arguments, kv_layers=1, group=2)
     variables = jax.jit(network.init)(jax.random.key(0))
     folders.save_pretrained(tmp_path / "swift", network, variables)
     again, loaded = folders.load_pretrained(tmp_path / "swift")

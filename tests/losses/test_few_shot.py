@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from jaxkd.active import fit_clap
 from jaxkd.losses import clap_class_weights, clap_loss, cosine_logits
+from jaxkd.selection import fit_clap
 
 
 @pytest.fixture(params=["float32", "float64"])

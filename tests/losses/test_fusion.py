@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
+from jaxkd.adapters import merge_module
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 from jaxkd.losses.fusion import (
     GEOMETRY,
@@ -19,8 +20,7 @@ from jaxkd.losses.fusion import (
     trilateral_features,
     wls_alpha,
 )
-from jaxkd.models.adapters import merge_module
-from jaxkd.models.fusion import FusionController
+from jaxkd.methods.modules.fusion import FusionController
 
 LABELS = jnp.array([1, 0, 4, 2, 4, 1])
 

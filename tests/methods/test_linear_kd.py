@@ -8,8 +8,8 @@ import pytest
 
 from jaxkd import combine, distill, methods, models
 from jaxkd.kernels.linear_distill import jensen_shannon
+from jaxkd.sharding.mesh import on_mesh, shard_batch, state_sharding
 from jaxkd.training import MeshShape, make_mesh
-from jaxkd.training.sharding import on_mesh, shard_batch, state_sharding
 
 SIZES = {"vocabulary": 32, "layers": 1, "heads": 2, "hidden": 32}
 IDS = jax.random.randint(jax.random.key(0), (4, 9), 0, 32)

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import Outputs, combine, methods
+from jaxkd import Outputs, combine, methods, papers
 from jaxkd.graphs import Graph
 from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.methods import METHODS
+from jaxkd.papers.diswot import diswot
+from jaxkd.papers.swiftkv import swiftkv
+from jaxkd.types import Method
+
+METHODS = {**METHODS, **papers.constructors(Method)}
 
 BATCH, CLASSES = 6, 5
 LABELS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1])
@@ -50,7 +55,7 @@ BUILD = {
     "dhkd": lambda: methods.dhkd(hidden=8, dropout=0.5),
     "dho": lambda: methods.dho(),
     "dist": lambda: methods.dist(),
-    "diswot": lambda: methods.diswot("a", "b"),
+    "diswot": lambda: diswot("a", "b"),
     "divergence_kd": lambda: methods.divergence_kd(jensen_shannon(0.3), 2.0),
     "dkd": lambda: methods.dkd(),
     "dml": lambda: methods.dml(3),
@@ -61,10 +66,13 @@ BUILD = {
     "ft": lambda: methods.ft("b"),
     "fused_kd": lambda: methods.fused_kd("wls"),
     "glnn": lambda: methods.glnn(0.4),
+    "high_frequency": lambda: methods.high_frequency(),
     "hidden_kd": lambda: methods.hidden_kd(["block0"]),
     "kd": lambda: methods.kd(),
     "kdcl": lambda: methods.kdcl(3, "linear"),
     "linear_kd": lambda: methods.linear_kd(label_weight=0.5),
+    "labelled_cross_entropy": lambda: methods.labelled_cross_entropy(),
+    "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "mgd": lambda: methods.mgd("b"),
     "nst": lambda: methods.nst(["b"]),
@@ -79,7 +87,7 @@ BUILD = {
     "simkd": lambda: methods.simkd("b"),
     "sinkd": lambda: methods.sinkd(),
     "sp": lambda: methods.sp("b"),
-    "swiftkv": lambda: methods.swiftkv(),
+    "swiftkv": lambda: swiftkv(),
     "taid": lambda: methods.taid(10),
     "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
     "topk_kd": lambda: methods.topk_kd(3),

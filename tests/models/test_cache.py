@@ -7,7 +7,7 @@ import pytest
 
 from jaxkd.kernels.attention import attention
 from jaxkd.models import llama
-from jaxkd.models.cache import KVCache, attend
+from jaxkd.models.language.cache import KVCache, attend
 
 SIZES = {"width": 16, "layers": 2, "heads": 4, "hidden": 24, "kv_heads": 2}
 IDS = jax.random.randint(jax.random.key(1), (2, 12), 0, 17)

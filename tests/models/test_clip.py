@@ -11,7 +11,7 @@ import pytest
 
 from jaxkd.interop import load_pretrained
 from jaxkd.models import clip
-from jaxkd.models.axes import parameter_axes
+from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {

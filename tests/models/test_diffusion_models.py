@@ -11,11 +11,11 @@ from scipy.special import erf, softmax
 
 from jaxkd import models, training
 from jaxkd.evaluation.cost import parameter_count
-from jaxkd.models.conditioning import sinusoidal
-from jaxkd.models.dit import Block, grid_positions
-from jaxkd.models.unet import ResBlock, SpatialAttention, resample
+from jaxkd.models.diffusion.conditioning import sinusoidal
+from jaxkd.models.diffusion.dit import Block, grid_positions
+from jaxkd.models.diffusion.unet import ResBlock, SpatialAttention, resample
+from jaxkd.sharding.mesh import on_mesh
 from jaxkd.training.costs import program_costs
-from jaxkd.training.sharding import on_mesh
 
 NETS = {
     "unet": (

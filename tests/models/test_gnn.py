@@ -135,7 +135,7 @@ def test_taps_and_dropout(network):
 
 
 def test_attention_is_a_distribution_over_neighbours_and_self():
-    from jaxkd.models.gnn import attention
+    from jaxkd.models.graph.gnn import attention
 
     g = graph()
     source, target = jnp.asarray(rng.normal(0, 1e4, (2, NODES, 2)))

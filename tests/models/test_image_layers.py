@@ -9,9 +9,9 @@ from scipy.signal import correlate2d
 from scipy.special import erf, softmax
 
 from jaxkd import models
-from jaxkd.models.blocks import BatchNorm, conv
-from jaxkd.models.resnet import Identity
-from jaxkd.models.shufflenet import channel_shuffle
+from jaxkd.models.parts.blocks import BatchNorm, conv
+from jaxkd.models.vision.resnet import Identity
+from jaxkd.models.vision.shufflenet import channel_shuffle
 
 RNG = np.random.default_rng(0)
 

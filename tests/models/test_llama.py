@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.compression.mixed_bits import quantized
+from jaxkd.compression.quantise.mixed_bits import quantized
 from jaxkd.interop import load_pretrained
 from jaxkd.models import llama
-from jaxkd.models.axes import parameter_axes
-from jaxkd.models.rope import RopeScaling, frequencies
+from jaxkd.models.language.rope import RopeScaling, frequencies
+from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 

@@ -11,7 +11,7 @@ import pytest
 from jaxkd.generation import GREEDY, generate
 from jaxkd.interop import load_pretrained
 from jaxkd.models import mamba2
-from jaxkd.models.axes import parameter_axes
+from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {"vocabulary": 17, "width": 16, "layers": 2, "head_dim": 8, "state_size": 4}

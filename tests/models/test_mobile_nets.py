@@ -5,8 +5,8 @@ import pytest
 from test_resnets import bn, head, norm, relu, run, same, windows
 
 from jaxkd import models
-from jaxkd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
-from jaxkd.types import Network
+from jaxkd.models.vision.shufflenet import ShuffleNetV1, ShuffleNetV2
+from jaxkd.network import Network
 
 # Even, and even when halved: padding "SAME" pads such a map on one side only.
 SIDE = 20

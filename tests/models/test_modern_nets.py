@@ -8,7 +8,7 @@ from scipy.special import erf, softmax
 from test_resnets import random_array, same
 
 from jaxkd import models
-from jaxkd.models.swin import relative_positions, window_mask
+from jaxkd.models.vision.swin import relative_positions, window_mask
 
 RNG = np.random.default_rng(0)
 

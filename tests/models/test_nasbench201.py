@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import models
+from jaxkd import models, networks
 from jaxkd.evaluation.cost import parameter_count
-from jaxkd.models.nasbench201 import (
+from jaxkd.models.vision.nasbench201 import (
     EDGES,
     OPERATIONS,
     average_pool,
@@ -133,7 +133,7 @@ def test_cells_of_another_form_are_refused(cell, message):
 def test_class_maps_are_a_tap_whose_mean_is_the_logits():
     base = models.cnn(3, (4, 6), 5)
     head = next(k for k in ("fc", "head") if k in random_variables(base)["params"])
-    network = models.with_class_maps(base, "stage1", head)
+    network = networks.with_class_maps(base, "stage1", head)
     variables = random_variables(base)
     image = jnp.asarray(RNG.normal(size=(2, 8, 8, 3)), jnp.float32)
     outputs, _ = jax.jit(network.apply, static_argnames="taps")(
@@ -150,8 +150,8 @@ def test_class_maps_are_a_tap_whose_mean_is_the_logits():
     both, _ = network.apply(variables, image, taps=("stage1",))
     assert both.features.keys() == {"stage1"}
     with pytest.raises(ValueError, match="unknown tap 'stage9'"):
-        models.with_class_maps(base, "stage9")
+        networks.with_class_maps(base, "stage9")
     with pytest.raises(ValueError, match="unknown head 'top'"):
-        models.with_class_maps(base, "stage1", "top").apply(
+        networks.with_class_maps(base, "stage1", "top").apply(
             variables, image, taps=("cam",)
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from jaxkd import Network, Outputs, models
+from jaxkd import Network, Outputs, models, networks
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
 
@@ -210,11 +210,11 @@ def test_bf16_network_computes_in_bf16_and_keeps_stats():
 @pytest.mark.parametrize("mean", ["logits", "probabilities"])
 def test_ensemble_averages(mean):
     parts = [models.mlp(6, (5,), 3), models.mlp(6, (4, 4), 3)]
-    network = models.ensemble(parts, mean)
+    network = networks.ensemble(parts, mean)
     variables = jax.jit(network.init)(jax.random.key(0))
     outputs, _ = network.apply(variables, IMAGES, taps=("1.hidden1", "0.logits"))
     logits = [
-        part.apply(models.member(variables, i), IMAGES)[0].logits
+        part.apply(networks.member(variables, i), IMAGES)[0].logits
         for i, part in enumerate(parts)
     ]
     if mean == "logits":
@@ -224,16 +224,16 @@ def test_ensemble_averages(mean):
         np.testing.assert_allclose(jax.nn.softmax(outputs.logits), expected, rtol=1e-5)
     assert outputs.features["1.hidden1"].shape == (4, 4)
     np.testing.assert_array_equal(outputs.features["0.logits"], logits[0])
-    peer, _ = models.with_logits(network, "1.logits").apply(variables, IMAGES)
+    peer, _ = networks.with_logits(network, "1.logits").apply(variables, IMAGES)
     np.testing.assert_array_equal(peer.logits, logits[1])
 
 
 def test_ensemble_refuses_nonsense(unchecked_shapes):
     with pytest.raises(ValueError, match="empty"):
-        models.ensemble([])
+        networks.ensemble([])
     with pytest.raises(ValueError, match="did you mean 'logits'"):
-        models.ensemble([models.mlp()], "logit")
-    odd = models.ensemble([models.mlp(6, (5,), 3), models.mlp(6, (5,), 4)])
+        networks.ensemble([models.mlp()], "logit")
+    odd = networks.ensemble([models.mlp(6, (5,), 3), models.mlp(6, (5,), 4)])
     with pytest.raises(ValueError, match="same classes"):
         odd.apply(odd.init(jax.random.key(0)), IMAGES)
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxkd import models
-from jaxkd.types import Network
+from jaxkd import models, networks
+from jaxkd.network import Network
 
 NEEDED = {
     "cell": "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|",
@@ -44,4 +44,4 @@ def test_the_spec_stays_with_the_same_network():
         network.computing_in(jnp.bfloat16),
     ):
         assert same.spec is network.spec
-    assert models.with_logits(network, "pooled").spec is None
+    assert networks.with_logits(network, "pooled").spec is None

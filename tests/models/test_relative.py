@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxkd.models.relative import RelativeBias, distance_buckets
+from jaxkd.models.language.relative import RelativeBias, distance_buckets
 
 
 def test_near_distances_have_a_bucket_each_and_farther_ones_grow_twofold():

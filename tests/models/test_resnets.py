@@ -14,9 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxkd import models
 from jaxkd.interop import load_pretrained
-from jaxkd.models.resnet import BasicBlock, Bottleneck, ResNet
-from jaxkd.models.vgg import VGG
-from jaxkd.types import Network
+from jaxkd.models.vision.resnet import BasicBlock, Bottleneck, ResNet
+from jaxkd.models.vision.vgg import VGG
+from jaxkd.network import Network
 
 RNG = np.random.default_rng(0)
 

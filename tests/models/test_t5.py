@@ -12,7 +12,7 @@ import pytest
 from jaxkd.generation import GREEDY, generate
 from jaxkd.interop import load_pretrained
 from jaxkd.models import t5
-from jaxkd.models.axes import parameter_axes
+from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from jaxkd import models
-from jaxkd.models.vit import ViT
+from jaxkd.models.vision.vit import ViT
 
 # Name, arguments, tokens, features a token, and the tap inside of a block.
 CIFAR = {"image_size": 32, "patch_size": 4, "classes": 10}

@@ -8,7 +8,7 @@ import pytest
 
 from jaxkd import Network, models
 from jaxkd.methods import combine, cross_entropy, dhkd, from_loss, kd
-from jaxkd.models.heads import AuxiliaryHead
+from jaxkd.methods.modules.heads import AuxiliaryHead
 from jaxkd.programs import (
     align_gradients,
     distill,

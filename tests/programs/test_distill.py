@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from jaxkd import Method, Network, Outputs, combine, distill, methods, models
+from jaxkd import Method, Network, Outputs, combine, distill, methods, models, networks
 from jaxkd.data import digits
 
 KEY = jax.random.key(0)
@@ -110,11 +110,11 @@ def test_one_sgd_step_is_the_gradient_of_the_loss(batch):
 @pytest.mark.slow
 def test_ensemble_of_teachers(batch):
     parts = [models.mlp(64, (8,)), models.mlp(64, (4, 4))]
-    teachers = models.ensemble(parts)
+    teachers = networks.ensemble(parts)
     student = models.mlp(64, (6,))
     first, last, found = run(distill(student, teachers, methods.kd(1.0), SGD), batch, 2)
     assert same(last.teacher, first.teacher)
-    members = [models.member(first.teacher, i) for i in (0, 1)]
+    members = [networks.member(first.teacher, i) for i in (0, 1)]
     p = sum(
         jax.nn.softmax(part.apply(v, batch["image"])[0].logits)
         for part, v in zip(parts, members, strict=True)
@@ -316,13 +316,13 @@ def test_text_inputs_reach_the_network_by_name(batch):
 
 def test_mutual_learning_trains_every_peer(batch):
     parts = [models.mlp(64, (8,)), models.mlp(64, (4,))]
-    peers = models.ensemble(parts)
+    peers = networks.ensemble(parts)
     first, last, found = run(distill(peers, None, methods.dml(2), SGD), batch, 2)
     assert found[1]["loss"] < found[0]["loss"]
     for i, part in enumerate(parts):
-        own = models.member(last.student, i)
-        assert not same(own, models.member(first.student, i))
-        peer = models.with_logits(peers, f"{i}.logits")
+        own = networks.member(last.student, i)
+        assert not same(own, networks.member(first.student, i))
+        peer = networks.with_logits(peers, f"{i}.logits")
         np.testing.assert_allclose(
             peer.apply(last.student, batch["image"])[0].logits,
             part.apply(own, batch["image"])[0].logits,

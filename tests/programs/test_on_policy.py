@@ -9,7 +9,7 @@ import pytest
 from jaxkd import distill, methods, models
 from jaxkd.generation import GREEDY, generate
 from jaxkd.kernels.linear_distill import jensen_shannon
-from jaxkd.models.mixed import mixed
+from jaxkd.networks.mixed import mixed
 from jaxkd.programs.on_policy import answered, on_policy
 
 VOCABULARY, PROMPT, NEW = 11, 4, 3

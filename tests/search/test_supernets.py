@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import models
-from jaxkd.models.nasbench201 import OPERATIONS, format_cell
+from jaxkd.models.vision.nasbench201 import OPERATIONS, format_cell
 from jaxkd.search import cell_supernet, code_similarity, depth_supernet
 
 IMAGE = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 3)), jnp.float32)

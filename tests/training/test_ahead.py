@@ -12,7 +12,7 @@ from jax.experimental.pallas import triton as plgpu
 
 import jaxkd
 from jaxkd import Network, methods, models
-from jaxkd.evaluation.plans import HEADER, plan_markdown, read_plans, write_plans
+from jaxkd.reporting.plans import HEADER, plan_markdown, read_plans, write_plans
 from jaxkd.training import DoesNotFit, MeshShape, StepPlan, make_mesh, plan_step
 from jaxkd.training.ahead import compile_for, lower_for_gpu, slice_devices
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 from jaxkd.interop.families.vit import PATCHES, require_square
-from jaxkd.models.clip import IMAGE_SIZES, TEXT_SIZES
-from jaxkd.models.tokens import named_size
+from jaxkd.models.parts.tokens import named_size
+from jaxkd.models.vision.clip import IMAGE_SIZES, TEXT_SIZES
 
 SIZE = {
     "hidden_size": (768, 512),

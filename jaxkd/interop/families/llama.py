@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
-from jaxkd.models.rope import RopeScaling
+from jaxkd.models.language.rope import RopeScaling
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

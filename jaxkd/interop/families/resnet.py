@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
-from jaxkd.models.resnet import BLOCKS, Bottleneck
+from jaxkd.models.vision.resnet import BLOCKS, Bottleneck
 
 CONV = "outputs inputs y x -> y x inputs outputs"
 NORM = {

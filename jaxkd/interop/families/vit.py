@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
-from jaxkd.models.tokens import named_size
-from jaxkd.models.vit import SIZES
+from jaxkd.models.parts.tokens import named_size
+from jaxkd.models.vision.vit import SIZES
 
 ARCHITECTURES = {
     False: ("vit", "ViTForImageClassification"),

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from jaxkd import models, training
 from jaxkd.interop import load_pretrained, save_pretrained
 from jaxkd.interop.families import FAMILIES, family_reading, llama, mamba2, resnet, t5
-from jaxkd.models.rope import RopeScaling
+from jaxkd.models.language.rope import RopeScaling
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hf"
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))

@@ -1,0 +1,1 @@
+"""N:M sparsity of whole networks."""

@@ -1,0 +1,1 @@
+"""Text: tokenizers, documents, packing, windows, conversations."""

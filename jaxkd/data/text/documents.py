@@ -1,0 +1,162 @@
+"""Documents of tokens one after another, and which of their tokens are learnt."""
+
+import itertools
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Integer
+
+from jaxkd.data.text.tokenizers import Tokenizer
+
+CHUNK = 1024
+"""Texts that are tokenised at a time, on all cores."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokenised documents; memory-mapped files will do.
+
+    Attributes:
+        name: for messages and results.
+        tokens: of all documents, one after another.
+        offsets: where each begins, and where the last ends.
+        vocabulary: tokens are below it.
+        trained: whether each token is learnt, as the response to a prompt is; None for
+            all.
+
+    Raises:
+        ValueError: a document without tokens, offsets or ``trained`` that do not fit
+            the tokens, or no documents.
+    """
+
+    name: str
+    tokens: Integer[np.ndarray, "tokens"]
+    offsets: Integer[np.ndarray, "documents_and_one"]
+    vocabulary: int
+    trained: Bool[np.ndarray, "tokens"] | None = None
+
+    def __post_init__(self):
+        if len(self.offsets) < 2:
+            raise ValueError(f"texts {self.name!r} hold no document")
+        empty = np.flatnonzero(self.lengths < 1)
+        if len(empty):
+            raise ValueError(
+                f"document {empty[0]} of {self.name!r} is empty: leave it out"
+            )
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens):
+            raise ValueError(
+                f"offsets of {self.name!r} go from {self.offsets[0]} to "
+                f"{self.offsets[-1]}, but there are {len(self.tokens)} tokens"
+            )
+        if self.trained is not None and len(self.trained) != len(self.tokens):
+            raise ValueError(
+                f"trained has {len(self.trained)} values, but {self.name!r} has "
+                f"{len(self.tokens)} tokens"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, document: int) -> Integer[np.ndarray, "length"]:
+        """Return the tokens of one document."""
+        start, end = self.offsets[document : document + 2]
+        return self.tokens[start:end]
+
+    @cached_property
+    def lengths(self) -> Integer[np.ndarray, "documents"]:
+        """Tokens of each document."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of the documents' borders, and of some thousand tokens."""
+        places = np.linspace(0, len(self.tokens) - 1, 4096, dtype=int)
+        total = zlib.crc32(np.ascontiguousarray(self.offsets, np.int64))
+        for array in (self.tokens, self.trained):
+            if array is not None:
+                some = np.ascontiguousarray(array[places], np.int64)
+                total = zlib.crc32(some, total)
+        return f"{total:08x}"
+
+    def save(self, folder: str | Path) -> None:
+        """Write the documents, for `load_documents`.
+
+        Args:
+            folder: made if it is missing.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "tokens.npy", self.tokens)
+        np.save(folder / "offsets.npy", self.offsets)
+        if self.trained is not None:
+            np.save(folder / "trained.npy", self.trained)
+        about = {
+            "name": self.name,
+            "vocabulary": self.vocabulary,
+            "trained": self.trained is not None,
+        }
+        # Last, so that a folder that was not finished is not taken for one that was.
+        (folder / "documents.json").write_text(json.dumps(about))
+
+
+def load_documents(folder: str | Path) -> Documents:
+    """Return documents that were saved, without reading them at once.
+
+    Args:
+        folder: that `Documents.save` wrote.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a file is damaged.
+    """
+    folder = Path(folder)
+    about = folder / "documents.json"
+    if not about.is_file():
+        raise FileNotFoundError(f"{about} is missing: write it by Documents.save")
+    try:
+        found = json.loads(about.read_text())
+        names = ["tokens", "offsets", *(["trained"] if found["trained"] else [])]
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in names
+        }
+        return Documents(found["name"], vocabulary=found["vocabulary"], **arrays)
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{folder} holds damaged documents ({error}): save them again"
+        ) from None
+
+
+def tokenize(name: str, texts: Iterable[str], tokenizer: Tokenizer) -> Documents:
+    """Return texts as documents, each between the tokens that begin and end a text.
+
+    Args:
+        name: for messages and results.
+        texts: one a document, such as `data.texts` yields them.
+        tokenizer: its ``bos`` and ``eos`` are added where it has them.
+
+    Raises:
+        ValueError: no text, or an empty one. It names its place.
+    """
+    begin, end = (
+        [] if token is None else [token] for token in (tokenizer.bos, tokenizer.eos)
+    )
+    kind = np.min_scalar_type(tokenizer.vocabulary - 1)
+    parts, lengths = [np.zeros(0, kind)], [0]
+    for chunk in itertools.batched(texts, CHUNK):
+        for i, found in enumerate(tokenizer.encode_batch(chunk)):
+            if not found:
+                raise ValueError(
+                    f"document {len(lengths) - 1} of {name!r} is empty "
+                    f"({chunk[i]!r}): leave it out"
+                )
+            lengths.append(len(begin) + len(found) + len(end))
+            parts.append(np.array(begin + found + end, kind))
+    offsets = np.cumsum(lengths)
+    return Documents(name, np.concatenate(parts), offsets, tokenizer.vocabulary)

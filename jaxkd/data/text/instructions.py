@@ -1,0 +1,171 @@
+"""Conversations as documents of which only the assistant's answers are learnt."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxkd.data.text.documents import Documents
+from jaxkd.data.text.tokenizers import Tokenizer
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a conversation is written as one text.
+
+    Attributes:
+        turns: what stands before and after a message, by its role. What stands after
+            the assistant's is learnt with it, for it ends the answer.
+        eos: whether the tokenizer's ``eos`` ends each answer besides.
+    """
+
+    turns: Mapping[str, tuple[str, str]]
+    eos: bool = False
+
+
+PLAIN = ChatTemplate({"user": ("", ""), "assistant": ("", "")}, eos=True)
+"""A prompt, and right after it the response and ``eos``."""
+
+CHATML = ChatTemplate(
+    {
+        role: (f"<|im_start|>{role}\n", "<|im_end|>\n")
+        for role in ("system", "user", "assistant")
+    }
+)
+"""As Qwen's models are trained on it."""
+
+LLAMA3 = ChatTemplate(
+    {
+        role: (f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
+        for role in ("system", "user", "assistant")
+    }
+)
+"""As the instruction-tuned models of Llama 3 are trained on it."""
+
+
+def tokenize_chats(
+    name: str,
+    records: Iterable[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    template: ChatTemplate = PLAIN,
+) -> Documents:
+    """Return conversations as documents whose answers alone are learnt.
+
+    Args:
+        name: for messages and results.
+        records: each with ``messages``, dicts of ``role`` and ``content`` in which the
+            assistant has the last word, or with ``prompt`` and ``response``.
+        tokenizer: its ``bos`` begins each document where it has one.
+        template: how a conversation is written.
+
+    Raises:
+        ValueError: a record that is no conversation, a role that the template lacks, an
+            answer that is empty or missing, or no records. It names the record.
+    """
+    tokens, trained, lengths = [], [], [0]
+    for i, record in enumerate(records):
+        try:
+            spans = _spans(_messages(record), tokenizer, template)
+            if not spans or not spans[-1][1]:
+                raise ValueError("the assistant must have the last word")
+        except ValueError as error:
+            raise ValueError(f"record {i} of {name!r}: {error}") from None
+        length = 0
+        for span, learnt in spans:
+            tokens += span
+            trained += [learnt] * len(span)
+            length += len(span)
+        lengths.append(length)
+    return Documents(
+        name,
+        np.array(tokens, np.min_scalar_type(tokenizer.vocabulary - 1)),
+        np.cumsum(lengths),
+        tokenizer.vocabulary,
+        np.array(trained, bool),
+    )
+
+
+def chat_prompt(
+    messages: Sequence[Message] | str,
+    tokenizer: Tokenizer,
+    template: ChatTemplate = PLAIN,
+) -> list[int]:
+    """Return the tokens after which a model is to answer.
+
+    They are those that `tokenize_chats` puts before the same answer.
+
+    Args:
+        messages: dicts of ``role`` and ``content``, or one user's message.
+        tokenizer: its ``bos`` begins the prompt where it has one.
+        template: how a conversation is written.
+
+    Raises:
+        ValueError: a role that the template lacks, or a message that is none.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    spans = _spans(messages, tokenizer, template, answer=True)
+    return [token for span, _ in spans for token in span]
+
+
+def _messages(record: Mapping[str, Any]) -> Sequence[Message]:
+    if "messages" in record:
+        return record["messages"]
+    if isinstance(record.get("prompt"), str) and isinstance(
+        record.get("response"), str
+    ):
+        return [
+            {"role": "user", "content": record["prompt"]},
+            {"role": "assistant", "content": record["response"]},
+        ]
+    raise ValueError(
+        f"it has {sorted(record)}, but a conversation has messages, or a text prompt "
+        "and a text response"
+    )
+
+
+def _spans(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    *,
+    answer: bool = False,
+) -> list[tuple[list[int], bool]]:
+    """Return stretches of tokens, and whether each is learnt.
+
+    Each stretch is tokenised alone, since a prompt is when a model answers it: tokens
+    that join prompt and answer would never be seen then.
+    """
+    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    end = [tokenizer.eos] if template.eos and tokenizer.eos is not None else []
+    spans, asked = [], ""
+    for message in messages:
+        role, content = _checked(message, template)
+        before, after = template.turns[role]
+        if role != "assistant":
+            asked += before + content + after
+            continue
+        if not content:
+            raise ValueError("the assistant's answer is empty: leave the record out")
+        spans.append((begin + tokenizer.encode(asked + before), False))
+        spans.append((tokenizer.encode(content + after) + end, True))
+        begin, asked = [], ""
+    if answer:
+        asked += template.turns["assistant"][0]
+    if asked:
+        spans.append((begin + tokenizer.encode(asked), False))
+    return spans
+
+
+def _checked(message: Message, template: ChatTemplate) -> tuple[str, str]:
+    role, content = (message.get(key) for key in ("role", "content"))
+    if role not in template.turns:
+        raise ValueError(
+            f"role {role!r} is none of the template's ({', '.join(template.turns)})"
+        )
+    if not isinstance(content, str):
+        raise ValueError(f"the content of a message must be text, got {content!r:.80}")
+    return str(role), content

@@ -1,0 +1,32 @@
+"""Files that are complete or absent."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file; a reader sees all of it or what was there before.
+
+    Args:
+        path: the file; its folder is made.
+        text: all of it.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the message has the remedy.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}); what was there is "
+            "kept: make room or allow writing there, then go on with `jaxkd resume`"
+        ) from error

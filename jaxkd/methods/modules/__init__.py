@@ -1,0 +1,1 @@
+"""What methods train along with the student: projectors, heads, exit branches."""

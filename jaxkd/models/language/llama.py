@@ -1,0 +1,151 @@
+"""Decoder-only language models: Llama, Mistral, Qwen2 and Qwen3.
+
+One network with the switches in which they differ. Llama (Touvron et al. 2023,
+arXiv:2302.13971), with the stretched rotations of Llama 3.1 (arXiv:2407.21783); Mistral
+(Jiang et al. 2023, arXiv:2310.06825) has a sliding window, Qwen2 (arXiv:2407.10671)
+biases in its projections, Qwen3 (arXiv:2505.09388) norms of queries and keys.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from jaxkd.models.language.llama_blocks import Block, Config, normal, run_blocks
+from jaxkd.models.language.rope import RopeScaling
+from jaxkd.models.language.sequence import open_cache, sequence, token_ids
+from jaxkd.models.parts.recorded import recorded
+from jaxkd.models.parts.stack import block_taps, stacked
+from jaxkd.network import Network
+from jaxkd.sharding.axes import constrain
+from jaxkd.types import Outputs
+
+
+class Llama(nnx.Module):
+    """Embedding, blocks, norm, head.
+
+    Taps: ``embed``, ``block0`` … and ``final`` (after the last norm), (batch, length,
+    width); ``block{i}.attn``, what a block's attention adds; ``head``, the output
+    projection (width, vocabulary), for losses that never hold the logits: with
+    ``final`` it is all they need, and XLA drops logits that nobody reads; ``cache``, a
+    `KVCache` of the tokens read, to go on from.
+    """
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = nnx.Embed(
+            config.vocabulary, config.width, embedding_init=normal, rngs=rngs
+        )
+        self.blocks = stacked(
+            lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
+        )
+        self.norm = config.norm(config.width, rngs=rngs)
+        if not config.tied:
+            self.head = config.linear(config.width, config.vocabulary, rngs=rngs)
+        blocks = block_taps(config.layers, "", ".attn")
+        self.taps = ("embed", *blocks, "final", "head", "cache")
+
+    def __call__(
+        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+    ) -> Outputs:
+        """Return logits (batch, length, vocabulary), and the features asked for.
+
+        Args:
+            inputs: ``input_ids`` (batch, length); ``attention_mask`` (batch, length), 0
+                for padding; of packed sequences ``segment_ids`` (batch, length), which
+                do not see one another; ``position_ids`` (batch, length), without which
+                positions count from 0; ``cache``, what was read before these tokens,
+                from which positions then count on; ``logits_to_keep``, places of the
+                tokens whose ``final`` and logits alone are returned.
+            taps: see the class.
+
+        Raises:
+            ValueError: ``input_ids`` that are missing or have another shape, a cache
+                without room for them, or one of packed sequences.
+        """
+        ids, config = token_ids(inputs), self.config
+        x = self.embed.embedding[...][ids]
+        sizes = config.layers, config.kv_heads, config.head_dim, x.dtype
+        cache = open_cache(inputs, taps, *sizes)
+        tokens = sequence(inputs, cache, config.window)
+        features: dict[str, Any] = {"embed": x}
+        x, cache, found = run_blocks(config, self.blocks, x, tokens, cache, taps)
+        features |= found
+        if (kept := inputs.get("logits_to_keep")) is not None:
+            x = x[:, kept]
+        x = self.norm(x)
+        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
+        head = head.astype(x.dtype)
+        logits = constrain(x @ head, "batch", None, "vocabulary")
+        features |= {"final": x, "head": head}
+        if cache is not None:
+            features["cache"] = cache.passed(ids.shape[1])
+        return Outputs(logits, {tap: features[tap] for tap in taps})
+
+
+@recorded
+def llama(
+    vocabulary: int,
+    width: int,
+    layers: int,
+    heads: int,
+    hidden: int,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    rope_theta: float = 10_000.0,
+    rope_scaling: RopeScaling | None = None,
+    epsilon: float = 1e-6,
+    qkv_bias: bool = False,
+    qk_norm: bool = False,
+    tied: bool = False,
+    window: int | None = None,
+    scan: bool = True,
+    remat: bool = False,
+    implementation: str = "auto",
+) -> Network:
+    """Return a decoder-only language model; see `Config` for the arguments.
+
+    Args:
+        vocabulary: tokens that there are.
+        width: features of the residual stream.
+        layers: transformer blocks.
+        heads: of the queries.
+        hidden: width of the MLPs.
+        kv_heads: of keys and values; None for as many as ``heads``.
+        head_dim: features of a head; None for ``width / heads``.
+        rope_theta: base of the rotations' frequencies.
+        rope_scaling: stretches them to longer contexts.
+        epsilon: of the norms.
+        qkv_bias: as in Qwen2.
+        qk_norm: as in Qwen3.
+        tied: whether the head is the embedding.
+        window: tokens that one attends to, as in Mistral.
+        scan: whether the blocks are one compiled loop.
+        remat: whether blocks are computed anew in the backward pass.
+        implementation: of the attention.
+
+    Raises:
+        ValueError: heads that do not divide the width, key-value heads that do not
+            divide the heads, or an odd ``head_dim``.
+    """
+    config = Config.of(
+        vocabulary=vocabulary,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        hidden=hidden,
+        head_dim=head_dim,
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        epsilon=epsilon,
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        tied=tied,
+        window=window,
+        scan=scan,
+        remat=remat,
+        implementation=implementation,
+    )
+    return Network.from_nnx(lambda rngs: Llama(config, rngs=rngs))

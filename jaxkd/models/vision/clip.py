@@ -1,0 +1,236 @@
+"""CLIP: an image tower and a text tower whose embeddings meet.
+
+Radford et al. 2021 (arXiv:2103.00020), with the weights of OpenAI and of OpenCLIP.
+"""
+
+from collections import abc
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from jaxkd.models.language.sequence import Sequence, sequence, token_ids
+from jaxkd.models.parts.recorded import recorded
+from jaxkd.models.parts.tokens import PatchEmbed, named_size
+from jaxkd.models.vision.clip_tower import Config, Tower, normal
+from jaxkd.network import Network
+from jaxkd.types import Outputs
+
+IMAGE_SIZES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
+"""Width, blocks, heads and the MLPs' width of the image tower, by name."""
+
+TEXT_SIZES = {"base": (512, 12, 8, 2048), "large": (768, 12, 12, 3072)}
+"""Those of the text tower."""
+
+LEGACY_EOS = 2
+"""What the first configs say of the end's token, which then is the largest one."""
+
+
+class ImageTower(Tower):
+    """The tower of images: patches and a class token, which stands for the image."""
+
+    def __init__(
+        self,
+        config: Config,
+        features: int,
+        image_size: int,
+        patch_size: int,
+        channels_in: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(config, features, rngs=rngs)
+        width = config.width
+        self.patches = PatchEmbed(
+            image_size, patch_size, channels_in, width, use_bias=False, rngs=rngs
+        )
+        start = normal(width**-0.5)
+        shapes = (width,), (1 + self.patches.tokens, width)
+        self.prefix, self.positions = (
+            nnx.Param(start(rngs.params(), shape)) for shape in shapes
+        )
+        self.embed_norm = config.norm(rngs=rngs)
+
+    def __call__(
+        self, inputs: Mapping[str, Any], taps: tuple[str, ...]
+    ) -> dict[str, Array]:
+        """Return the features asked for, and ``embeds``.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        x = self.patches(jnp.asarray(inputs["pixel_values"]))
+        prefix = self.prefix[...].astype(x.dtype)
+        prefix = jnp.broadcast_to(prefix, (len(x), 1, len(prefix)))
+        x = jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)
+        places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        first = jnp.zeros(len(x), jnp.int32)
+        return self.run(self.embed_norm(x), Sequence(places, None), first, taps)
+
+
+class TextTower(Tower):
+    """The tower of texts: causal, so that the text's last token stands for it."""
+
+    def __init__(
+        self,
+        config: Config,
+        features: int,
+        vocabulary: int,
+        context: int,
+        eos: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(config, features, rngs=rngs)
+        self.eos = eos
+        self.embed, self.positions = (
+            nnx.Embed(count, config.width, embedding_init=normal(scale), rngs=rngs)
+            for count, scale in ((vocabulary, 0.02), (context, 0.01))
+        )
+
+    def __call__(
+        self, inputs: Mapping[str, Any], taps: tuple[str, ...]
+    ) -> dict[str, Array]:
+        """Return the features asked for, and ``embeds``.
+
+        Raises:
+            ValueError: ids of another shape, or of more tokens than the context.
+        """
+        ids, positions = token_ids(inputs), self.positions.embedding[...]
+        length = ids.shape[1]
+        if length > len(positions):
+            raise ValueError(
+                f"input_ids has {length} tokens a row, but the model knows "
+                f"{len(positions)} positions: cut the texts"
+            )
+        x = self.embed.embedding[...][ids] + positions[:length]
+        ends = ids if self.eos == LEGACY_EOS else ids == self.eos
+        return self.run(x, sequence(inputs, None), ends.argmax(-1), taps)
+
+
+class CLIP(nnx.Module):
+    """Both towers, and the temperature of their similarities.
+
+    The logits are those of every text for an image, (images, texts); with inputs for
+    one tower alone it runs alone, and they are None. Taps: ``image_embeds`` and
+    ``text_embeds``, (batch, features) of length 1; of the towers ``image.`` and
+    ``text.`` with ``embed``, ``block0`` … and ``final`` (after the last norm), (batch,
+    tokens, width); ``block{i}.attn``, what a block's attention adds; and ``pooled``,
+    ``final`` of the class token or of the text's last.
+    """
+
+    def __init__(self, image: ImageTower, text: TextTower):
+        self.image, self.text = image, text
+        self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
+        towers = [(f"{name}.", getattr(self, name).taps) for name in ("image", "text")]
+        taps = (f"{prefix}{tap}" for prefix, own in towers for tap in own)
+        self.taps = ("image_embeds", "text_embeds", *taps)
+
+    def __call__(
+        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+    ) -> Outputs:
+        """Return logits (images, texts), and the features asked for.
+
+        Args:
+            inputs: ``pixel_values`` (images, height, width, channels); ``input_ids``
+                (texts, length) and ``attention_mask``, 0 for padding; or one of both.
+            taps: see the class.
+
+        Raises:
+            ValueError: inputs for neither tower, taps of one without inputs, images of
+                another size, or texts that are too long.
+        """
+        features: dict[str, Any] = {}
+        for name, tower, key in (
+            ("image", self.image, "pixel_values"),
+            ("text", self.text, "input_ids"),
+        ):
+            own = [tap for tap in taps if tap.startswith(name)]
+            if key in inputs:
+                asked = tuple(tap.removeprefix(f"{name}.") for tap in own)
+                found = tower(inputs, asked)
+                features[f"{name}_embeds"] = found.pop("embeds")
+                features |= {f"{name}.{tap}": x for tap, x in found.items()}
+            elif own:
+                raise ValueError(f"tap {own[0]!r} needs {key}, got {sorted(inputs)}")
+        if not features:
+            raise ValueError(
+                f"CLIP reads pixel_values, input_ids or both, got {sorted(inputs)}"
+            )
+        logits = None
+        if "image_embeds" in features and "text_embeds" in features:
+            image, text = features["image_embeds"], features["text_embeds"]
+            scale = jnp.exp(self.logit_scale[...]).astype(image.dtype)
+            logits = scale * image @ text.T
+        return Outputs(logits, {tap: features[tap] for tap in taps})
+
+
+@recorded
+def clip(
+    image: str | abc.Sequence[int] = "base",
+    text: str | abc.Sequence[int] = "base",
+    *,
+    features: int = 512,
+    image_size: int = 224,
+    patch_size: int = 32,
+    channels_in: int = 3,
+    vocabulary: int = 49_408,
+    context: int = 77,
+    eos: int = 49_407,
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu",
+    epsilon: float = 1e-5,
+    scan: bool = True,
+    remat: bool = False,
+    implementation: str = "auto",
+) -> Network:
+    """Return CLIP's two towers; without arguments ViT-B/32.
+
+    Args:
+        image: ``"base"``, ``"large"``, or (width, blocks, heads, MLPs' width).
+        text: likewise.
+        features: of the embedding that the towers share.
+        image_size: pixels of the square image's side.
+        patch_size: pixels of a patch's side.
+        channels_in: the image's channels.
+        vocabulary: tokens of the text.
+        context: most tokens of a text.
+        eos: token that ends a text, and stands for it; 2 for the largest token of each,
+            as in OpenAI's folders.
+        activation: of the MLPs: ``"quick_gelu"``, x·sigmoid(1.702·x), as OpenAI's, or
+            ``"gelu"``.
+        epsilon: of the norms.
+        scan: whether the blocks are one compiled loop.
+        remat: whether blocks are computed anew in the backward pass.
+        implementation: of the attention; see `jaxkd.kernels`.
+
+    Raises:
+        ValueError: an unknown size or activation, a width that the heads do not divide,
+            or patches that do not tile the image.
+    """
+    if activation not in ("quick_gelu", "gelu"):
+        raise ValueError(
+            f"activation must be 'quick_gelu' or 'gelu', got {activation!r}"
+        )
+
+    def config(size: str | abc.Sequence[int], named: Any, causal: bool) -> Config:
+        width, layers, heads, hidden = named_size(size, named, "CLIP")
+        if width % heads:
+            raise ValueError(f"width {width} is no multiple of {heads} heads")
+        switches = causal, activation, epsilon, scan, remat, implementation
+        return Config(width, layers, heads, hidden, *switches)
+
+    of_image, of_text = (
+        config(image, IMAGE_SIZES, False),
+        config(text, TEXT_SIZES, True),
+    )
+
+    def build(rngs: nnx.Rngs) -> CLIP:
+        pixels = image_size, patch_size, channels_in
+        return CLIP(
+            ImageTower(of_image, features, *pixels, rngs=rngs),
+            TextTower(of_text, features, vocabulary, context, eos, rngs=rngs),
+        )
+
+    return Network.from_nnx(build)

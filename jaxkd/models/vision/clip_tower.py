@@ -1,0 +1,152 @@
+"""What CLIP's two towers share: blocks, a norm, and a projection."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxkd.models.language.self_attention import SelfAttention
+from jaxkd.models.language.sequence import Sequence
+from jaxkd.models.parts.linear import Linear
+from jaxkd.models.parts.stack import block_taps, run_stack, stacked
+from jaxkd.models.parts.tokens import layer_norm
+from jaxkd.sharding.axes import constrain
+
+normal = nnx.initializers.normal
+
+
+@dataclass(frozen=True)
+class Config:
+    """What both towers know.
+
+    Attributes:
+        width: features of a token.
+        layers: transformer blocks.
+        heads: of the attention.
+        hidden: width of the MLPs.
+        causal: whether tokens see none after them.
+        activation: of the MLPs.
+        epsilon: of the norms.
+        scan: whether the blocks are one compiled loop; else they are unrolled.
+        remat: whether a block's activations are computed anew in the backward pass.
+        implementation: of the attention; see `jaxkd.kernels`.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    causal: bool
+    activation: Literal["quick_gelu", "gelu"]
+    epsilon: float
+    scan: bool
+    remat: bool
+    implementation: str
+
+    def norm(self, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+        """Return a layer norm of the residual stream."""
+        return layer_norm(self.width, self.epsilon, rngs=rngs)
+
+
+class MLP(nnx.Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        width, hidden = config.width, config.hidden
+        self.activation = config.activation
+        start, end = (2 * width) ** -0.5, (2 * config.layers * width) ** -0.5
+        self.fc1 = Linear(width, hidden, kernel_init=normal(start), rngs=rngs)
+        self.fc2 = Linear(hidden, width, kernel_init=normal(end), rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"]
+    ) -> Float[Array, "batch length width"]:
+        """Return as many features."""
+        x = constrain(self.fc1(x), "batch", None, "hidden")
+        if self.activation == "gelu":
+            return self.fc2(jax.nn.gelu(x, approximate=False))
+        return self.fc2(x * jax.nn.sigmoid(1.702 * x))
+
+
+class Block(nnx.Module):
+    """Attention and an MLP, each normalised before and added after."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        width, layers = config.width, config.layers
+        scales = width**-0.5, (2 * layers * width) ** -0.5
+        self.norm1 = config.norm(rngs=rngs)
+        self.attention = SelfAttention(
+            width,
+            config.heads,
+            config.causal,
+            scales,
+            config.implementation,
+            rngs=rngs,
+        )
+        self.norm2 = config.norm(rngs=rngs)
+        self.mlp = MLP(config, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], tokens: Sequence
+    ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch length width"]]:
+        """Return the block's output, and the attention's before it was added."""
+        attended, _ = self.attention(self.norm1(x), tokens)
+        x = x + attended
+        return x + self.mlp(self.norm2(x)), attended
+
+
+class Tower(nnx.Module):
+    """Blocks, a norm, and the projection to the shared embedding."""
+
+    def __init__(self, config: Config, features: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.blocks = stacked(
+            lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
+        )
+        self.norm = config.norm(rngs=rngs)
+        self.embedder = Linear(
+            config.width,
+            features,
+            use_bias=False,
+            kernel_init=normal(config.width**-0.5),
+            rngs=rngs,
+        )
+        blocks = block_taps(config.layers, "", ".attn")
+        self.taps = ("embed", *blocks, "final", "pooled")
+
+    def run(
+        self,
+        x: Float[Array, "batch length width"],
+        tokens: Sequence,
+        place: Int[Array, " batch"],
+        taps: tuple[str, ...],
+    ) -> dict[str, Array]:
+        """Return the features asked for, and ``embeds``, (batch, features) of length 1.
+
+        Args:
+            x: embeddings of the tokens.
+            tokens: what is known of them.
+            place: of the token that stands for a row.
+            taps: wanted, without prefix.
+        """
+
+        def step(block: Block, x: Array, _: Array) -> tuple[Array, dict[str, Array]]:
+            x, attended = block(constrain(x, "batch", "length", None), tokens)
+            return x, {"": x, ".attn": attended}
+
+        scan, remat = self.config.scan, self.config.remat
+        last, found = run_stack(self.blocks, step, x, taps=taps, scan=scan, remat=remat)
+        final = self.norm(last)
+        pooled = final[jnp.arange(len(place)), place]
+        embeds = _unit(self.embedder(pooled))
+        own = {"embed": x, "final": final, "pooled": pooled, "embeds": embeds}
+        return found | own
+
+
+def _unit(x: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
+    """Return vectors of length 1."""
+    square = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return (x * jax.lax.rsqrt(square.sum(-1, keepdims=True))).astype(x.dtype)

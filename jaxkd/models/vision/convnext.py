@@ -1,0 +1,130 @@
+"""ConvNeXt (Liu et al. 2022, arXiv:2201.03545): a ResNet made like a transformer."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxkd.models.parts.blocks import check_channels
+from jaxkd.models.parts.recorded import recorded
+from jaxkd.models.parts.tokens import MLP, layer_norm, linear, named_size, normal
+from jaxkd.network import Network
+from jaxkd.types import Outputs
+
+SIZES = {
+    "tiny": (96, 3, 3, 9, 3),
+    "small": (96, 3, 3, 27, 3),
+    "base": (128, 3, 3, 27, 3),
+}
+"""Channels of the first stage and blocks of the four."""
+
+
+def patchify(channels_in: int, channels: int, size: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    """Return a convolution over patches that do not overlap."""
+    return nnx.Conv(
+        channels_in,
+        channels,
+        (size, size),
+        strides=size,
+        padding="VALID",
+        kernel_init=normal,
+        rngs=rngs,
+    )
+
+
+class ConvNeXtBlock(nnx.Module):
+    """A depthwise 7x7 convolution and an MLP over channels, scaled before adding."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.depthwise = nnx.Conv(
+            channels,
+            channels,
+            (7, 7),
+            padding=3,
+            feature_group_count=channels,
+            kernel_init=normal,
+            rngs=rngs,
+        )
+        self.norm = layer_norm(channels, rngs=rngs)
+        self.mlp = MLP(channels, 4 * channels, rngs=rngs)
+        self.scale = nnx.Param(jnp.full(channels, 1e-6, jnp.float32))
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Return a map of the same size."""
+        return x + self.scale[...] * self.mlp(self.norm(self.depthwise(x)))
+
+
+class ConvNeXt(nnx.Module):
+    """A stem of 4x4 patches, four stages of blocks, pooling and a linear head.
+
+    Every stage but the first begins by halving the map, with twice the channels. Taps:
+    ``stage0`` (the stem), ``stage1`` … ``stage4`` (batch, height, width, channels), and
+    ``pooled`` (batch, channels), normalised.
+    """
+
+    def __init__(
+        self, size: tuple[int, ...], classes: int, channels_in: int, *, rngs: nnx.Rngs
+    ):
+        width, *depths = size
+        self.channels_in = channels_in
+        self.stem = patchify(channels_in, width, 4, rngs=rngs)
+        self.norm0 = layer_norm(width, rngs=rngs)
+        self.norms, self.halve, self.stages = nnx.List(), nnx.List(), nnx.List()
+        for i, depth in enumerate(depths):
+            if i:
+                self.norms.append(layer_norm(width, rngs=rngs))
+                self.halve.append(patchify(width, 2 * width, 2, rngs=rngs))
+                width *= 2
+            self.stages.append(
+                nnx.List(ConvNeXtBlock(width, rngs=rngs) for _ in range(depth))
+            )
+        self.norm = layer_norm(width, rngs=rngs)
+        self.head = linear(width, classes, rngs=rngs)
+        self.taps = (*(f"stage{i}" for i in range(5)), "pooled")
+
+    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
+        """Return logits (batch, classes) and every stage.
+
+        Raises:
+            ValueError: an image of other channels, or whose sides 32 does not divide.
+        """
+        check_channels(image, self.channels_in)
+        if image.shape[1] % 32 or image.shape[2] % 32:
+            raise ValueError(
+                f"image has shape {image.shape}, but its height and width must be "
+                "multiples of 32: resize it"
+            )
+        x = self.norm0(self.stem(image))
+        features = {"stage0": x}
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.halve[i - 1](self.norms[i - 1](x))
+            for block in stage:
+                x = block(x)
+            features[f"stage{i + 1}"] = x
+        pooled = self.norm(x.mean((1, 2)))
+        return Outputs(self.head(pooled), {**features, "pooled": pooled})
+
+
+@recorded
+def convnext(
+    size: str | Sequence[int] = "tiny", classes: int = 1000, *, channels_in: int = 3
+) -> Network:
+    """Return a ConvNeXt.
+
+    Args:
+        size: ``"tiny"``, ``"small"``, ``"base"``, or five numbers: the first stage's
+            channels and the blocks of the four stages.
+        classes: logits.
+        channels_in: the image's channels.
+
+    Raises:
+        ValueError: an unknown size.
+    """
+    numbers = named_size(size, SIZES, "ConvNeXt")
+    return Network.from_nnx(
+        lambda rngs: ConvNeXt(numbers, classes, channels_in, rngs=rngs)
+    )

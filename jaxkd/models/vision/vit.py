@@ -1,0 +1,213 @@
+"""Vision transformers: ViT and DeiT, with DeiT's distillation token.
+
+Dosovitskiy et al. 2020 (arXiv:2010.11929) and Touvron et al. 2020 (arXiv:2012.12877).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxkd.models.parts.recorded import recorded
+from jaxkd.models.parts.tokens import (
+    MLP,
+    PatchEmbed,
+    layer_norm,
+    linear,
+    named_size,
+    normal,
+)
+from jaxkd.network import Network
+from jaxkd.types import Outputs
+
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+"""Width, blocks and attention heads by name (DeiT, Table 1; the base is ViT's)."""
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.qkv = linear(width, 3 * width, rngs=rngs)
+        self.projection = linear(width, width, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens width"]
+    ) -> Float[Array, "batch tokens width"]:
+        """Return what every token gathers from all."""
+        query, key, value = (
+            rearrange(part, "b t (h d) -> b t h d", h=self.heads)
+            for part in jnp.split(self.qkv(x), 3, axis=-1)
+        )
+        gathered = jax.nn.dot_product_attention(query, key, value)
+        return self.projection(rearrange(gathered, "b t h d -> b t (h d)"))
+
+
+class Block(nnx.Module):
+    """Attention and an MLP, each normalised before and added after.
+
+    Args:
+        width: features of a token.
+        heads: of the attention.
+        drop_path: rate at which a training example skips a branch (stochastic depth,
+            Huang et al. 2016, arXiv:1603.09382).
+        hidden: width of the MLP; None for four times that of a token.
+        epsilon: of the norms.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        drop_path: float,
+        *,
+        hidden: int | None = None,
+        epsilon: float = 1e-6,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = layer_norm(width, epsilon, rngs=rngs)
+        self.attention = Attention(width, heads, rngs=rngs)
+        self.norm2 = layer_norm(width, epsilon, rngs=rngs)
+        self.mlp = MLP(width, 4 * width if hidden is None else hidden, rngs=rngs)
+        self.drop = (
+            nnx.Dropout(drop_path, broadcast_dims=(1, 2), rngs=rngs)
+            if drop_path
+            else None
+        )
+
+    def __call__(
+        self, x: Float[Array, "batch tokens width"]
+    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
+        """Return the block's output, and the attention's before it was added."""
+        attended = self.attention(self.norm1(x))
+        x = x + (attended if self.drop is None else self.drop(attended))
+        y = self.mlp(self.norm2(x))
+        return x + (y if self.drop is None else self.drop(y)), attended
+
+
+class ViT(nnx.Module):
+    """Patches and a class token through transformer blocks to a linear head.
+
+    With a distillation token there is a second head, which is to learn from the
+    teacher: in training the logits are the class head's, in evaluation the mean of
+    both. Taps: ``embed``, ``block0`` … and ``final`` (after the last norm), (batch,
+    tokens, width) with the class (and distillation) token first; ``block{i}.attn``;
+    ``pooled``, the class token (batch, width); ``distillation_logits`` (batch,
+    classes) of the second head.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int, int],
+        classes: int,
+        image_size: int,
+        patch_size: int,
+        distilled: bool,
+        drop_path: float,
+        channels_in: int,
+        *,
+        hidden: int | None = None,
+        epsilon: float = 1e-6,
+        rngs: nnx.Rngs,
+    ):
+        width, depth, heads = size
+        self.deterministic = False  # set by Module.train and eval
+        self.patches = PatchEmbed(image_size, patch_size, channels_in, width, rngs=rngs)
+        prefix = 2 if distilled else 1
+        shapes = (1, prefix, width), (1, prefix + self.patches.tokens, width)
+        self.prefix, self.positions = (
+            nnx.Param(normal(rngs.params(), shape)) for shape in shapes
+        )
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nnx.List(
+            Block(width, heads, rate, hidden=hidden, epsilon=epsilon, rngs=rngs)
+            for rate in rates
+        )
+        self.norm = layer_norm(width, epsilon, rngs=rngs)
+        self.head = linear(width, classes, rngs=rngs)
+        self.distillation_head = (
+            linear(width, classes, rngs=rngs) if distilled else None
+        )
+        blocks = [f"block{i}" for i in range(depth)]
+        self.taps = (
+            *("embed", *blocks, *(f"{block}.attn" for block in blocks)),
+            *("final", "pooled"),
+            *(("distillation_logits",) if distilled else ()),
+        )
+
+    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
+        """Return logits (batch, classes) and every block."""
+        x = self.patches(image)
+        prefix = self.prefix[...].astype(x.dtype)
+        x = jnp.concatenate([jnp.tile(prefix, (len(x), 1, 1)), x], axis=1)
+        x = x + self.positions[...].astype(x.dtype)
+        features = {"embed": x}
+        for i, block in enumerate(self.blocks):
+            x, attended = block(x)
+            features |= {f"block{i}": x, f"block{i}.attn": attended}
+        x = self.norm(x)
+        features |= {"final": x, "pooled": x[:, 0]}
+        logits = self.head(x[:, 0])
+        if self.distillation_head is not None:
+            second = features["distillation_logits"] = self.distillation_head(x[:, 1])
+            logits = (logits + second) / 2 if self.deterministic else logits
+        return Outputs(logits, features)
+
+
+@recorded
+def vit(
+    size: str | Sequence[int] = "tiny",
+    classes: int = 1000,
+    *,
+    image_size: int = 224,
+    patch_size: int = 16,
+    distilled: bool = False,
+    drop_path: float = 0.0,
+    channels_in: int = 3,
+    hidden: int | None = None,
+    epsilon: float = 1e-6,
+) -> Network:
+    """Return a vision transformer.
+
+    Args:
+        size: ``"tiny"`` (DeiT-Ti), ``"small"`` (DeiT-S), ``"base"`` (ViT-B, DeiT-B), or
+            (width, blocks, heads).
+        classes: logits.
+        image_size: pixels of the square image's side.
+        patch_size: pixels of a patch's side.
+        distilled: whether there is a distillation token with its own head.
+        drop_path: rate of stochastic depth at the last block, rising linearly from 0.
+        channels_in: the image's channels.
+        hidden: width of the MLPs; None for four times that of the tokens.
+        epsilon: of the norms.
+
+    Raises:
+        ValueError: an unknown size, a width that the heads do not divide, patches that
+            do not tile the image, or a rate outside [0, 1).
+    """
+    width, depth, heads = named_size(size, SIZES, "ViT")
+    if width % heads:
+        raise ValueError(
+            f"size is (width, blocks, heads), the width a multiple of the heads, got "
+            f"{(width, depth, heads)}"
+        )
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
+    return Network.from_nnx(
+        lambda rngs: ViT(
+            (width, depth, heads),
+            classes,
+            image_size,
+            patch_size,
+            distilled,
+            drop_path,
+            channels_in,
+            hidden=hidden,
+            epsilon=epsilon,
+            rngs=rngs,
+        )
+    )

@@ -1,0 +1,122 @@
+"""Several networks as one: an ensemble of teachers, or peers that learn together."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from jaxkd.checks import unknown_name
+from jaxkd.network import Network
+from jaxkd.types import Inputs, Outputs, Variables
+
+
+def ensemble(
+    networks: Sequence[Network],
+    mean: Literal["logits", "probabilities"] = "probabilities",
+) -> Network:
+    """Return one network that runs all of them on the same inputs.
+
+    Its logits are the mean of the members' logits, or the logarithm of the mean of
+    their probabilities. Its taps are the members' with their position in front:
+    ``0.stage2``, and ``0.logits`` for a member's own logits.
+
+    Args:
+        networks: the members; their variables are kept under ``"0"``, ``"1"``, ….
+        mean: what is averaged.
+
+    Raises:
+        ValueError: no networks, an unknown mean, or members of different classes.
+    """
+    if not networks:
+        raise ValueError("networks is empty: an ensemble needs at least one network")
+    if mean not in ("logits", "probabilities"):
+        raise ValueError(unknown_name("mean", mean, ["logits", "probabilities"]))
+    valid = tuple(
+        f"{i}.{tap}" for i, n in enumerate(networks) for tap in ("logits", *n.taps)
+    )
+
+    def init(key: PRNGKeyArray) -> Variables:
+        keys = jax.random.split(key, len(networks))
+        members = [n.init(k) for n, k in zip(networks, keys, strict=True)]
+        return {
+            part: {str(i): m[part] for i, m in enumerate(members)}
+            for part in ("params", "stats")
+        }
+
+    def apply(
+        variables: Variables,
+        inputs: Inputs,
+        *,
+        taps: tuple[str, ...] = (),
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Outputs, Variables]:
+        for tap in taps:
+            if tap not in valid:
+                raise ValueError(unknown_name("tap", tap, valid))
+        all_logits, features, stats = [], {}, {}
+        for i, network in enumerate(networks):
+            own = [tap.removeprefix(f"{i}.") for tap in taps if tap.startswith(f"{i}.")]
+            outputs, changed = network.apply(
+                member(variables, i),
+                inputs,
+                taps=tuple(tap for tap in own if tap != "logits"),
+                train=train,
+                key=None if key is None else jax.random.fold_in(key, i),
+            )
+            named = {**outputs.features, "logits": outputs.logits}
+            features |= {f"{i}.{tap}": named[tap] for tap in own}
+            all_logits.append(outputs.logits)
+            stats[str(i)] = changed["stats"]
+        shapes = {logits.shape for logits in all_logits}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the members' logits have shapes {sorted(shapes)}: an ensemble's "
+                "networks must have the same classes"
+            )
+        return Outputs(_mean(jnp.stack(all_logits), mean), features), {
+            **variables,
+            "stats": stats,
+        }
+
+    return Network(init, apply, valid)
+
+
+def _mean(logits: jax.Array, mean: str) -> jax.Array:
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if mean == "logits":
+        return logits.mean(0)
+    log_p = jax.nn.log_softmax(logits)
+    return jax.nn.logsumexp(log_p, axis=0) - jnp.log(len(logits))
+
+
+def member(variables: Variables, position: int) -> Variables:
+    """Return one member's variables out of an ensemble's."""
+    return {part: tree[str(position)] for part, tree in variables.items()}
+
+
+def with_logits(network: Network, tap: str) -> Network:
+    """Return the network with one of its taps as its logits.
+
+    It makes one peer of an ensemble, or one branch, a classifier of its own; XLA drops
+    what the others compute.
+
+    Args:
+        network: any.
+        tap: of logits (batch, classes), such as ``0.logits``.
+    """
+
+    def apply(variables, inputs, *, taps=(), train=False, key=None):
+        outputs, changed = network.apply(
+            variables,
+            inputs,
+            taps=tuple(dict.fromkeys((*taps, tap))),
+            train=train,
+            key=key,
+        )
+        features = {name: outputs.features[name] for name in taps}
+        return Outputs(outputs.features[tap], features), changed
+
+    return Network(network.init, apply, network.taps)

@@ -1,0 +1,65 @@
+"""Training some of a network's weights and leaving the others as they are."""
+
+import re
+from typing import Any
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PRNGKeyArray
+
+from jaxkd.network import Network
+from jaxkd.types import Variables
+
+
+def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
+    """Return a network of whose weights only those that match are parameters.
+
+    The others are among its ``stats``: no gradient is computed for them, no optimizer
+    keeps anything of them, and they stay the same bit for bit. Wrap last, as in
+    ``train_only(network.computing_in("bfloat16"), ...)``.
+
+    Args:
+        network: any.
+        pattern: regular expression that the whole path of a weight must match, such as
+            ``"blocks.attention.query.kernel"``, for it to be trained.
+        dtype: of the weights that are not; None for their own.
+
+    Raises:
+        ValueError: from ``init``, a pattern that no weight matches.
+    """
+
+    def init(key: PRNGKeyArray) -> Variables:
+        variables = network.init(key)
+        flat = flatten_dict(variables["params"])
+        chosen = {path for path in flat if re.fullmatch(pattern, ".".join(path))}
+        if not chosen:
+            raise ValueError(
+                f"pattern {pattern!r} matches none of the weights, such as "
+                f"{'.'.join(next(iter(flat)))!r}: nothing would be trained"
+            )
+        trained = {path: flat[path] for path in chosen}
+        kept = {
+            path: weight if dtype is None else jnp.asarray(weight, dtype)
+            for path, weight in flat.items()
+            if path not in chosen
+        }
+        stats = {"frozen": unflatten_dict(kept), "own": variables["stats"]}
+        return {"params": unflatten_dict(trained), "stats": stats}
+
+    def apply(variables, inputs, **kwargs):
+        outputs, changed = network.apply(all_weights(variables), inputs, **kwargs)
+        stats = {**variables["stats"], "own": changed["stats"]}
+        return outputs, {**variables, "stats": stats}
+
+    return Network(init, apply, network.taps)
+
+
+def all_weights(variables: Variables) -> Variables:
+    """Return the variables of the network that `train_only` was given.
+
+    Args:
+        variables: of the network that it returned.
+    """
+    stats = variables["stats"]
+    parts = flatten_dict(stats["frozen"]) | flatten_dict(variables["params"])
+    return {"params": unflatten_dict(parts), "stats": stats["own"]}

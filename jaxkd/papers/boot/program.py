@@ -1,0 +1,250 @@
+"""BOOT: a one-step student of a diffusion model, trained without any data.
+
+Gu et al. 2023, arXiv:2306.05544. The student maps noise, and a time, to what the
+teacher's deterministic sampler would hold at that time had it started from the noise.
+It learns each time from its own answer at a later one and one call of the teacher.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from jaxkd.checks import check_batch, unknown_name
+from jaxkd.losses.basics import weighted_mean
+from jaxkd.losses.diffusion import (
+    PREDICTIONS,
+    WEIGHTINGS,
+    Prediction,
+    Schedule,
+    SignalFunction,
+    Weighting,
+    boot_bootstrap_loss,
+    boot_boundary_loss,
+    cfg_signal,
+    to_signal,
+    vp_schedule,
+)
+from jaxkd.methods.base import batch_weights
+from jaxkd.network import Network
+from jaxkd.sharding.axes import constrain_batch
+from jaxkd.types import Batch, Metrics, Program, TrainState, Variables
+
+
+def denoiser(
+    network: Network,
+    variables: Variables,
+    *,
+    prediction: Prediction = "x",
+    schedule: Schedule = "cosine",
+    condition: Int[Array, "batch"] | None = None,
+    guidance: float = 1.0,
+    no_condition: int | None = None,
+) -> SignalFunction:
+    """Return a diffusion model's estimate of x_0 as ``(noisy, time) -> signal``.
+
+    Of a student of `boot` it is ``(noise, time) -> signal`` with the defaults, and its
+    sample is the signal at the smallest time it was trained for.
+
+    Args:
+        network: of a dict of ``image``, ``time`` and ``condition``.
+        variables: the network's.
+        prediction: what its output stands for.
+        schedule: of the noise.
+        condition: the class of each example.
+        guidance: weight w of classifier-free guidance; 1 for none, which takes a call
+            of the network for the batch instead of for twice the batch.
+        no_condition: the condition that stands for none; for guidance.
+
+    Raises:
+        ValueError: an unknown prediction, or guidance without conditions.
+    """
+    if prediction not in PREDICTIONS:
+        raise ValueError(unknown_name("prediction", prediction, PREDICTIONS))
+    if guidance != 1 and (condition is None or no_condition is None):
+        raise ValueError(
+            f"guidance is {guidance}, but it compares with and without a condition: "
+            "give condition and no_condition, or leave guidance at 1"
+        )
+
+    def signal(noisy: Array, time: Array, given: Array | None) -> Array:
+        inputs = {"image": noisy, "time": time}
+        if given is not None:
+            inputs["condition"] = given
+        output = network.apply(variables, inputs)[0].logits
+        return to_signal(output, noisy, vp_schedule(time, schedule), prediction)
+
+    def denoise(noisy: Array, time: Array) -> Array:
+        if guidance == 1 or condition is None or no_condition is None:
+            return signal(noisy, time, condition)
+        # An example's two are neighbours, so that a batch stays split as it is.
+        pairs = jnp.stack([condition, jnp.full_like(condition, no_condition)], axis=1)
+        both = signal(
+            jnp.repeat(noisy, 2, axis=0), jnp.repeat(time, 2), pairs.reshape(-1)
+        ).reshape(-1, 2, *noisy.shape[1:])
+        return cfg_signal(both[:, 0], both[:, 1], guidance)
+
+    return denoise
+
+
+def boot(
+    student: Network,
+    teacher: Network,
+    optimizer: optax.GradientTransformation,
+    shape: Sequence[int],
+    *,
+    prediction: Prediction = "x",
+    schedule: Schedule = "cosine",
+    delta: float = 0.04,
+    times: tuple[float, float] = (0.0, 0.99),
+    weighting: Weighting = "inv_delta2",
+    order: int = 1,
+    boundary: float = 1.0,
+    guidance: float = 1.0,
+    no_condition: int | None = None,
+) -> Program:
+    """Return the program that trains a one-step student of a diffusion model.
+
+    A batch holds ``index``, as `jaxkd.data.batches` gives it, whose length is the
+    number of trajectories, and for conditional models ``condition``, the class of each;
+    ``data.Conditions`` makes them. Each example's noise and time come from the run's
+    key, the step and its index, so they are drawn where its part of the batch lies.
+
+    The student's output is read as the signal. A student that is to start from its
+    teacher, as the paper has it, is ``network.with_variables(variables)`` of a teacher
+    that predicts the signal too. Neither network drops units out: the student at two
+    times must be one function.
+
+    Args:
+        student: the network to train, of a dict of ``image``, ``time``, ``condition``.
+        teacher: the diffusion model, frozen.
+        optimizer: any optax transformation.
+        shape: of one example, such as (64, 64, 3).
+        prediction: what the teacher's output stands for.
+        schedule: the teacher's, of the noise.
+        delta: the step δ between the two times.
+        times: the first and the last time of a trajectory. Samples are the student's
+            signal at the first; the last is below 1 where the teacher predicts noise.
+        weighting: of the bootstrapping loss, see `losses.boot_bootstrap_loss`.
+        order: of the teacher's step, 1 (DDIM) or 2 (Heun, two calls).
+        boundary: weight β of the boundary loss.
+        guidance: weight of the teacher's classifier-free guidance; 1 for none.
+        no_condition: the condition that stands for none; for guidance.
+
+    Returns:
+        A program whose state is a `TrainState` (with an empty ``method``). Its metrics
+        are ``loss``, ``bootstrap``, ``boundary`` and ``grad_norm``.
+
+    Raises:
+        ValueError: times that are no interval within [0, 1] longer than δ, an unknown
+            weighting, order or prediction, or a negative β.
+    """
+    first, last = times
+    if not 0 < delta < last - first or first < 0 or last > 1:
+        raise ValueError(
+            f"times must be an interval within [0, 1] and delta between 0 and its "
+            f"length, got times {times} and delta {delta}"
+        )
+    if boundary < 0:
+        raise ValueError(f"boundary must be at least 0, got {boundary}")
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 (DDIM) or 2 (Heun), got {order}")
+    for kind, name, valid in (
+        ("weighting", weighting, WEIGHTINGS),
+        ("prediction", prediction, PREDICTIONS),
+    ):
+        if name not in valid:
+            raise ValueError(unknown_name(kind, name, valid))
+
+    def init(key: PRNGKeyArray, batch: Batch) -> TrainState:
+        check_batch(batch)
+        keys = jax.random.split(key, 3)
+        variables = student.init(keys[0])
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=keys[1],
+            student=variables,
+            teacher=teacher.init(keys[2]),
+            method={},
+            opt_state=optimizer.init(variables["params"]),
+        )
+
+    def draw(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
+        noises, moments, starts = jax.random.split(key, 3)
+        time = jax.random.uniform(moments, minval=first + delta, maxval=last)
+        return (
+            jax.random.normal(noises, shape),
+            time,
+            jax.random.normal(starts, shape),
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, _index(batch))
+        # What is drawn lies nowhere yet.
+        noise, time, start = map(constrain_batch, jax.vmap(draw)(keys))
+        condition = batch.get("condition")
+        taught = denoiser(
+            teacher,
+            jax.lax.stop_gradient(state.teacher),
+            prediction=prediction,
+            schedule=schedule,
+            condition=condition,
+            guidance=guidance,
+            no_condition=no_condition,
+        )
+
+        def objective(params: Any):
+            learnt = denoiser(
+                student, {**state.student, "params": params}, condition=condition
+            )
+            bootstrap = boot_bootstrap_loss(
+                learnt,
+                taught,
+                noise,
+                time,
+                delta,
+                schedule=schedule,
+                weighting=weighting,
+                order=order,
+            )
+            at_last = jnp.full_like(time, last)
+            losses = {
+                "bootstrap": bootstrap,
+                "boundary": boot_boundary_loss(learnt, taught, start, at_last),
+            }
+            weights = batch_weights(batch, time.shape)
+            means = {name: weighted_mean(x, weights) for name, x in losses.items()}
+            return means["bootstrap"] + boundary * means["boundary"], means
+
+        (loss, means), gradients = jax.value_and_grad(objective, has_aux=True)(
+            state.student["params"]
+        )
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.student["params"]
+        )
+        params = cast(Any, optax.apply_updates(state.student["params"], updates))
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **means}
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            student={**state.student, "params": params},
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return Program(init, step)
+
+
+def _index(batch: Batch) -> Int[Array, "batch"]:
+    if "index" not in batch:
+        raise ValueError(
+            f"the batch has {sorted(batch)}, but boot() needs index, from which each "
+            "example's noise is drawn: make batches with data.batches, of "
+            "data.Conditions where there is no data"
+        )
+    return batch["index"]

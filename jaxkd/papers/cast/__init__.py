@@ -1,0 +1,1 @@
+"""CAST: dense training that ends N:M sparse."""

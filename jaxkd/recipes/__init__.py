@@ -1,0 +1,1 @@
+"""Whole jobs on the user's own models and data, one call each."""

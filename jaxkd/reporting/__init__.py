@@ -1,0 +1,1 @@
+"""What experiments report: records, claims, tables, plots, pages, plans."""

@@ -1,0 +1,8 @@
+"""Answers of teachers that are not in the train step: on disk, or behind a server."""
+
+from jaxkd.teachers.cache import write_teacher_cache as write_teacher_cache
+from jaxkd.teachers.cached import CachedTeacher as CachedTeacher
+from jaxkd.teachers.served import ServedTeacher as ServedTeacher
+from jaxkd.teachers.targets import TeacherTargets as TeacherTargets
+from jaxkd.teachers.targets import network_targets as network_targets
+from jaxkd.teachers.targets import variables_fingerprint as variables_fingerprint

@@ -1,0 +1,113 @@
+"""What is kept of a teacher, and which teacher it was."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxkd.network import Network
+from jaxkd.types import Batch, Variables
+
+DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """A teacher that answers batches with the arrays to be stored.
+
+    Attributes:
+        fingerprint: another for every other teacher.
+        settings: what else the arrays depend on, as JSON can hold it.
+        answer: ``batch -> arrays``, one row an example.
+    """
+
+    fingerprint: str
+    settings: Mapping[str, Any]
+    answer: Callable[[Batch], Mapping[str, np.ndarray]]
+
+
+def variables_fingerprint(variables: Variables) -> str:
+    """Return a checksum of a network's variables: paths, shapes, dtypes and values."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+        total.update(name.encode())
+        total.update(array.tobytes())
+    return total.hexdigest()[:16]
+
+
+def network_targets(
+    teacher: Network,
+    variables: Variables,
+    *,
+    k: int | None,
+    dtype: str = "float16",
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> TeacherTargets:
+    """Return a network as the teacher of a cache.
+
+    A number in float16 is off by 2^-11 of itself at most: the log-probability of a
+    token of 1 % by 0.002, and so its probability by 0.2 % of itself. float32 stores
+    what the network computed.
+
+    Args:
+        teacher: the network.
+        variables: its.
+        k: how many best tokens to keep; None keeps all logits, which
+            `jaxkd.methods.cached` reads.
+        dtype: of the log-probabilities or logits, one of `DTYPES`.
+        vocabulary: the first logits that count, as of `check_vocabularies`; None for
+            all. It is `jaxkd.methods.shared_vocabulary`'s size, for caches.
+        mesh: of this process's devices, on which the variables lie; None for one.
+
+    Raises:
+        ValueError: another dtype, k below 1, or fewer logits than ``vocabulary``.
+    """
+    # The layers above this one read data, so they are imported when all are there.
+    from jaxkd.losses.topk import top_k_log_probs
+    from jaxkd.programs.distill import network_inputs
+    from jaxkd.sharding.mesh import on_mesh, shard_batch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if k is not None and k < 1:
+        raise ValueError(f"k must be at least 1, or None for all logits, got {k}")
+
+    def stored(values: Any) -> Any:
+        limit = float(jnp.finfo(dtype).max)
+        return jnp.clip(values, -limit, limit).astype(dtype)
+
+    def compute(variables: Variables, batch: Batch) -> dict[str, Any]:
+        logits = teacher.apply(variables, network_inputs(batch))[0].logits
+        if vocabulary is not None:
+            if logits.shape[-1] < vocabulary:
+                raise ValueError(
+                    f"vocabulary is {vocabulary}, but the teacher has "
+                    f"{logits.shape[-1]} logits: give what it shares with the student, "
+                    "as check_vocabularies returns it"
+                )
+            logits = logits[..., :vocabulary]
+        if k is None:
+            return {"teacher_logits": stored(logits)}
+        ids, log_probs = top_k_log_probs(logits, k)
+        smallest = np.min_scalar_type(logits.shape[-1] - 1)
+        return {
+            "teacher_ids": ids.astype(smallest),
+            "teacher_log_probs": stored(log_probs),
+        }
+
+    run = jax.jit(compute if mesh is None else on_mesh(compute, mesh))
+
+    def answer(batch: Batch) -> Mapping[str, np.ndarray]:
+        batch = batch if mesh is None else shard_batch(batch, mesh)
+        return jax.device_get(run(variables, batch))
+
+    settings = {"k": k, "dtype": dtype, "vocabulary": vocabulary}
+    return TeacherTargets(variables_fingerprint(variables), settings, answer)
