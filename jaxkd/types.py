@@ -1,13 +1,15 @@
-"""The four contracts: Outputs, Network, Method and Program; everything is one of them.
+"""The contracts: Outputs, Method, Loss and Program; `Network` has a module of its own.
 
 They are data and pure functions, so any of them can be written by hand, jitted,
 differentiated, vmapped over seeds and sharded over a mesh without knowing the others.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.struct
+import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 Inputs = Any
@@ -25,6 +27,9 @@ MethodVariables = dict[str, PyTree]
 
 Metrics = dict[str, Array]
 
+Axes = Mapping[tuple[str, ...], tuple[str | None, ...]]
+"""The logical axis of each axis of a weight, by the weight's path in the params."""
+
 
 @flax.struct.dataclass
 class Outputs:
@@ -39,6 +44,31 @@ class Outputs:
     features: dict[str, Any] = flax.struct.field(default_factory=dict)
 
 
+class Loss(NamedTuple):
+    """A loss that is not divided yet: weighted sums, and what each is to be divided by.
+
+    A mean taken of a part of the batch could not be put together with another part's
+    again. So gradient accumulation adds totals and weights apart, and divides once.
+
+    Attributes:
+        total: Σ weight·loss of what is counted, a scalar or (terms,), differentiable.
+        weight: Σ weight, of the same shape; it depends on the batch's masks alone.
+    """
+
+    total: Array
+    weight: Array
+
+    @property
+    def value(self) -> Array:
+        """The scalar Σ total/weight over the terms; a term that nothing counts is 0."""
+        return self.over(self.weight)
+
+    def over(self, weight: Array) -> Array:
+        """Return Σ total/weight for another weight, such as a whole window's."""
+        counted = weight > 0
+        return jnp.where(counted, self.total / jnp.where(counted, weight, 1), 0).sum()
+
+
 class Method(NamedTuple):
     """A distillation objective.
 
@@ -46,17 +76,22 @@ class Method(NamedTuple):
         init: ``(key, student, teacher, batch) -> {"params", "state"}`` from the two
             networks' `Outputs` for a batch (their shapes fix the projectors').
         loss: ``(variables, student, teacher, batch, key, step)
-            -> (scalar, (new state, metrics))``.
+            -> (Loss or scalar, (new state, metrics))``. A scalar counts as one term of
+            weight 1; a metric may be a `Loss` too, whose value is then reported.
         student_taps: features the loss reads from the student.
         teacher_taps: features the loss reads from the teacher.
         prepare: ``(key, batch) -> batch`` before the forward passes (mixup, masking).
     """
 
     init: Callable[..., MethodVariables]
-    loss: Callable[..., tuple[Array, tuple[PyTree, Metrics]]]
+    loss: Callable[..., tuple[Any, tuple[PyTree, dict[str, Any]]]]
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     prepare: Callable[[PRNGKeyArray, Batch], Batch] | None = None
+
+
+def _nothing(state: Any) -> PyTree:
+    return ()
 
 
 class Program(NamedTuple):
@@ -65,10 +100,15 @@ class Program(NamedTuple):
     Attributes:
         init: ``(key, batch) -> state``.
         step: ``(state, batch) -> (state, metrics)``; the metrics hold ``loss``.
+        frozen: ``state ->`` those of its arrays that no step changes, such as a
+            teacher's: checkpoints keep their fingerprint in place of them.
+        axes: logical axes of the networks' weights by path, see `Network.axes`.
     """
 
     init: Callable[[PRNGKeyArray, Batch], Any]
     step: Callable[[Any, Batch], tuple[Any, Metrics]]
+    frozen: Callable[[Any], PyTree] = _nothing
+    axes: Axes = MappingProxyType({})
 
 
 @flax.struct.dataclass
