@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxkd.network import Network
-from jaxkd.programs.distill import distill, network_inputs
+from jaxkd.programs.distill import distill
 from jaxkd.types import (
     Batch,
     Method,
@@ -140,7 +140,9 @@ def bilevel(
         taught = NO_TEACHER
         if teacher is not None:
             taught, _ = teacher.apply(
-                state.teacher, network_inputs(training), taps=inner.teacher_taps
+                state.teacher,
+                teacher.read(training, "teacher"),
+                taps=inner.teacher_taps,
             )
 
         def inner_loss(params: PyTree, omega: PyTree) -> Array:
@@ -234,4 +236,4 @@ def _prepared(method: Method, key: PRNGKeyArray, batch: Batch) -> Batch:
 
 def _evaluate(student: Network, method: Method, variables: Any, batch: Batch) -> Any:
     """Return the student's outputs in evaluation mode."""
-    return student.apply(variables, network_inputs(batch), taps=method.student_taps)[0]
+    return student.apply(variables, student.read(batch), taps=method.student_taps)[0]

@@ -152,14 +152,14 @@ def distillation(
         if teacher is None:
             return Outputs(None, {})
         outputs, _ = teacher.apply(
-            variables, teacher_inputs(batch), taps=method.teacher_taps
+            variables, teacher.read(batch, "teacher"), taps=method.teacher_taps
         )
         return jax.lax.stop_gradient(outputs)
 
     def learn(variables: Variables, batch: Batch, key: PRNGKeyArray):
         return student.apply(
             variables,
-            network_inputs(batch),
+            student.read(batch),
             taps=method.student_taps,
             train=True,
             key=key,

@@ -19,7 +19,6 @@ from jaxkd.losses import cross_entropy_loss, fd_distill_loss, masked_ensemble
 from jaxkd.losses.basics import as_float, weighted_mean
 from jaxkd.methods.base import batch_weights
 from jaxkd.network import Network
-from jaxkd.programs.distill import network_inputs
 from jaxkd.types import Batch, Inputs, Metrics, Program, Variables
 
 Aggregate = Callable[
@@ -64,12 +63,14 @@ class Client(NamedTuple):
     Attributes:
         init: ``key -> ClientState``.
         learn: ``(state, private batch, key) -> (state, loss)``, from labels.
+        read: ``batch -> inputs`` of its network.
         predict: ``(state, inputs) ->`` class probabilities (samples, classes).
         distill: ``(state, inputs, targets, valid, key) -> (state, loss)``.
     """
 
     init: Callable[[PRNGKeyArray], ClientState]
     learn: Callable[[ClientState, Batch, PRNGKeyArray], tuple[ClientState, Array]]
+    read: Callable[[Batch], Inputs]
     predict: Callable[[ClientState, Inputs], Array]
     distill: Callable[..., tuple[ClientState, Array]]
 
@@ -144,7 +145,7 @@ def fd_client(
                 losses = cross_entropy_loss(logits, part["label"])
                 return weighted_mean(losses, batch_weights(part, losses.shape))
 
-            return descend(state, network_inputs(part), key, loss)
+            return descend(state, network.read(part), key, loss)
 
         keys = jax.random.split(key, local_steps)
         state, losses = jax.lax.scan(step, state, (parts, keys))
@@ -183,7 +184,7 @@ def fd_client(
         state, losses = jax.lax.scan(step, state, (positions, keys))
         return state, losses.mean()
 
-    return Client(init, learn, predict, distill)
+    return Client(init, learn, network.read, predict, distill)
 
 
 def init_key(key: PRNGKeyArray, client: Any) -> PRNGKeyArray:
@@ -284,12 +285,12 @@ def federated_distillation(
             proxy, masks = jax.tree.map(
                 lambda x: x.reshape(-1, *x.shape[2:]), (batch["proxy"], batch["mask"])
             )
-            inputs, masks = network_inputs(proxy), masks.T
-            _, predictions = each(lambda c, s: (s, c.predict(s, inputs)), states)
+            masks = masks.T
+            _, predictions = each(lambda c, s: (s, c.predict(s, c.read(proxy))), states)
             targets, valid = aggregate(predictions, masks)
             states, losses = each(
                 lambda client, mine, key: client.distill(
-                    mine, inputs, targets, valid, key
+                    mine, client.read(proxy), targets, valid, key
                 ),
                 states,
                 distilling,
