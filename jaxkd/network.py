@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxkd.types import Inputs, Outputs, Variables
+from jaxkd.types import Batch, Inputs, Outputs, Variables
 
 
 @runtime_checkable
@@ -37,6 +37,7 @@ class Network:
         init: ``key -> variables``.
         apply: ``(variables, inputs, *, taps, train, key) -> (Outputs, variables)``.
         taps: the names of the features that can be asked for.
+        reads: the keys of a batch that the network takes, see `read`.
         spec: of the zoo's networks, (name in `jaxkd.models.MODELS`, all arguments of
             that constructor), from which folders of weights say what they hold.
     """
@@ -44,6 +45,7 @@ class Network:
     init: Callable[[PRNGKeyArray], Variables]
     apply: Apply
     taps: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("image",)
     spec: tuple[str, Mapping[str, Any]] | None = field(default=None, compare=False)
 
     @classmethod
@@ -52,6 +54,7 @@ class Network:
         build: Callable[[nnx.Rngs], nnx.Module],
         *,
         taps: Mapping[str, str] | None = None,
+        reads: tuple[str, ...] = ("image",),
     ) -> "Network":
         """Make a network from a Flax NNX model, yours or the zoo's.
 
@@ -62,17 +65,24 @@ class Network:
                 passed; BatchNorm and Dropout are switched by ``nnx.Module.train/eval``.
             taps: tap name -> path of the submodule whose output it is, such as
                 ``{"mid": "layers.3.mlp"}``. The model needs no edit.
+            reads: the keys of a batch that the model takes, any names: of one key the
+                array itself, of several a dict of those that the batch has.
 
         Raises:
             ValueError: a path in ``taps`` names no submodule.
         """
         from jaxkd.adapters import nnx_network
 
-        return nnx_network(build, taps)
+        return replace(nnx_network(build, taps), reads=reads)
 
     @classmethod
     def from_linen(
-        cls, module: Any, example: Inputs, *, taps: Mapping[str, str] | None = None
+        cls,
+        module: Any,
+        example: Inputs,
+        *,
+        taps: Mapping[str, str] | None = None,
+        reads: tuple[str, ...] = ("image",),
     ) -> "Network":
         """Make a network from a Flax Linen module.
 
@@ -83,13 +93,14 @@ class Network:
                 ``jax.ShapeDtypeStruct``), read when the variables are made.
             taps: tap name -> path of the submodule whose output it is, such as
                 ``{"mid": "encoder.Dense_0"}``.
+            reads: as in `from_nnx`.
 
         Raises:
             ValueError: a path in ``taps`` names no submodule.
         """
         from jaxkd.adapters import linen_network
 
-        return linen_network(module, example, taps)
+        return replace(linen_network(module, example, taps), reads=reads)
 
     @classmethod
     def from_apply(
@@ -98,6 +109,7 @@ class Network:
         apply: Callable[..., Any],
         *,
         taps: tuple[str, ...] = (),
+        reads: tuple[str, ...] = ("image",),
     ) -> "Network":
         """Make a network from two plain functions without state.
 
@@ -106,10 +118,40 @@ class Network:
             apply: ``(params, inputs) -> logits`` or `Outputs`; keyword parameters
                 named ``taps``, ``train`` and ``key`` are passed where it has them.
             taps: the names of the features that ``apply`` can return.
+            reads: as in `from_nnx`.
         """
         from jaxkd.adapters import apply_network
 
-        return apply_network(init, apply, taps)
+        return replace(apply_network(init, apply, taps), reads=reads)
+
+    def read(self, batch: Batch, role: str = "") -> Inputs:
+        """Return the network's inputs out of a batch.
+
+        Args:
+            batch: of any keys, those in `reads` among them.
+            role: what the network is in a program, such as ``"teacher"``. Where the
+                batch has inputs of that role, keys with the role before their name
+                (``teacher_input_ids``), they stand in for *all* the shared ones: the
+                student's ``attention_mask`` would be wrong for the teacher's tokens.
+
+        Returns:
+            The array itself where `reads` is one key; else a dict of those that the
+            batch has.
+
+        Raises:
+            ValueError: the batch has none of them.
+        """
+        shared = {name: batch[name] for name in self.reads if name in batch}
+        names = {name: f"{role}_{name}" for name in self.reads} if role else {}
+        own = {name: batch[key] for name, key in names.items() if key in batch}
+        inputs = own or shared
+        if not inputs:
+            raise ValueError(
+                f"the network reads {', '.join(self.reads)}, but the batch has "
+                f"{', '.join(sorted(batch))}: make the network with reads= the keys "
+                "that it takes, or name the batch's arrays so"
+            )
+        return inputs[self.reads[0]] if len(self.reads) == 1 else inputs
 
     def with_variables(self, variables: Variables) -> "Network":
         """Return this network starting from ``variables`` whatever the key.

@@ -27,7 +27,7 @@ from jaxkd.evaluation.generation import (
     sliced_wasserstein,
 )
 from jaxkd.losses.diffusion import vp_schedule
-from jaxkd.models.diffusion.conditioning import sinusoidal
+from jaxkd.models.diffusion.conditioning import INPUTS, sinusoidal
 from jaxkd.network import Network
 from jaxkd.papers import boot as paper
 from jaxkd.reporting.experiment import Run
@@ -70,7 +70,9 @@ def mixture(centres: Float[np.ndarray, "centres dim"], width: float) -> Network:
         mean = jax.nn.softmax(nearness / variance) @ c
         return mean + alpha * width**2 / variance * (x - alpha * mean)
 
-    return Network.from_apply(lambda key: {"centres": jnp.asarray(centres)}, signal)
+    return Network.from_apply(
+        lambda key: {"centres": jnp.asarray(centres)}, signal, reads=INPUTS
+    )
 
 
 class TimedMLP(nnx.Module):
@@ -238,7 +240,7 @@ def run_analytic(
         ]
 
     network = Network.from_nnx(
-        lambda rngs: TimedMLP(problem.dim, problem.width, rngs=rngs)
+        lambda rngs: TimedMLP(problem.dim, problem.width, rngs=rngs), reads=INPUTS
     )
     records = []
     for seed in seeds:

@@ -27,7 +27,6 @@ from jaxkd.evaluation.calibration import calibration_error, search_temperature
 from jaxkd.interop import load_pretrained
 from jaxkd.losses.first import Space
 from jaxkd.network import Network
-from jaxkd.programs.distill import network_inputs
 from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Method, Program
@@ -127,7 +126,7 @@ def reliability(network: Network, source: Any, batch_size: int) -> Any:
 
     @jax.jit
     def predict(variables, batch):
-        p = jax.nn.softmax(network.apply(variables, network_inputs(batch))[0].logits)
+        p = jax.nn.softmax(network.apply(variables, network.read(batch))[0].logits)
         return p.max(-1), p.argmax(-1) == batch["label"]
 
     def measure(variables) -> dict[str, float]:

@@ -193,7 +193,7 @@ def exit_accuracies(
         return jnp.stack([z.argmax(-1) for z in logits])
 
     right = np.zeros(len(setting.taps))
-    for image, label in labelled_inputs(task.test, 500, task.test_transform):
+    for image, label in labelled_inputs(student, task.test, 500, task.test_transform):
         assert label is not None
         right += (np.asarray(predict(image))[:, : len(label)] == label).sum(1)
     return {

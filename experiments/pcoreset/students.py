@@ -1,7 +1,7 @@
 """How the students of a method are made, trained, tested and asked for predictions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -94,7 +94,7 @@ def make_network(config: Config, classes: int) -> Network:
         params = {**found["params"], "fc": new["params"]["fc"]}
         return {"params": params, "stats": found["stats"]}
 
-    return Network(init, network.apply, network.taps)
+    return replace(network, init=init, spec=None)
 
 
 def distilling(config: Config, network: Network, steps: int, classes: int) -> Program:

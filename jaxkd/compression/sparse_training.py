@@ -91,7 +91,7 @@ def scaled(network: Network, scope: str, groups: int = 2) -> Network:
         )
         return outputs, {**after, "params": variables["params"]}
 
-    return Network(init, apply, network.taps)
+    return Network(init, apply, network.taps, network.reads)
 
 
 def fold_scales(params: Mapping[str, PyTree]) -> PyTree:
@@ -197,7 +197,7 @@ def straight_through(
         stats = MaskedStats(after["stats"], stats.count + train, masks)
         return outputs, {**variables, "stats": stats}
 
-    return Network(init, apply, network.taps)
+    return Network(init, apply, network.taps, network.reads)
 
 
 def finalize(

@@ -16,7 +16,6 @@ from jaxkd.evaluation.calibration import calibration_error
 from jaxkd.losses.basics import as_float
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence
 from jaxkd.network import Network
-from jaxkd.programs.distill import network_inputs
 from jaxkd.types import Inputs, Variables
 
 
@@ -166,13 +165,17 @@ def classification_metrics(
 
 
 def labelled_inputs(
-    source: Examples, batch_size: int, transform: Transform | None = None
+    network: Network,
+    source: Examples,
+    batch_size: int,
+    transform: Transform | None = None,
 ) -> Iterator[tuple[Inputs, np.ndarray | None]]:
     """Yield a network's inputs, and labels if there are, for all of a source, in order.
 
     The last inputs, not their labels, are filled up to the batch size.
 
     Args:
+        network: whose inputs they are.
         source: the examples.
         batch_size: examples in each batch.
         transform: of each batch, without randomness.
@@ -180,7 +183,7 @@ def labelled_inputs(
     for start in range(0, len(source), batch_size):
         rows = np.arange(start, min(start + batch_size, len(source)))
         batch = source.take(rows)
-        inputs = network_inputs(batch if transform is None else transform(batch, None))
+        inputs = network.read(batch if transform is None else transform(batch, None))
         missing = batch_size - len(rows)
 
         def fill(x: Any, missing: int = missing) -> np.ndarray:
@@ -227,7 +230,7 @@ def _forward(
     kept = None
     # Several processes share arrays only through the host.
     if isinstance(source, Source) and jax.process_count() == 1:
-        batches = labelled_inputs(source, size, transform)
+        batches = labelled_inputs(network, source, size, transform)
         kept = [(jax.device_put(inputs), label) for inputs, label in batches]
 
     @functools.cache
@@ -240,7 +243,7 @@ def _forward(
     def run(variables: Variables) -> tuple[np.ndarray, list[Any]]:
         logits, labels = [], []
         predict = forward(_everywhere(variables))
-        for inputs, label in kept or labelled_inputs(source, size, transform):
+        for inputs, label in kept or labelled_inputs(network, source, size, transform):
             logits.append(predict(variables, inputs))
             labels.append(label)
             # One batch runs while the next is read: more would pile up in memory.

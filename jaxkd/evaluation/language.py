@@ -15,7 +15,6 @@ from jaxkd.losses.basics import expand_weights
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence, tempered
 from jaxkd.methods.base import batch_weights
 from jaxkd.network import Network
-from jaxkd.programs.distill import network_inputs
 from jaxkd.types import Batch, Variables
 
 
@@ -63,8 +62,8 @@ def fidelity_evaluator(
 
     @jax.jit
     def summed(variables: Variables, batch: Batch, real: Array):
-        inputs = network_inputs(batch)
-        z_s = network.apply(variables, inputs)[0].logits
+        z_s = network.apply(variables, network.read(batch))[0].logits
+        inputs = teacher.read(batch, "teacher")
         z_t = teacher.apply(teacher_variables, inputs)[0].logits
         log_s, log_t = tempered(z_s, z_t, 1.0)
         values = {
@@ -107,7 +106,7 @@ def domain_evaluator(
 def _token_sums(network: Network) -> Callable[..., Any]:
     @jax.jit
     def summed(variables: Variables, batch: Batch, real: Array):
-        outputs, _ = network.apply(variables, network_inputs(batch))
+        outputs, _ = network.apply(variables, network.read(batch))
         losses = cross_entropy_loss(outputs.logits, batch["label"])
         return _masked_sums({"nll": losses}, batch, real)
 

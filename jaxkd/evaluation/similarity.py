@@ -83,9 +83,9 @@ def tapped_cka(
     Raises:
         ValueError: fewer than two examples, or an unknown tap.
     """
-    inputs, _ = next(labelled_inputs(source, len(source), transform))
 
     def grams(network: Network, variables: Variables, taps: Sequence[str]):
+        inputs, _ = next(labelled_inputs(network, source, len(source), transform))
         run = jax.jit(lambda v, x: network.apply(v, x, taps=tuple(taps))[0].features)
         found = run(variables, inputs)
         return jnp.stack([gram(found[tap]) for tap in taps])

@@ -56,7 +56,8 @@ def paraphrased(
         }
         return Outputs(outputs.logits, {t: features[t] for t in taps}), variables
 
-    return Network(init, apply, (*teacher.taps, "factor", "reconstruction"))
+    taps = (*teacher.taps, "factor", "reconstruction")
+    return Network(init, apply, taps, teacher.reads)
 
 
 def paraphraser_loss(tap: str) -> Method:

@@ -84,7 +84,7 @@ def simkd_student(
             {**variables, "stats": stats},
         )
 
-    return Network(init, apply, (*student.taps, "projected"))
+    return Network(init, apply, (*student.taps, "projected"), student.reads)
 
 
 def simkd(teacher_tap: str) -> Method:

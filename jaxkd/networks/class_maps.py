@@ -40,4 +40,4 @@ def with_class_maps(
             features[name] = class_activation_maps(outputs.features[tap], kernel)
         return Outputs(outputs.logits, features), changed
 
-    return Network(network.init, apply, (*network.taps, name))
+    return Network(network.init, apply, (*network.taps, name), network.reads)

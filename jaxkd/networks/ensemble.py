@@ -1,6 +1,7 @@
 """Several networks as one: an ensemble of teachers, or peers that learn together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -16,7 +17,9 @@ def ensemble(
     networks: Sequence[Network],
     mean: Literal["logits", "probabilities"] = "probabilities",
 ) -> Network:
-    """Return one network that runs all of them on the same inputs.
+    """Return one network that runs all of them on the same batch.
+
+    It reads what any member reads, and each member takes its own of that.
 
     Its logits are the mean of the members' logits, or the logarithm of the mean of
     their probabilities. Its taps are the members' with their position in front:
@@ -36,6 +39,8 @@ def ensemble(
     valid = tuple(
         f"{i}.{tap}" for i, n in enumerate(networks) for tap in ("logits", *n.taps)
     )
+
+    reads = tuple(dict.fromkeys(name for n in networks for name in n.reads))
 
     def init(key: PRNGKeyArray) -> Variables:
         keys = jax.random.split(key, len(networks))
@@ -61,7 +66,7 @@ def ensemble(
             own = [tap.removeprefix(f"{i}.") for tap in taps if tap.startswith(f"{i}.")]
             outputs, changed = network.apply(
                 member(variables, i),
-                inputs,
+                inputs if network.reads == reads else network.read(inputs),
                 taps=tuple(tap for tap in own if tap != "logits"),
                 train=train,
                 key=None if key is None else jax.random.fold_in(key, i),
@@ -81,7 +86,7 @@ def ensemble(
             "stats": stats,
         }
 
-    return Network(init, apply, valid)
+    return Network(init, apply, valid, reads)
 
 
 def _mean(logits: jax.Array, mean: str) -> jax.Array:
@@ -119,4 +124,4 @@ def with_logits(network: Network, tap: str) -> Network:
         features = {name: outputs.features[name] for name in taps}
         return Outputs(outputs.features[tap], features), changed
 
-    return Network(network.init, apply, network.taps)
+    return replace(network, apply=apply, spec=None)

@@ -46,6 +46,8 @@ def mixed(first: Network, second: Network, share: float) -> Network:
     networks = {"first": first, "second": second}
     logarithms = jnp.log1p(-share), jnp.log(share)
 
+    reads = tuple(dict.fromkeys((*first.reads, *second.reads)))
+
     def init(key):
         keys = jax.random.split(key)
         return {
@@ -68,4 +70,4 @@ def mixed(first: Network, second: Network, share: float) -> Network:
         features = {tap: PairCache(*(o.features[tap] for o in outputs)) for tap in taps}
         return Outputs(logits, features), variables
 
-    return Network(init, apply, ("cache",))
+    return Network(init, apply, ("cache",), reads)

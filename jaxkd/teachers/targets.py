@@ -72,7 +72,6 @@ def network_targets(
     """
     # The layers above this one read data, so they are imported when all are there.
     from jaxkd.losses.topk import top_k_log_probs
-    from jaxkd.programs.distill import network_inputs
     from jaxkd.sharding.mesh import on_mesh, shard_batch
 
     if dtype not in DTYPES:
@@ -85,7 +84,8 @@ def network_targets(
         return jnp.clip(values, -limit, limit).astype(dtype)
 
     def compute(variables: Variables, batch: Batch) -> dict[str, Any]:
-        logits = teacher.apply(variables, network_inputs(batch))[0].logits
+        inputs = teacher.read(batch, "teacher")
+        logits = teacher.apply(variables, inputs)[0].logits
         if vocabulary is not None:
             if logits.shape[-1] < vocabulary:
                 raise ValueError(

@@ -11,7 +11,6 @@ from jaxkd import data, models
 from jaxkd.data.text.packing import best_fit
 from jaxkd.losses import cross_entropy_loss
 from jaxkd.methods.base import batch_weights
-from jaxkd.programs.distill import network_inputs
 
 BYTES = data.ByteTokenizer()
 TEXTS = ["to be", "or not", "to be", "a", "that is the question"]
@@ -136,7 +135,7 @@ def test_packed_documents_are_read_as_if_each_were_alone():
 
     @jax.jit
     def losses(batch):
-        outputs, _ = network.apply(variables, network_inputs(batch))
+        outputs, _ = network.apply(variables, network.read(batch))
         loss = cross_entropy_loss(outputs.logits, batch["label"])
         weights = batch_weights(batch, loss.shape)
         return loss, jnp.sum(loss * weights) / jnp.sum(weights)

@@ -174,7 +174,7 @@ def test_teacher_kl():
     assert found == pytest.approx(np.mean(np.sum(p * np.log(p / q), 1)), rel=1e-5)
 
 
-def test_uint8_images_are_normalised_and_records_are_streamed(case):
+def test_uint8_images_are_normalised_and_records_are_streamed(case, unchecked_shapes):
     network, variables, _ = case
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (7, 4, 4, 1), dtype=np.uint8)
@@ -191,8 +191,8 @@ def test_uint8_images_are_normalised_and_records_are_streamed(case):
         np.testing.assert_allclose(predict(variables), expected, rtol=1e-4, atol=1e-5)
     found = evaluator(network, read, batch_size=3, transform=scale)(variables)
     assert found["accuracy"] == accuracy(expected, jnp.asarray(label))
-    with pytest.raises(ValueError, match=r"is uint8, but networks take floats"):
-        predictor(network, kept)
+    with pytest.raises(ValueError, match=r"is uint8, but this model takes floats"):
+        predictor(network, kept)(variables)
 
 
 def test_an_evaluation_reads_each_record_once(case):

@@ -11,7 +11,9 @@ from jaxkd.network import Network
 
 TABLE = np.random.default_rng(0).normal(size=(5, 5))
 BIGRAMS = Network.from_apply(
-    lambda key: jnp.asarray(TABLE), lambda params, inputs: params[inputs["input_ids"]]
+    lambda key: jnp.asarray(TABLE),
+    lambda params, ids: params[ids],
+    reads=("input_ids",),
 )
 VARIABLES = {"params": jnp.asarray(TABLE), "stats": {}}
 TOKENS = np.random.default_rng(1).integers(0, 5, 41)

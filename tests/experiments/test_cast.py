@@ -12,8 +12,8 @@ from experiments.cast.claims import every_seed_below, falls_along, law_predicts
 from experiments.cast.config import METHODS, PRESETS, SCOPE
 from experiments.cast.experiment import CLAIMS, PAPER, full_scale, run
 from experiments.common.text import load_text
+from jaxkd import models
 from jaxkd.compression.prune.sparsity import named, weights_in_scope
-from jaxkd.programs.distill import network_inputs
 from jaxkd.reporting.claims import Status
 from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.records import Record
@@ -140,8 +140,7 @@ def test_a_short_run_prunes_what_it_says(text, tmp_path):
 
 def test_the_network_reads_what_the_windows_hold(text):
     _, test = text_of(tiny())
-    batch = test.take(np.arange(2))
-    assert set(network_inputs(batch)) == {"input_ids"}
+    assert set(models.llama(10, **TINY).read(test.take(np.arange(2)))) == {"input_ids"}
     assert len(test) == 6
 
 

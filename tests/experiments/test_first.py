@@ -72,7 +72,8 @@ def answered(tmp_path, monkeypatch):
     table = np.random.default_rng(0).normal(0, 3, (259, 259)).astype("f4")
     teacher = Network.from_apply(
         lambda key: {"table": jnp.asarray(table)},
-        lambda params, inputs: params["table"][inputs["input_ids"]],
+        lambda params, ids: params["table"][ids],
+        reads=("input_ids",),
     )
     documents = data.tokenize("a", ["to be", "or not to be"] * 4, data.ByteTokenizer())
     for split in ("train", "validation"):

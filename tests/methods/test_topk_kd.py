@@ -19,7 +19,8 @@ def network(seed):
     """Return logits looked up by the token, so that students differ from the start."""
     return Network.from_apply(
         lambda key: {"w": jax.random.normal(jax.random.key(seed), (VOCABULARY,) * 2)},
-        lambda params, inputs: params["w"][inputs["input_ids"]],
+        lambda params, ids: params["w"][ids],
+        reads=("input_ids",),
     )
 
 
@@ -30,7 +31,8 @@ BATCH = {
 
 
 def cached(k):
-    logits = network(1).apply(network(1).init(jax.random.key(0)), BATCH)[0].logits
+    ids, variables = BATCH["input_ids"], network(1).init(jax.random.key(0))
+    logits = network(1).apply(variables, ids)[0].logits
     ids, log_probs = top_k_log_probs(logits, k)
     return {**BATCH, "teacher_ids": ids, "teacher_log_probs": log_probs}
 

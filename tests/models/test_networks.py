@@ -256,7 +256,7 @@ def test_zoo_refuses_inputs_of_the_wrong_shape(unchecked_shapes):
     with pytest.raises(ValueError, match="built for 64"):
         network.apply(jax.jit(network.init)(jax.random.key(0)), IMAGES)
     network = models.cnn(3)
-    with pytest.raises(ValueError, match="built for 3 channels"):
+    with pytest.raises(ValueError, match=r"height, width, 3\): build it"):
         network.apply(jax.jit(network.init)(jax.random.key(0)), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(ValueError, match="at least 2 stages and 2 branches"):
         models.one_cnn(branches=1)

@@ -277,7 +277,10 @@ def test_unequal_class_counts_are_refused_with_both_shapes(batch, unchecked_shap
             r"\['image'\] holds 64 values that are not finite.*example 5",
         ),
         ({"label": jnp.zeros(31, int)}, "unequal length"),
-        ({"image": None}, r"has \['index', 'label'\], but no inputs: name them image"),
+        (
+            {"image": None},
+            "reads image, but the batch has index, label: .* reads=",
+        ),
     ],
 )
 def test_bad_batches_are_refused_by_init(changes, message, batch):
@@ -303,7 +306,8 @@ def test_text_inputs_reach_the_network_by_name(batch):
         mean = (inputs["input_ids"] * inputs["attention_mask"]).mean(-1, keepdims=True)
         return Outputs(mean * params)
 
-    network = Network.from_apply(lambda key: jnp.ones(3), apply)
+    reads = "input_ids", "attention_mask", "token_type_ids"
+    network = Network.from_apply(lambda key: jnp.ones(3), apply, reads=reads)
     text = {
         "input_ids": jnp.ones((4, 5)),
         "attention_mask": jnp.ones((4, 5)),

@@ -20,7 +20,8 @@ TABLE = np.random.default_rng(0).normal(0, 2, (VOCABULARY, VOCABULARY)).astype("
 LOG_PROBS = np.asarray(jax.nn.log_softmax(TABLE))
 TEACHER = Network.from_apply(
     lambda key: {"table": jnp.asarray(TABLE)},
-    lambda params, inputs: params["table"][inputs["input_ids"]],
+    lambda params, ids: params["table"][ids],
+    reads=("input_ids",),
 )
 
 

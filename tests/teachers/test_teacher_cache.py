@@ -28,7 +28,8 @@ def bigrams(seed):
     table = np.random.default_rng(seed).normal(0, 2, (VOCABULARY, VOCABULARY))
     return Network.from_apply(
         lambda key: {"table": jnp.asarray(table, jnp.float32)},
-        lambda params, inputs: params["table"][inputs["input_ids"]],
+        lambda params, ids: params["table"][ids],
+        reads=("input_ids",),
     )
 
 
@@ -74,7 +75,7 @@ def test_reads_what_the_teacher_says(cache, variables):
     assert len(source) == len(windows()) == 23
     positions = np.array([22, 3, 9, 3, 0])
     batch = source.take(positions)
-    logits = TEACHER.apply(variables, {"input_ids": batch["input_ids"]})[0].logits
+    logits = TEACHER.apply(variables, batch["input_ids"])[0].logits
     ids, log_probs = top_k_log_probs(logits, K)
     assert (batch["teacher_ids"] == ids).all()
     assert batch["teacher_ids"].dtype == np.uint8
@@ -288,7 +289,7 @@ def test_padding_of_the_vocabulary_is_cut_off_before_the_softmax(variables):
     targets = teachers.network_targets(TEACHER, variables, k=K, vocabulary=7)
     assert targets.settings["vocabulary"] == 7
     found = targets.answer(batch)
-    logits = TEACHER.apply(variables, {"input_ids": batch["input_ids"]})[0].logits
+    logits = TEACHER.apply(variables, batch["input_ids"])[0].logits
     ids, log_probs = top_k_log_probs(logits[..., :7], K)
     assert (found["teacher_ids"] == ids).all()
     np.testing.assert_allclose(found["teacher_log_probs"], log_probs, rtol=1e-3)

@@ -7,6 +7,7 @@ embedding more (Zhang et al. 2025, arXiv:2504.02010, on dynamic quantisation).
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ def quantized(
             "params": quantize_layers(variables["params"], rules, group),
         }
 
-    return Network(init, network.apply, network.taps)
+    return replace(network, init=init, spec=None)
 
 
 def average_bits(params: PyTree) -> float:

@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.models.diffusion.conditioning import Conditioning, unpack
+from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import MLP, PatchEmbed, named_size
 from jaxkd.models.vision.vit import Attention
@@ -192,5 +192,6 @@ def dit(
             channels_in,
             classes,
             rngs=rngs,
-        )
+        ),
+        reads=INPUTS,
     )

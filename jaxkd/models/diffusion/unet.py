@@ -14,7 +14,7 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.models.diffusion.conditioning import Conditioning, unpack
+from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.vision.vit import Attention
 from jaxkd.network import Network
@@ -321,5 +321,6 @@ def unet(
             dropout,
             remat,
             rngs=rngs,
-        )
+        ),
+        reads=INPUTS,
     )

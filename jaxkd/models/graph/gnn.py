@@ -194,7 +194,7 @@ def _network(layer: Any, features, hidden, classes, layers, dropout) -> Network:
         made = [layer(a, b, rngs=rngs) for a, b in pairwise(sizes)]
         return NodeNetwork(features, made, dropout, rngs)
 
-    return Network.from_nnx(build)
+    return Network.from_nnx(build, reads=("graph",))
 
 
 @recorded
@@ -289,4 +289,4 @@ def gat(
         # Every layer drops its own inputs.
         return NodeNetwork(features, made, 0.0, rngs)
 
-    return Network.from_nnx(build)
+    return Network.from_nnx(build, reads=("graph",))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.checks import unknown_name
 from jaxkd.models.language.self_attention import SelfAttention
-from jaxkd.models.language.sequence import Sequence, sequence, token_ids
+from jaxkd.models.language.sequence import READS, Sequence, sequence, token_ids
 from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, run_stack, stacked
@@ -290,4 +290,5 @@ def bert(
         remat=remat,
         implementation=implementation,
     )
-    return Network.from_nnx(lambda rngs: BERT(config, rngs=rngs))
+    reads = (*READS, "token_type_ids")
+    return Network.from_nnx(lambda rngs: BERT(config, rngs=rngs), reads=reads)

@@ -13,7 +13,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.models.language.cache import KVCache
 from jaxkd.models.language.self_attention import SelfAttention
-from jaxkd.models.language.sequence import Sequence, open_cache, sequence, token_ids
+from jaxkd.models.language.sequence import (
+    READS,
+    Sequence,
+    open_cache,
+    sequence,
+    token_ids,
+)
 from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, run_stack, stacked
@@ -244,4 +250,4 @@ def gpt2(
         remat=remat,
         implementation=implementation,
     )
-    return Network.from_nnx(lambda rngs: GPT2(config, rngs=rngs))
+    return Network.from_nnx(lambda rngs: GPT2(config, rngs=rngs), reads=READS)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxkd.models.language.llama_blocks import Block, Config, normal, run_blocks
 from jaxkd.models.language.rope import RopeScaling
-from jaxkd.models.language.sequence import open_cache, sequence, token_ids
+from jaxkd.models.language.sequence import READS, open_cache, sequence, token_ids
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, stacked
 from jaxkd.network import Network
@@ -148,4 +148,4 @@ def llama(
         remat=remat,
         implementation=implementation,
     )
-    return Network.from_nnx(lambda rngs: Llama(config, rngs=rngs))
+    return Network.from_nnx(lambda rngs: Llama(config, rngs=rngs), reads=READS)

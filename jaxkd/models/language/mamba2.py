@@ -367,4 +367,5 @@ def mamba2(
         remat=remat,
         implementation=implementation,
     )
-    return Network.from_nnx(lambda rngs: Mamba2(config, rngs=rngs))
+    reads = "input_ids", "attention_mask", "segment_ids"
+    return Network.from_nnx(lambda rngs: Mamba2(config, rngs=rngs), reads=reads)

@@ -9,6 +9,9 @@ from jaxtyping import Array, Bool, Int
 
 from jaxkd.models.language.cache import KVCache
 
+READS = ("input_ids", "attention_mask", "segment_ids", "position_ids")
+"""The keys of a batch that decoders of text take; see `sequence`."""
+
 
 @dataclass(frozen=True)
 class Sequence:

@@ -21,6 +21,12 @@ from jaxkd.network import Network
 from jaxkd.sharding.axes import constrain
 from jaxkd.types import Outputs
 
+READS = (
+    *("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"),
+    # Read to be refused: packed sequences would see one another.
+    "segment_ids",
+)
+
 
 class T5(nnx.Module):
     """Embedding, encoder, decoder, head.
@@ -220,4 +226,4 @@ def t5(
         scan=scan,
         remat=remat,
     )
-    return Network.from_nnx(lambda rngs: T5(config, rngs=rngs))
+    return Network.from_nnx(lambda rngs: T5(config, rngs=rngs), reads=READS)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -89,12 +90,26 @@ def stage_taps(stages: int) -> tuple[str, ...]:
     return (*names, *(f"{name}.pre" for name in names), "pooled")
 
 
-def check_channels(image: Array, channels_in: int) -> None:
-    """Refuse an image that is not (batch, height, width, ``channels_in``).
+def check_floats(image: Array) -> None:
+    """Refuse pixels as they are in files, 0 … 255.
 
     Raises:
-        ValueError: it names the shape, and what the model was built for.
+        ValueError: it names the dtype, and how images are normalised.
     """
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(
+            f"image is {image.dtype}, but this model takes floats: pass data.batches a "
+            "transform that ends in data.Normalize(mean, std)"
+        )
+
+
+def check_channels(image: Array, channels_in: int) -> None:
+    """Refuse an image that is not floats (batch, height, width, ``channels_in``).
+
+    Raises:
+        ValueError: it names the dtype or shape, and what the model was built for.
+    """
+    check_floats(image)
     if image.ndim != 4 or image.shape[-1] != channels_in:
         raise ValueError(
             f"image has shape {image.shape}, but this model takes (batch, height, "

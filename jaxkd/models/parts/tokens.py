@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.checks import unknown_name
+from jaxkd.models.parts.blocks import check_floats
 
 normal = nnx.initializers.truncated_normal(0.02)
 """How weights start in DeiT and ResMLP: a truncated normal of deviation 0.02."""
@@ -90,8 +91,9 @@ class PatchEmbed(nnx.Module):
         """Return one embedding a patch, row by row.
 
         Raises:
-            ValueError: an image of another size.
+            ValueError: an image of another size, or not of floats.
         """
+        check_floats(image)
         if image.shape[1:] != self.shape:
             raise ValueError(
                 f"image has shape {image.shape}, but this model takes (batch, "

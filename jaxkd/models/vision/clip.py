@@ -233,4 +233,5 @@ def clip(
             TextTower(of_text, features, vocabulary, context, eos, rngs=rngs),
         )
 
-    return Network.from_nnx(build)
+    reads = "pixel_values", "input_ids", "attention_mask"
+    return Network.from_nnx(build, reads=reads)

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.models.parts.blocks import BatchNorm
+from jaxkd.models.parts.blocks import BatchNorm, check_channels
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.types import Outputs
@@ -74,12 +74,7 @@ class CNN(nnx.Module):
 
     def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
         """Return logits (batch, classes) and every stage."""
-        if image.shape[-1] != self.channels_in:
-            raise ValueError(
-                f"image has shape {image.shape} (batch, height, width, channels), but "
-                f"this CNN was built for {self.channels_in} channels: build it with "
-                f"channels_in={image.shape[-1]}"
-            )
+        check_channels(image, self.channels_in)
         x, features = image, {}
         for i, stage in enumerate(self.stages):
             features[f"stage{i}.pre"] = stage(x)

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.parts.blocks import check_floats
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.types import Outputs
@@ -45,6 +46,7 @@ class LeNet(nnx.Module):
 
     def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
         """Return logits (batch, classes) and every stage."""
+        check_floats(image)
         if image.shape[1:] != self.shape:
             raise ValueError(
                 f"image has shape {image.shape} (batch, height, width, channels), but "

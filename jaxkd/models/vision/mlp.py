@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.models.parts.blocks import check_floats
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.types import Outputs
@@ -30,6 +31,7 @@ class MLP(nnx.Module):
 
     def __call__(self, inputs: Float[Array, "batch *shape"]) -> Outputs:
         """Return logits (batch, classes) and every hidden layer."""
+        check_floats(inputs)
         x = inputs.reshape(inputs.shape[0], -1)
         if x.shape[1] != self.features:
             raise ValueError(

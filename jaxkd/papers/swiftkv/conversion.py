@@ -4,6 +4,7 @@ arXiv:2410.03960. `swiftkv` rewires it, `jaxkd.papers.swiftkv.swiftkv` repairs i
 own teaching, and `jaxkd.generation.generate` runs it; what that saves is counted here.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def swiftkv(network: Network, kv_layers: int, group: int = 1) -> Network:
         params = shared_weights(variables["params"], kv_layers, group)
         return {**variables, "params": params}
 
-    return Network(init, swift.apply, swift.taps, swift.spec)
+    return replace(swift, init=init)
 
 
 def shared_weights(params: PyTree, kv_layers: int, group: int = 1) -> PyTree:

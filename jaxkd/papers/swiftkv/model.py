@@ -25,7 +25,7 @@ from jaxkd.models.language.llama_blocks import (
     normal,
     run_blocks,
 )
-from jaxkd.models.language.sequence import open_cache, sequence, token_ids
+from jaxkd.models.language.sequence import READS, open_cache, sequence, token_ids
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_kinds, block_taps, stacked
 from jaxkd.network import Network
@@ -277,5 +277,5 @@ def swiftkv_llama(llama: Mapping[str, Any], kv_layers: int, group: int = 1) -> N
             f"{group}"
         )
     return Network.from_nnx(
-        lambda rngs: SwiftLlama(config, kv_layers, group, rngs=rngs)
+        lambda rngs: SwiftLlama(config, kv_layers, group, rngs=rngs), reads=READS
     )
