@@ -45,6 +45,7 @@ def one_step(accumulate, batch, method=METHOD, steps=1, program=lambda p: p):
     made = program(
         distill(linear(), teacher, method, optax.sgd(0.5), accumulate=accumulate)
     )
+    chex.clear_trace_counter()
     state = jax.jit(made.init)(KEY, batch)
     step = jax.jit(chex.assert_max_traces(made.step, n=1))
     for _ in range(steps):
