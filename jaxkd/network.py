@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxkd.types import Batch, Inputs, Outputs, Variables
+from jaxkd.types import Axes, Batch, Inputs, Outputs, Variables
 
 
 @runtime_checkable
@@ -40,6 +41,7 @@ class Network:
         reads: the keys of a batch that the network takes, see `read`.
         spec: of the zoo's networks, (name in `jaxkd.models.MODELS`, all arguments of
             that constructor), from which folders of weights say what they hold.
+        axes: the logical axes of its weights, as their layers declare them.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
@@ -47,6 +49,7 @@ class Network:
     taps: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("image",)
     spec: tuple[str, Mapping[str, Any]] | None = field(default=None, compare=False)
+    axes: Axes = field(default=MappingProxyType({}), compare=False)
 
     @classmethod
     def from_nnx(
@@ -223,3 +226,13 @@ def _cast_inputs(inputs: Inputs, dtype: Any) -> Inputs:
         return cast
     kept = {name: inputs[name] for name in ("time", "cache") if name in inputs}
     return {**cast, **kept}
+
+
+def axes_of(*networks: Network | None) -> Axes:
+    """Return the logical axes of several networks' weights."""
+    return {
+        path: axes
+        for network in networks
+        if network is not None
+        for path, axes in network.axes.items()
+    }

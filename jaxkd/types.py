@@ -81,6 +81,8 @@ class Method(NamedTuple):
         student_taps: features the loss reads from the student.
         teacher_taps: features the loss reads from the teacher.
         prepare: ``(key, batch) -> batch`` before the forward passes (mixup, masking).
+        update: ``(state, step) -> state`` after each update of the weights, of whose
+            batch ``loss`` may have seen several parts.
     """
 
     init: Callable[..., MethodVariables]
@@ -88,6 +90,7 @@ class Method(NamedTuple):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     prepare: Callable[[PRNGKeyArray, Batch], Batch] | None = None
+    update: Callable[[PyTree, Any], PyTree] | None = None
 
 
 def _nothing(state: Any) -> PyTree:

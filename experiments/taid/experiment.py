@@ -82,7 +82,9 @@ def moving(
         value, (state, metrics) = method.loss(
             variables, student, teacher, batch, key, step
         )
-        target = taid_target(student.logits, teacher.logits, variables["state"].t)
+        target = taid_target(
+            student.logits, teacher.logits, variables["state"]["schedule"].t
+        )
         log_q = jax.nn.log_softmax(student.logits)
         gaps = {
             "target_gap": weighted_mean(kl_divergence(jnp.log(target), log_q)),

@@ -50,6 +50,7 @@ from jaxkd.checks import unknown_name
 from jaxkd.evaluation.classification import example_labels, predictor
 from jaxkd.losses import class_average_predictions
 from jaxkd.methods import combine, cross_entropy, fused_kd, kd, tgeokd
+from jaxkd.methods.base import resolved
 from jaxkd.network import Network
 from jaxkd.programs import bilevel, distill
 from jaxkd.reporting.claims import Claim, Status, Verdict, exceeds, not_below
@@ -319,8 +320,9 @@ def shares(
             ("alpha_wrong", ~right),
         ):
             masked = {**batch, "mask": mask}
-            _, (_, found) = arm.method.loss(
-                state.method, outputs, taught, masked, jax.random.key(0), state.step
+            arguments = (state.method, outputs, taught, masked)
+            _, (_, found) = resolved(
+                arm.method.loss(*arguments, jax.random.key(0), state.step)
             )
             if "alpha" in found and mask.any():
                 yield name, float(found["alpha"])

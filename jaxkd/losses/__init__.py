@@ -9,6 +9,7 @@ from jaxkd.losses.attention import attention_map as attention_map
 from jaxkd.losses.attention import cwd_loss as cwd_loss
 from jaxkd.losses.attention import ft_loss as ft_loss
 from jaxkd.losses.attention import nst_loss as nst_loss
+from jaxkd.losses.basics import weighted_loss as weighted_loss
 from jaxkd.losses.basics import weighted_mean as weighted_mean
 from jaxkd.losses.binary import binary_kl_loss as binary_kl_loss
 from jaxkd.losses.binary import binary_kl_norm_loss as binary_kl_norm_loss

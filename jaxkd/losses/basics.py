@@ -8,6 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxkd.types import Loss
+
 EPS = 1e-12
 """Floor of norms, as in PyTorch's ``normalize``."""
 
@@ -138,8 +140,8 @@ def zero_masked(x: Array, weights: Array | None) -> Array:
     return jnp.where(expand_weights(weights, x.shape) > 0, x, 0)
 
 
-def weighted_mean(values: Array, weights: Array | None = None) -> Float[Array, ""]:
-    """Return the mean of ``values``, each counted ``weights`` times; 0 if none counts.
+def weighted_loss(values: Array, weights: Array | None = None) -> Loss:
+    """Return Σ weight·value and Σ weight of ``values``, not divided yet.
 
     Args:
         values: (batch, ...), one loss an example, token or pair.
@@ -147,12 +149,24 @@ def weighted_mean(values: Array, weights: Array | None = None) -> Float[Array, "
     """
     values = as_float(values)
     if weights is None:
-        return values.mean()
+        return Loss(values.sum(), jnp.full((), values.size, values.dtype))
     weights = expand_weights(weights, values.shape)
-    total = weights.sum()
     # A masked example may hold anything, NaN too: it must not reach the sum.
-    summed = jnp.where(weights > 0, values * weights, 0).sum()
-    return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1), 0)
+    return Loss(jnp.where(weights > 0, values * weights, 0).sum(), weights.sum())
+
+
+def weighted_mean(values: Array, weights: Array | None = None) -> Float[Array, ""]:
+    """Return the mean of ``values``, each counted ``weights`` times; 0 if none counts.
+
+    Args:
+        values: (batch, ...), one loss an example, token or pair.
+        weights: the shape of ``values``, or of its leading axes; None counts all once.
+    """
+    return (
+        as_float(values).mean()
+        if weights is None
+        else weighted_loss(values, weights).value
+    )
 
 
 def pair_weights(weights: Array | None, batch: int) -> Float[Array, "batch batch"]:

@@ -18,9 +18,10 @@ from jaxkd.losses.basics import (
     check_class_indices,
     check_positive,
     check_same_shape,
-    weighted_mean,
+    weighted_loss,
 )
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
+from jaxkd.types import Loss
 
 
 def dual_head_log_probs(
@@ -66,7 +67,7 @@ def dho_loss(
     lam: float = 0.5,
     temperature: float = 2.0,
     weights: Float[Array, "batch"] | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> tuple[Float[Array, ""], dict[str, Loss]]:
     """Dual-head loss of a batch that holds labelled and unlabelled examples.
 
     λ·mean_l CE + (1 − λ)·(mean_l KD + mean_u KD), Kang et al. 2025, arXiv:2505.07675,
@@ -86,7 +87,8 @@ def dho_loss(
         weights: one an example.
 
     Returns:
-        The loss, and its parts ``ce``, ``kd_labelled`` and ``kd_unlabelled`` without λ.
+        The loss, and its parts ``ce``, ``kd_labelled`` and ``kd_unlabelled`` without λ,
+        each a sum and what it is divided by.
 
     Raises:
         ValueError: shapes differ, labels are no class indices, λ is outside [0, 1] or
@@ -102,12 +104,12 @@ def dho_loss(
     among_labelled = jnp.where(labelled, weights, 0)
     among_unlabelled = jnp.where(labelled, 0, weights)
     parts = {
-        "ce": weighted_mean(ce, among_labelled),
-        "kd_labelled": weighted_mean(kd, among_labelled),
-        "kd_unlabelled": weighted_mean(kd, among_unlabelled),
+        "ce": weighted_loss(ce, among_labelled),
+        "kd_labelled": weighted_loss(kd, among_labelled),
+        "kd_unlabelled": weighted_loss(kd, among_unlabelled),
     }
-    distilled = parts["kd_labelled"] + parts["kd_unlabelled"]
-    return lam * parts["ce"] + (1 - lam) * distilled, parts
+    distilled = parts["kd_labelled"].value + parts["kd_unlabelled"].value
+    return lam * parts["ce"].value + (1 - lam) * distilled, parts
 
 
 def _check_share(name: str, value: Any) -> None:

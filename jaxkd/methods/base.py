@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.adapters import merge_module, split_module
-from jaxkd.losses.basics import as_float, expand_weights, weighted_mean
+from jaxkd.losses.basics import as_float, expand_weights, weighted_loss
 from jaxkd.methods.modules.projectors import Connector
-from jaxkd.types import Batch, Method, MethodVariables, Metrics, Outputs
+from jaxkd.types import Batch, Loss, Method, MethodVariables, Metrics, Outputs
 
 Schedule = Callable[[Any], Any]
 
@@ -59,11 +59,29 @@ def example_weights(batch: Batch, outputs: Outputs) -> Array | None:
     return batch_weights(batch, outputs.logits.shape[:1])
 
 
-def _reduce(values: Array, batch: Batch) -> Array:
-    """Return a scalar as it is, and losses of examples or tokens as a weighted mean."""
-    if jnp.ndim(values) == 0:
+def masked_loss(values: Any, batch: Batch) -> Loss:
+    """Return losses of examples or tokens as their weighted sum, and its weight.
+
+    Args:
+        values: (batch, ...); or a `Loss`, which is left as it is; or the scalar of a
+            loss that relates the batch's examples, which counts as often as there are
+            examples that do.
+        batch: its masks and weights.
+    """
+    if isinstance(values, Loss):
         return values
-    return weighted_mean(values, batch_weights(batch, values.shape))
+    if jnp.ndim(values):
+        return weighted_loss(values, batch_weights(batch, values.shape))
+    count = counted_examples(batch)
+    return Loss(values * count, count)
+
+
+def counted_examples(batch: Batch) -> Array:
+    """Return the sum of the examples' weights, from the batch alone."""
+    given = [batch[name] for name in ("mask", "weight") if batch.get(name) is not None]
+    sizes = [len(x) for x in jax.tree.leaves(given or dict(batch)) if jnp.ndim(x)]
+    weights = batch_weights(batch, (sizes[0],))
+    return jnp.full((), sizes[0], float) if weights is None else weights.sum()
 
 
 def from_loss(
@@ -77,7 +95,8 @@ def from_loss(
 
     Args:
         loss: ``(student, teacher, batch)`` to one loss an example or token, of which
-            the masked mean is taken, or to a scalar that is masked already.
+            the masked mean is taken; or to a scalar that is masked already; or to a
+            `Loss`.
         name: of the loss in the metrics.
         student_taps: features read from the student.
         teacher_taps: features read from the teacher.
@@ -87,8 +106,8 @@ def from_loss(
         return {"params": {}, "state": {}}
 
     def value(variables, student, teacher, batch, key, step):
-        scalar = _reduce(loss(student, teacher, batch), batch)
-        return scalar, (variables["state"], {name: scalar})
+        found = masked_loss(loss(student, teacher, batch), batch)
+        return found, (variables["state"], {name: found})
 
     return Method(init, value, student_taps, teacher_taps)
 
@@ -120,8 +139,8 @@ def from_module(
         abstract = nnx.eval_shape(lambda: build(student, teacher, nnx.Rngs(0)))
         module = merge_module(abstract, variables["params"], variables["state"], key)
         module.train()
-        scalar = _reduce(loss(module, student, teacher, batch, key), batch)
-        return scalar, (split_module(module)[1], {name: scalar})
+        found = masked_loss(loss(module, student, teacher, batch, key), batch)
+        return found, (split_module(module)[1], {name: found})
 
     return Method(init, value, student_taps, teacher_taps)
 
@@ -190,10 +209,10 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
         }
 
     def loss(variables, student, teacher, batch, key, step):
-        values, found = weighted_losses(
+        losses, found = weighted_losses(
             terms, variables, student, teacher, batch, key, step
         )
-        return sum(values, jnp.zeros(())), found
+        return summed(*((1.0, loss) for loss in losses)), found
 
     def prepare(key, batch):
         for i, method in enumerate(methods):
@@ -201,12 +220,21 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
                 batch = method.prepare(jax.random.fold_in(key, i), batch)
         return batch
 
+    def update(state, step):
+        return {
+            str(i): state[str(i)]
+            if method.update is None
+            else method.update(state[str(i)], step)
+            for i, method in enumerate(methods)
+        }
+
     return Method(
         init,
         loss,
         _union(method.student_taps for method in methods),
         _union(method.teacher_taps for method in methods),
         prepare if any(method.prepare for method in methods) else None,
+        update if any(method.update for method in methods) else None,
     )
 
 
@@ -218,7 +246,7 @@ def weighted_losses(
     batch: Batch,
     key: PRNGKeyArray,
     step: Any,
-) -> tuple[list[Array], tuple[PyTree, Metrics]]:
+) -> tuple[list[Loss], tuple[PyTree, dict[str, Any]]]:
     """Return each term's weighted loss, and the new state and metrics of them all.
 
     Args:
@@ -230,18 +258,59 @@ def weighted_losses(
         key: likewise.
         step: likewise.
     """
-    values, state, metrics = [], {}, {}
+    losses, state, metrics = [], {}, {}
     for i, (weight, method) in enumerate(terms):
         own = {kind: tree[str(i)] for kind, tree in variables.items()}
-        value, (state[str(i)], found) = method.loss(
+        loss, (state[str(i)], found) = method.loss(
             own, student, teacher, batch, jax.random.fold_in(key, i), step
         )
-        values.append((weight(step) if callable(weight) else weight) * value)
+        loss, factor = as_loss(loss), weight(step) if callable(weight) else weight
+        losses.append(Loss(factor * loss.total, loss.weight))
         metrics |= {
             name if name not in metrics else f"{name}_{i}": metric
             for name, metric in found.items()
         }
-    return values, (state, metrics)
+    return losses, (state, metrics)
+
+
+def as_loss(loss: Any) -> Loss:
+    """Return a `Loss`; a scalar counts as one term of weight 1.
+
+    Raises:
+        ValueError: an array that is no scalar.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if jnp.ndim(loss) != 0:
+        raise ValueError(
+            f"the method's loss has shape {jnp.shape(loss)}: it must be a Loss or a "
+            "scalar; from_loss sums losses of examples"
+        )
+    return Loss(jnp.asarray(loss), jnp.ones(()))
+
+
+def resolved(
+    found: tuple[Any, tuple[PyTree, dict[str, Any]]],
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    """Return what a method's ``loss`` returned, every `Loss` divided by its weight.
+
+    Args:
+        found: ``(loss, (state, metrics))``.
+    """
+    loss, (state, metrics) = found
+    values = {k: m.value if isinstance(m, Loss) else m for k, m in metrics.items()}
+    return as_loss(loss).value, (state, values)
+
+
+def summed(*terms: tuple[Any, Loss]) -> Loss:
+    """Return Σ factor·loss as one `Loss`, whose terms keep their own weights.
+
+    Args:
+        *terms: ``(factor, loss)``.
+    """
+    totals = [jnp.ravel(factor * loss.total) for factor, loss in terms]
+    weights = [jnp.ravel(loss.weight) for _, loss in terms]
+    return Loss(jnp.concatenate(totals), jnp.concatenate(weights))
 
 
 def _union(taps) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from jaxkd.adapters import merge_module, split_module
-from jaxkd.losses.basics import frozen, weighted_mean
+from jaxkd.losses.basics import frozen, weighted_loss
 from jaxkd.losses.contrastive import crd_init, crd_loss, sample_negatives
 from jaxkd.methods.base import example_weights
 from jaxkd.methods.modules.projectors import EmbedPair
@@ -80,7 +80,7 @@ def crd(
             momentum=momentum,
             weights=weights,
         )
-        value = weighted_mean(losses, weights)
+        value = weighted_loss(losses, weights)
         return value, (state, {"crd": value})
 
     return Method(init, loss, (tap,), (teacher_tap,))

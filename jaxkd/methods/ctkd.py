@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 
-from jaxkd.losses.basics import weighted_mean
 from jaxkd.losses.divergences import ctkd_temperature, kd_loss
-from jaxkd.methods.base import Schedule, batch_weights
+from jaxkd.methods.base import Schedule, masked_loss
 from jaxkd.types import Method
 
 
@@ -28,7 +27,7 @@ def ctkd(strength: Schedule, t_start: float = 1.0, t_end: float = 20.0) -> Metho
         theta = variables["params"]["theta"]
         temperature = ctkd_temperature(theta, strength(step), t_start, t_end)
         losses = kd_loss(student.logits, teacher.logits, temperature)
-        value = weighted_mean(losses, batch_weights(batch, losses.shape))
+        value = masked_loss(losses, batch)
         return value, (variables["state"], {"ctkd": value, "temperature": temperature})
 
     return Method(init, loss)

@@ -1,7 +1,7 @@
 """Dual-head optimisation: labels and a teacher's soft labels train a head each."""
 
 from jaxkd.losses.dual_head import dho_loss
-from jaxkd.methods.base import example_weights
+from jaxkd.methods.base import example_weights, summed
 from jaxkd.networks.dual_head import CE_TAP, KD_TAP
 from jaxkd.types import Method
 
@@ -31,7 +31,7 @@ def dho(lam: float = 0.5, temperature: float = 2.0) -> Method:
                 f"the batch has {sorted(batch)}, but dho() needs labelled, a boolean "
                 "an example: make batches with data.semi_supervised_batches"
             )
-        value, parts = dho_loss(
+        _, parts = dho_loss(
             student.features[CE_TAP],
             student.features[KD_TAP],
             teacher.logits,
@@ -41,6 +41,11 @@ def dho(lam: float = 0.5, temperature: float = 2.0) -> Method:
             temperature=temperature,
             weights=example_weights(batch, student),
         )
-        return value, (variables["state"], {"dho": value, **parts})
+        loss = summed(
+            (lam, parts["ce"]),
+            (1 - lam, parts["kd_labelled"]),
+            (1 - lam, parts["kd_unlabelled"]),
+        )
+        return loss, (variables["state"], {"dho": loss, **parts})
 
     return Method(init, loss, student_taps=(CE_TAP, KD_TAP))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkd.graphs import Graph
-from jaxkd.losses.basics import check_positive, weighted_mean, zero_masked
+from jaxkd.losses.basics import check_positive, weighted_loss, zero_masked
 from jaxkd.losses.graphs import edge_high_frequency_loss, edge_low_frequency_loss
 from jaxkd.methods.base import batch_weights, combine, from_loss
 from jaxkd.methods.glnn import check_label_weight, labelled_cross_entropy
@@ -50,7 +50,7 @@ def low_frequency() -> Method:
             jnp.concatenate([graph.receivers, own]),
         )
         weights = jnp.concatenate([_edge_weights(graph, nodes), nodes])
-        return weighted_mean(values, weights)
+        return weighted_loss(values, weights)
 
     return from_loss(loss, name="low_frequency")
 
@@ -75,7 +75,7 @@ def high_frequency(temperature: float = 1.5) -> Method:
             graph.receivers,
             temperature,
         )
-        return weighted_mean(values, _edge_weights(graph, nodes))
+        return weighted_loss(values, _edge_weights(graph, nodes))
 
     return from_loss(loss, name="high_frequency")
 

@@ -4,11 +4,11 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from jaxkd.losses.basics import weighted_mean
+from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.losses.first import Space, first_loss, recalibrate_top_k
 from jaxkd.methods.base import batch_weights, from_loss
 from jaxkd.methods.topk_kd import top_k_targets
-from jaxkd.types import Method
+from jaxkd.types import Loss, Method
 
 
 def first(
@@ -49,7 +49,6 @@ def first(
         weights = batch_weights(batch, values.shape)
         weights = jnp.ones(values.shape) if weights is None else weights
         sequences = weights.reshape(len(weights), -1).any(-1).sum()
-        total = weighted_mean(values, weights) * weights.sum()
-        return total / jnp.maximum(sequences, 1)
+        return Loss(weighted_loss(values, weights).total, as_float(sequences))
 
     return from_loss(loss, name="first")

@@ -5,7 +5,7 @@ and ``labelled`` (1 for the nodes whose labels may be used), and ``mask`` where 
 are padding.
 """
 
-from jaxkd.losses.basics import as_float, weighted_mean
+from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.methods.base import batch_weights, combine, from_loss
 from jaxkd.methods.kd import kd
@@ -44,7 +44,7 @@ def labelled_cross_entropy() -> Method:
         values = cross_entropy_loss(student.logits, batch["label"])
         weights = as_float(batch["labelled"])
         nodes = batch_weights(batch, values.shape)
-        return weighted_mean(values, weights if nodes is None else weights * nodes)
+        return weighted_loss(values, weights if nodes is None else weights * nodes)
 
     return from_loss(loss, name="labels")
 

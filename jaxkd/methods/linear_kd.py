@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
 from jaxkd.methods.base import batch_weights
 from jaxkd.sharding.axes import logical_spec
-from jaxkd.types import Batch, Method, MethodVariables, Outputs
+from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
 
 TAPS = ("final", "head")
 
@@ -43,7 +43,7 @@ def linear_kd(
         return {"params": {}, "state": {}}
 
     def loss(variables, student, teacher, batch, key, step):
-        scalar = linear_kd_loss(
+        found = linear_kd_loss(
             student,
             teacher,
             batch,
@@ -51,7 +51,7 @@ def linear_kd(
             temperature=temperature,
             label_weight=label_weight,
         )
-        return scalar, (variables["state"], {"linear_kd": scalar})
+        return found, (variables["state"], {"linear_kd": found})
 
     return Method(init, loss, TAPS, TAPS)
 
@@ -65,8 +65,8 @@ def linear_kd_loss(
     temperature: float = 1.0,
     label_weight: float = 0.0,
     interpolation: Float[Array, ""] | None = None,
-) -> Float[Array, ""]:
-    """Return the masked mean over tokens that `linear_kd` trains with.
+) -> Loss:
+    """Return the masked sum over tokens that `linear_kd` trains with, and its weight.
 
     Args:
         student: with the taps `TAPS`.
@@ -112,7 +112,7 @@ def linear_kd_loss(
         outputs.features[tap] for outputs in (student, teacher) for tap in TAPS
     )
     total = _on_mesh(value, arrays, weights, labels, interpolation)
-    return total / jnp.where(weights.sum() > 0, weights.sum(), 1)
+    return Loss(total, weights.sum())
 
 
 def _on_mesh(

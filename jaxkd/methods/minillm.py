@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxkd.losses.basics import as_float, frozen, weighted_mean
+from jaxkd.losses.basics import as_float, frozen, weighted_loss
 from jaxkd.losses.divergences import kl_divergence
 from jaxkd.losses.policy import (
     length_normalized_returns,
@@ -59,6 +59,6 @@ def minillm(
             log_q, sampled_log_q, whiten(returns, mask > 0), importance, clip
         )
         exact = kl_divergence(log_q_all, log_p_all)
-        return weighted_mean(losses + exact, mask)
+        return weighted_loss(losses + exact, mask)
 
     return from_loss(loss, name="minillm")

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxkd.losses.basics import weighted_mean
+from jaxkd.losses.basics import weighted_loss
 from jaxkd.losses.sinkd import sinkd_loss
 from jaxkd.methods.base import batch_weights, from_loss
 from jaxkd.types import Method
@@ -39,6 +39,9 @@ def sinkd(
             iterations=iterations,
             weights=weights,
         )
-        return weighted_mean(distances, (weights > 0).any(-1))
+        # Of images it is one distance, which counts as often as there are examples.
+        if distances.ndim == 0:
+            return distances
+        return weighted_loss(distances, (weights > 0).any(-1))
 
     return from_loss(loss, name="sinkd")

@@ -1,13 +1,13 @@
 """Temporally adaptive interpolated distillation."""
 
+import jax
 import jax.numpy as jnp
 
 from jaxkd.kernels.linear_distill import soft_cross_entropy
-from jaxkd.losses.basics import weighted_mean
 from jaxkd.losses.taid import taid_init, taid_loss, taid_update
-from jaxkd.methods.base import batch_weights
+from jaxkd.methods.base import masked_loss
 from jaxkd.methods.linear_kd import TAPS, linear_kd_loss
-from jaxkd.types import Method, MethodVariables
+from jaxkd.types import Loss, Method, MethodVariables
 
 
 def taid(
@@ -39,34 +39,39 @@ def taid(
     """
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, got {total_steps}")
-    start = taid_init(t_start)
 
-    def update(state, loss, step):
-        return taid_update(
-            state,
-            loss,
+    nothing = Loss(jnp.zeros(()), jnp.zeros(()))
+
+    def update(state, step):
+        """Move t by the loss of the whole batch, in however many parts it came."""
+        schedule = taid_update(
+            state["schedule"],
+            state["seen"].value,
             step / total_steps,
             t_start=t_start,
             t_end=t_end,
             alpha=alpha,
             beta=beta,
         )
+        return {"schedule": schedule, "seen": nothing}
 
-    update(start, jnp.ones(()), 0)  # Refuses bad numbers before a step is compiled.
+    start = {"schedule": taid_init(t_start), "seen": nothing}
+    update(start, 0)  # Refuses bad numbers before a step is compiled.
 
     def init(key, student, teacher, batch) -> MethodVariables:
-        return {"params": {}, "state": taid_init(t_start)}
+        return {"params": {}, "state": start}
 
     def loss(variables, student, teacher, batch, key, step):
-        state = variables["state"]
+        state, t = variables["state"], variables["state"]["schedule"].t
         if from_heads:
-            value = linear_kd_loss(
-                student, teacher, batch, soft_cross_entropy, interpolation=state.t
+            found = linear_kd_loss(
+                student, teacher, batch, soft_cross_entropy, interpolation=t
             )
         else:
-            losses = taid_loss(student.logits, teacher.logits, state.t)
-            value = weighted_mean(losses, batch_weights(batch, losses.shape))
-        return value, (update(state, value, step), {"taid": value, "t": state.t})
+            losses = taid_loss(student.logits, teacher.logits, t)
+            found = masked_loss(losses, batch)
+        seen = jax.tree.map(jnp.add, state["seen"], jax.lax.stop_gradient(found))
+        return found, ({**state, "seen": seen}, {"taid": found, "t": t})
 
     taps = TAPS if from_heads else ()
-    return Method(init, loss, taps, taps)
+    return Method(init, loss, taps, taps, update=update)

@@ -1,7 +1,7 @@
 """TGeo-KD, and simpler rules for how much of the loss is the teacher's."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.adapters import merge_module, split_module
 from jaxkd.checks import unknown_name
-from jaxkd.losses.basics import frozen, weighted_mean
+from jaxkd.losses.basics import frozen, weighted_loss
 from jaxkd.losses.fusion import (
     GEOMETRY,
     ada_alpha,
@@ -20,7 +20,7 @@ from jaxkd.losses.fusion import (
 )
 from jaxkd.methods.base import batch_weights
 from jaxkd.methods.modules.fusion import FusionController
-from jaxkd.types import Batch, Method, Metrics, Outputs
+from jaxkd.types import Batch, Loss, Method, Outputs
 
 RULES = ("wls", "ada")
 
@@ -118,17 +118,17 @@ def _fused(
     batch: Batch,
     alpha: Float[Array, "batch"],
     temperature: float,
-) -> tuple[Array, Metrics]:
-    """Return the masked mean of `fused_kd_loss`, and what α is."""
+) -> tuple[Loss, dict[str, Any]]:
+    """Return the masked sum of `fused_kd_loss`, and what α is."""
     losses = fused_kd_loss(
         student.logits, teacher.logits, batch["label"], alpha, temperature
     )
     weights = batch_weights(batch, losses.shape)
     counted = jnp.ones_like(alpha) if weights is None else weights
-    value = weighted_mean(losses, weights)
+    value = weighted_loss(losses, weights)
     return value, {
         name: value,
-        "alpha": weighted_mean(alpha, weights),
+        "alpha": weighted_loss(alpha, weights),
         "alpha_min": jnp.where(counted > 0, alpha, 1).min(),
         "alpha_max": jnp.where(counted > 0, alpha, 0).max(),
     }

@@ -20,3 +20,10 @@ from jaxkd.programs.off_policy import OffPolicyState as OffPolicyState
 from jaxkd.programs.off_policy import Replay as Replay
 from jaxkd.programs.off_policy import off_policy as off_policy
 from jaxkd.programs.on_policy import on_policy as on_policy
+from jaxkd.programs.update import Descent as Descent
+from jaxkd.programs.update import Keys as Keys
+from jaxkd.programs.update import Player as Player
+from jaxkd.programs.update import PlayState as PlayState
+from jaxkd.programs.update import Turn as Turn
+from jaxkd.programs.update import alternate as alternate
+from jaxkd.programs.update import descend as descend

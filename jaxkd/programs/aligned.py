@@ -1,6 +1,6 @@
 """Distillation in which one loss's gradient never works against another's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxkd.methods.base import Schedule, combine, weighted_losses
 from jaxkd.network import Network
 from jaxkd.programs.distill import distillation
+from jaxkd.programs.update import Merge
 from jaxkd.types import Method, Metrics, Program
 
 
@@ -65,7 +66,9 @@ def distill_merged(
     teacher: Network | None,
     terms: Sequence[tuple[float | Schedule, Method]],
     optimizer: optax.GradientTransformation,
-    merge: Callable[[list[PyTree]], tuple[PyTree, Metrics]],
+    merge: Merge,
+    *,
+    accumulate: int = 1,
 ) -> Program:
     """Return the program that merges a gradient of each weighted method.
 
@@ -78,6 +81,7 @@ def distill_merged(
         optimizer: any optax transformation.
         merge: ``gradients -> (gradient to apply, metrics)``; each is a dict of
             ``student`` and ``method``, the parameters of those.
+        accumulate: as in `jaxkd.distill`.
 
     Returns:
         A program like `jaxkd.distill`'s.
@@ -92,6 +96,7 @@ def distill_merged(
         optimizer,
         lambda *arguments: weighted_losses(terms, *arguments),
         merge,
+        accumulate=accumulate,
     )
 
 
@@ -101,6 +106,8 @@ def distill_aligned(
     primary: tuple[float | Schedule, Method],
     secondary: tuple[float | Schedule, Method],
     optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
 ) -> Program:
     """Return the program that trains by `align_gradients` of two weighted methods.
 
@@ -113,6 +120,7 @@ def distill_aligned(
         primary: ``(weight, method)`` whose gradient is kept whole.
         secondary: ``(weight, method)`` whose gradient gives way.
         optimizer: any optax transformation.
+        accumulate: as in `jaxkd.distill`.
 
     Returns:
         A program like `jaxkd.distill`'s, with metrics ``gradient_cosine`` and
@@ -129,4 +137,11 @@ def distill_aligned(
             "conflict": conflict.astype(jnp.float32),
         }
 
-    return distill_merged(student, teacher, (primary, secondary), optimizer, merge)
+    return distill_merged(
+        student,
+        teacher,
+        (primary, secondary),
+        optimizer,
+        merge,
+        accumulate=accumulate,
+    )

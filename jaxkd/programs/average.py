@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jaxkd.losses.basics import as_float
 from jaxkd.types import Batch, Metrics, Program
 
 
@@ -32,8 +33,8 @@ def with_average(
     """Return the program that also keeps an exponential moving average (EMA).
 
     After every step, average ← decay · average + (1 − decay) · value, from the initial
-    value on, in the values' dtypes; integers are copied. Evaluate and export
-    ``state.average``.
+    value on, in float32 whatever the values are: in bfloat16 the sum would be rounded
+    back to the old average. Integers are copied. Evaluate and export ``state.average``.
 
     Args:
         program: any.
@@ -48,16 +49,21 @@ def with_average(
 
     def init(key: PRNGKeyArray, batch: Batch) -> AveragedState:
         state = program.init(key, batch)
-        return AveragedState(state, of(state))
+        return AveragedState(state, jax.tree.map(wide, of(state)))
+
+    def wide(x: jax.Array) -> jax.Array:
+        return as_float(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return decay * old + (1 - decay) * new
+        return decay * old + (1 - decay) * as_float(new)
 
     def step(state: AveragedState, batch: Batch) -> tuple[AveragedState, Metrics]:
         inner, metrics = program.step(state.program, batch)
         averaged = jax.tree.map(average, state.average, of(inner))
         return AveragedState(inner, averaged), metrics
 
-    return Program(init, step)
+    return Program(
+        init, step, lambda state: program.frozen(state.program), program.axes
+    )

@@ -71,4 +71,6 @@ def with_best(
         )
         return state, {**metrics, "score": value}
 
-    return Program(init, step)
+    return Program(
+        init, step, lambda state: program.frozen(state.program), program.axes
+    )

@@ -13,19 +13,30 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxkd.network import Network
-from jaxkd.programs.distill import distill
+from jaxkd.methods.base import as_loss
+from jaxkd.network import Network, axes_of
+from jaxkd.programs.distill import (
+    NO_TEACHER,
+    advanced,
+    carry_of,
+    check_taps,
+    distillation_objective,
+    frozen_teacher,
+    initial,
+    parts_of,
+    prepared,
+    teach,
+)
+from jaxkd.programs.update import Keys, Player, descend
 from jaxkd.types import (
     Batch,
     Method,
     MethodVariables,
     Metrics,
-    Outputs,
     Program,
     TrainState,
 )
 
-NO_TEACHER = Outputs(None, {})
 NOTHING: MethodVariables = {"params": {}, "state": {}}
 
 
@@ -72,6 +83,7 @@ def bilevel(
     *,
     look_ahead: float = 0.1,
     every: int = 1,
+    accumulate: int = 1,
 ) -> Program:
     """Return the program that trains a student, and its objective by validation data.
 
@@ -96,6 +108,7 @@ def bilevel(
         look_ahead: learning rate η of the look-ahead step, which is plain gradient
             descent whatever the optimizer is.
         every: steps between two of ω.
+        accumulate: of the student's real step, as in `jaxkd.distill`.
 
     Returns:
         A program whose state is a `TrainState` with both optimizers' states, by the
@@ -112,111 +125,88 @@ def bilevel(
             f"look_ahead must be above 0 and every at least 1, got {look_ahead} and "
             f"{every}"
         )
-    program = distill(student, teacher, _held(inner), optimizer)
+    check_taps(student, teacher, inner)
+    objective = distillation_objective(student, teacher, inner)
+    players = {
+        "student": Player(("student",), optimizer),
+        "outer": Player(("method",), outer_optimizer),
+    }
 
     def init(key: PRNGKeyArray, batch: Batch) -> TrainState:
         training, validation = _split(batch)
-        keys = jax.random.split(key, 3)
-        state = program.init(keys[0], _prepared(inner, keys[1], training))
-        omega = state.method["state"]["omega"]
-        if not jax.tree.leaves(omega):
+        keys = Keys(key)
+        state = initial(keys, training, student, teacher, inner)
+        parts = parts_of(state)
+        if not jax.tree.leaves(parts["method"]):
             raise ValueError(
                 "inner has no parameters for the validation data to train: use a "
                 "method that has, such as tgeokd(), or distill()"
             )
         outputs = _evaluate(student, outer, state.student, validation)
-        if jax.tree.leaves(outer.init(keys[2], outputs, NO_TEACHER, validation)):
+        if jax.tree.leaves(outer.init(keys.outer, outputs, NO_TEACHER, validation)):
             raise ValueError(
                 "outer has parameters or state of its own, which nothing would train: "
                 "use a plain loss, such as cross_entropy()"
             )
-        return _joined(state, omega, outer_optimizer.init(omega))
+        opt_state = {name: player.init(parts) for name, player in players.items()}
+        return dataclasses.replace(state, opt_state=opt_state)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         training, validation = _split(batch)
-        # As distill splits it: the look-ahead draws what the real step will draw.
-        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
-        training = _prepared(inner, keys[0], training)
-        taught = NO_TEACHER
-        if teacher is not None:
-            taught, _ = teacher.apply(
-                state.teacher,
-                teacher.read(training, "teacher"),
-                taps=inner.teacher_taps,
-            )
+        # The look-ahead draws what the real step will draw.
+        keys = Keys(state.key).at(state.step)
+        training = prepared(inner, keys, training)
+        params, opt_state = parts_of(state), dict(state.opt_state)
+        taught = teach(teacher, inner, state.teacher, training)
 
-        def inner_loss(params: PyTree, omega: PyTree) -> Array:
-            changed = {**state.student, "params": params}
+        def inner_loss(theta: PyTree, omega: PyTree) -> Array:
+            changed = {**state.student, "params": theta}
             outputs = _evaluate(student, inner, changed, training)
             variables = {**state.method, "params": omega}
-            return inner.loss(
-                variables, outputs, taught, training, keys[2], state.step
-            )[0]
-
-        def outer_loss(params: PyTree) -> Array:
-            changed = {**state.student, "params": params}
-            outputs = _evaluate(student, outer, changed, validation)
-            return outer.loss(
-                NOTHING, outputs, NO_TEACHER, validation, keys[1], state.step
-            )[0]
-
-        def improved(omega: PyTree, opt_state: Any) -> tuple[PyTree, Any, Array]:
-            value, gradient = look_ahead_gradient(
-                inner_loss, outer_loss, state.student["params"], omega, look_ahead
+            loss, _ = inner.loss(
+                variables, outputs, taught, training, keys.method, state.step
             )
-            updates, opt_state = outer_optimizer.update(gradient, opt_state, omega)
-            return optax.apply_updates(omega, updates), opt_state, value
+            return as_loss(loss).value
 
-        def kept(omega: PyTree, opt_state: Any) -> tuple[PyTree, Any, Array]:
-            return omega, opt_state, outer_loss(state.student["params"])
+        def outer_loss(theta: PyTree) -> Array:
+            changed = {**state.student, "params": theta}
+            outputs = _evaluate(student, outer, changed, validation)
+            loss, _ = outer.loss(
+                NOTHING, outputs, NO_TEACHER, validation, keys.outer, state.step
+            )
+            return as_loss(loss).value
 
-        omega, opt_state, value = jax.lax.cond(
-            state.step % every == 0,
-            improved,
-            kept,
-            state.method["params"],
-            state.opt_state["outer"],
+        def improved(params: Any, opt_state: Any) -> tuple[Any, Any, Array]:
+            value, gradient = look_ahead_gradient(
+                inner_loss, outer_loss, params["student"], params["method"], look_ahead
+            )
+            return *players["outer"].move(
+                {"method": gradient}, opt_state, params
+            ), value
+
+        def kept(params: Any, opt_state: Any) -> tuple[Any, Any, Array]:
+            return params, opt_state, outer_loss(params["student"])
+
+        params, opt_state["outer"], value = jax.lax.cond(
+            state.step % every == 0, improved, kept, params, opt_state["outer"]
         )
-        moved, metrics = program.step(_parted(state, omega), training)
-        return _joined(moved, omega, opt_state), {**metrics, "validation_loss": value}
+        found = descend(
+            players["student"],
+            opt_state["student"],
+            objective,
+            params,
+            carry_of(state),
+            training,
+            keys,
+            state.step,
+            accumulate=accumulate,
+        )
+        opt_state["student"] = found.opt_state
+        state = advanced(state, inner, found.params, found.carry)
+        state = dataclasses.replace(state, opt_state=opt_state)
+        return state, {**found.metrics, "validation_loss": value}
 
-    return Program(init, step)
-
-
-def _held(method: Method) -> Method:
-    """Return the method with its parameters in the state, where nothing trains them."""
-
-    def init(key, student, teacher, batch) -> MethodVariables:
-        found = method.init(key, student, teacher, batch)
-        state = {"omega": found["params"], "carried": found["state"]}
-        return {"params": {}, "state": state}
-
-    def loss(variables, student, teacher, batch, key, step):
-        held = variables["state"]
-        own = {"params": held["omega"], "state": held["carried"]}
-        value, (carried, metrics) = method.loss(own, student, teacher, batch, key, step)
-        return value, ({**held, "carried": carried}, metrics)
-
-    return method._replace(init=init, loss=loss, prepare=None)
-
-
-def _parted(state: TrainState, omega: PyTree) -> TrainState:
-    """Return the state of the student's own program, holding ω."""
-    held = {"omega": omega, "carried": state.method["state"]}
-    return dataclasses.replace(
-        state,
-        method={"params": {}, "state": held},
-        opt_state=state.opt_state["student"],
-    )
-
-
-def _joined(state: TrainState, omega: PyTree, opt_state: Any) -> TrainState:
-    """Return the whole state; the opposite of `_parted`."""
-    return dataclasses.replace(
-        state,
-        method={"params": omega, "state": state.method["state"]["carried"]},
-        opt_state={"student": state.opt_state, "outer": opt_state},
-    )
+    return Program(init, step, frozen_teacher, axes_of(student, teacher))
 
 
 def _split(batch: Batch) -> tuple[Batch, Batch]:
@@ -230,10 +220,8 @@ def _split(batch: Batch) -> tuple[Batch, Batch]:
     return training, batch["validation"]
 
 
-def _prepared(method: Method, key: PRNGKeyArray, batch: Batch) -> Batch:
-    return method.prepare(key, batch) if method.prepare else batch
-
-
 def _evaluate(student: Network, method: Method, variables: Any, batch: Batch) -> Any:
     """Return the student's outputs in evaluation mode."""
-    return student.apply(variables, student.read(batch), taps=method.student_taps)[0]
+    return student.apply(
+        variables, student.read(batch, "student"), taps=method.student_taps
+    )[0]

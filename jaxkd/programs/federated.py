@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from jaxkd.checks import check_batch
 from jaxkd.losses import cross_entropy_loss, fd_distill_loss, masked_ensemble
-from jaxkd.losses.basics import as_float, weighted_mean
-from jaxkd.methods.base import batch_weights
+from jaxkd.losses.basics import as_float, weighted_loss
+from jaxkd.methods.base import masked_loss
 from jaxkd.network import Network
-from jaxkd.types import Batch, Inputs, Metrics, Program, Variables
+from jaxkd.programs.update import Keys, Player, descend
+from jaxkd.types import Batch, Metrics, Program
 
 Aggregate = Callable[
     [Float[Array, "clients samples classes"], Bool[Array, "clients samples"]],
@@ -63,15 +64,13 @@ class Client(NamedTuple):
     Attributes:
         init: ``key -> ClientState``.
         learn: ``(state, private batch, key) -> (state, loss)``, from labels.
-        read: ``batch -> inputs`` of its network.
-        predict: ``(state, inputs) ->`` class probabilities (samples, classes).
-        distill: ``(state, inputs, targets, valid, key) -> (state, loss)``.
+        predict: ``(state, proxy batch) ->`` class probabilities (samples, classes).
+        distill: ``(state, proxy batch, targets, valid, key) -> (state, loss)``.
     """
 
     init: Callable[[PRNGKeyArray], ClientState]
     learn: Callable[[ClientState, Batch, PRNGKeyArray], tuple[ClientState, Array]]
-    read: Callable[[Batch], Inputs]
-    predict: Callable[[ClientState, Inputs], Array]
+    predict: Callable[[ClientState, Batch], Array]
     distill: Callable[..., tuple[ClientState, Array]]
 
 
@@ -105,25 +104,38 @@ def fd_client(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
+    player = Player(("network",), optimizer)
+
     def init(key: PRNGKeyArray) -> ClientState:
         variables = network.init(key)
-        return ClientState(variables, optimizer.init(variables["params"]))
+        return ClientState(variables, player.init({"network": variables["params"]}))
 
-    def descend(
-        state: ClientState, inputs: Inputs, key: PRNGKeyArray, loss: Callable
+    def move(
+        state: ClientState, batch: Batch, key: PRNGKeyArray, loss: Callable
     ) -> tuple[ClientState, Array]:
-        def objective(params: PyTree) -> tuple[Array, Variables]:
-            variables = {**state.variables, "params": params}
-            outputs, variables = network.apply(variables, inputs, train=True, key=key)
-            return loss(outputs.logits), variables
+        def objective(params: PyTree, stats: PyTree, batch: Batch, keys: Keys, step):
+            variables = {"params": params["network"], "stats": stats}
+            outputs, variables = network.apply(
+                variables, network.read(batch), train=True, key=keys.student
+            )
+            return loss(outputs.logits), (variables["stats"], {})
 
-        params = state.variables["params"]
-        (value, variables), gradient = jax.value_and_grad(objective, has_aux=True)(
-            params
+        found = descend(
+            player,
+            state.opt_state,
+            objective,
+            {"network": state.variables["params"]},
+            state.variables["stats"],
+            batch,
+            Keys(key),
+            0,
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return ClientState({**variables, "params": params}, opt_state), value
+        variables = {
+            **state.variables,
+            "params": found.params["network"],
+            "stats": found.carry,
+        }
+        return ClientState(variables, found.opt_state), found.metrics["loss"]
 
     def learn(
         state: ClientState, batch: Batch, key: PRNGKeyArray
@@ -142,22 +154,21 @@ def fd_client(
             part, key = drawn
 
             def loss(logits: Array) -> Array:
-                losses = cross_entropy_loss(logits, part["label"])
-                return weighted_mean(losses, batch_weights(part, losses.shape))
+                return masked_loss(cross_entropy_loss(logits, part["label"]), part)
 
-            return descend(state, network.read(part), key, loss)
+            return move(state, part, key, loss)
 
         keys = jax.random.split(key, local_steps)
         state, losses = jax.lax.scan(step, state, (parts, keys))
         return state, losses.mean()
 
-    def predict(state: ClientState, inputs: Inputs) -> Array:
-        logits = network.apply(state.variables, inputs)[0].logits
+    def predict(state: ClientState, batch: Batch) -> Array:
+        logits = network.apply(state.variables, network.read(batch))[0].logits
         return jax.nn.softmax(as_float(logits) / temperature)
 
     def distill(
         state: ClientState,
-        inputs: Inputs,
+        batch: Batch,
         targets: Array,
         valid: Array,
         key: PRNGKeyArray,
@@ -175,21 +186,21 @@ def fd_client(
                 losses = fd_distill_loss(
                     logits, targets[rows], valid[rows], temperature
                 )
-                return weighted_mean(losses, valid[rows])
+                return weighted_loss(losses, valid[rows])
 
-            part = jax.tree.map(lambda x: x[rows], inputs)
-            return descend(state, part, key, loss)
+            part = jax.tree.map(lambda x: x[rows], dict(batch))
+            return move(state, part, key, loss)
 
         keys = jax.random.split(noise, distill_steps)
         state, losses = jax.lax.scan(step, state, (positions, keys))
         return state, losses.mean()
 
-    return Client(init, learn, network.read, predict, distill)
+    return Client(init, learn, predict, distill)
 
 
 def init_key(key: PRNGKeyArray, client: Any) -> PRNGKeyArray:
     """Return the key of a client's weights, from the run's."""
-    return jax.random.fold_in(jax.random.fold_in(key, 0), client)
+    return Keys(key).at(client).weights
 
 
 def round_keys(
@@ -199,9 +210,8 @@ def round_keys(
 
     They depend on nothing else, so a client in its own process draws the same.
     """
-    key = jax.random.fold_in(jax.random.fold_in(key, 1), round_number)
-    learning, distilling = jax.random.split(jax.random.fold_in(key, client))
-    return learning, distilling
+    keys = Keys(key).at(client).at(round_number)
+    return keys.learning, keys.distilling
 
 
 def federated_distillation(
@@ -286,11 +296,11 @@ def federated_distillation(
                 lambda x: x.reshape(-1, *x.shape[2:]), (batch["proxy"], batch["mask"])
             )
             masks = masks.T
-            _, predictions = each(lambda c, s: (s, c.predict(s, c.read(proxy))), states)
+            _, predictions = each(lambda c, s: (s, c.predict(s, proxy)), states)
             targets, valid = aggregate(predictions, masks)
             states, losses = each(
                 lambda client, mine, key: client.distill(
-                    mine, client.read(proxy), targets, valid, key
+                    mine, proxy, targets, valid, key
                 ),
                 states,
                 distilling,

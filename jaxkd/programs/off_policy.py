@@ -14,6 +14,7 @@ from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.network import Network
 from jaxkd.programs.distill import distill
 from jaxkd.programs.on_policy import PROMPT, answered, check_prompts, given, writer
+from jaxkd.programs.update import Keys
 from jaxkd.types import Batch, Method, Metrics, Program, TrainState
 
 ROWS = (*PROMPT, "response_ids", "response_mask")
@@ -109,6 +110,7 @@ def off_policy(
     sampling: Sampling = Sampling(),  # noqa: B008
     eos: int | tuple[int, ...] | None = None,
     pad: int = 0,
+    accumulate: int = 1,
 ) -> Program:
     """Return `distill`'s program on the batch's answers and, when they fail, its own.
 
@@ -137,6 +139,7 @@ def off_policy(
         sampling: how tokens are drawn.
         eos: token, or tokens, that end an answer.
         pad: token after the end.
+        accumulate: as in `jaxkd.distill`.
 
     Raises:
         ValueError: no steps; from ``init``, a batch without prompts, responses or
@@ -147,7 +150,7 @@ def off_policy(
             f"steps and validate_every must be at least 1, got {steps} and "
             f"{validate_every}"
         )
-    program = distill(student, teacher, method, optimizer)
+    program = distill(student, teacher, method, optimizer, accumulate=accumulate)
     write = writer(student, max_new_tokens, sampling, eos, pad)
 
     def validate(variables: Any, batch: Batch) -> Float[Array, ""]:
@@ -161,24 +164,23 @@ def off_policy(
         return {name: jnp.int32(batch[name]) for name in ROWS}
 
     def choose(
-        state: OffPolicyState, batch: Batch, key: PRNGKeyArray
+        state: OffPolicyState, batch: Batch, keys: Keys
     ) -> tuple[Batch, Replay, Int[Array, ""]]:
         """Return the step's rows, the buffer after them, and where they are from."""
-        draw_key, key = jax.random.split(key)
-        draw, step = jax.random.uniform(draw_key), state.distillation.step
+        draw, step = jax.random.uniform(keys.choice), state.distillation.step
         own = draw < state.threshold
         anew = draw < state.threshold * (1 - step / steps)
         full = state.replay.added >= state.replay.capacity
         rows = rows_of(batch)
 
         def written() -> tuple[Batch, Replay]:
-            ids, mask, _ = write(state.student, batch, key)
+            ids, mask, _ = write(state.student, batch, keys.sampling)
             fresh = {**rows, "response_ids": ids, "response_mask": mask}
             return fresh, state.replay.add(fresh)
 
         def read() -> tuple[Batch, Replay]:
             count = len(rows["input_ids"])
-            return state.replay.sample(key, count), state.replay
+            return state.replay.sample(keys.replay, count), state.replay
 
         index = jnp.where(own, jnp.where(anew | ~full, 0, 1), 2)
         return *jax.lax.switch(
@@ -200,9 +202,8 @@ def off_policy(
 
     def step(state: OffPolicyState, batch: Batch) -> tuple[OffPolicyState, Metrics]:
         before = state.distillation
-        # Not among the keys that distill()'s step draws from the same one.
-        key = jax.random.fold_in(jax.random.fold_in(before.key, before.step), 1_000)
-        rows, replay, origin = choose(state, batch, key)
+        keys = Keys(before.key).at(before.step)
+        rows, replay, origin = choose(state, batch, keys)
         after, metrics = program.step(before, answered(rows, *given(rows)))
         last = state.validation_loss
         loss = jax.lax.cond(
@@ -222,4 +223,6 @@ def off_policy(
             **{name: value.astype(jnp.float32) for name, value in own.items()},
         }
 
-    return Program(init, step)
+    return Program(
+        init, step, lambda state: program.frozen(state.distillation), program.axes
+    )

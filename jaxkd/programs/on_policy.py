@@ -12,6 +12,7 @@ from jaxkd.generation import Sampling, generate
 from jaxkd.network import Network
 from jaxkd.networks.mixed import mixed
 from jaxkd.programs.distill import distill
+from jaxkd.programs.update import Keys
 from jaxkd.types import Batch, Method, Metrics, Program, TrainState
 
 PROMPT = ("input_ids", "attention_mask")
@@ -34,6 +35,7 @@ def on_policy(
     sampling: Sampling = Sampling(),  # noqa: B008
     eos: int | tuple[int, ...] | None = None,
     pad: int = 0,
+    accumulate: int = 1,
 ) -> Program:
     """Return `distill`'s program on answers that are sampled anew at every step.
 
@@ -62,6 +64,7 @@ def on_policy(
         sampling: how tokens are drawn.
         eos: token, or tokens, that end an answer.
         pad: token after the end.
+        accumulate: as in `jaxkd.distill`; the answers are sampled for the whole batch.
 
     Raises:
         ValueError: shares outside [0, 1]; from ``init``, a batch without prompts, or
@@ -72,7 +75,7 @@ def on_policy(
             "student_share and teacher_share must be at least 0 and at most 1 in all, "
             f"got {student_share} and {teacher_share}"
         )
-    program = distill(student, teacher, method, optimizer)
+    program = distill(student, teacher, method, optimizer, accumulate=accumulate)
     policy = mixed(student, teacher, teacher_mixture) if teacher_mixture else student
     student_writes, teacher_writes = (
         writer(network, max_new_tokens, sampling, eos, pad)
@@ -80,9 +83,8 @@ def on_policy(
     )
 
     def response(state: TrainState, batch: Batch) -> Response:
-        # Not among the keys that distill()'s step draws from the same one.
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1_000)
-        choose, key = jax.random.split(key)
+        keys = Keys(state.key).at(state.step)
+        key = keys.sampling
         pair = {"first": state.student, "second": state.teacher}
         ways: list[tuple[float, Callable[[], Response]]] = [
             (
@@ -98,7 +100,7 @@ def on_policy(
         if len(ways) == 1:
             return ways[0][1]()
         shares = jnp.array([share for share, _ in ways])
-        index = jax.random.categorical(choose, jnp.log(shares))
+        index = jax.random.categorical(keys.choice, jnp.log(shares))
         return jax.lax.switch(index, [way for _, way in ways])
 
     def init(key: PRNGKeyArray, batch: Batch) -> TrainState:
@@ -113,7 +115,7 @@ def on_policy(
         state, metrics = program.step(state, answered(batch, ids, mask, log_probs))
         return state, {**metrics, "response_tokens": mask.sum(1).mean()}
 
-    return Program(init, step)
+    return program._replace(init=init, step=step)
 
 
 def writer(

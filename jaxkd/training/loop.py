@@ -91,7 +91,7 @@ def fit(
     if first is None:
         raise ValueError("batches is empty: there is nothing to train on")
     first = place(first)
-    start, step_once, like = _compiled(program, mesh, _Shapes.of(first))
+    start, step_once, like = _compiled(_Same(program), mesh, _Shapes.of(first))
     iterator = Prefetch(iter(batches), place)
     found = None if checkpoints is None else checkpoints.restore(like)
     if found:
@@ -172,6 +172,19 @@ def fit(
     return state, history
 
 
+class _Same:
+    """A program, to be compared and hashed: the mapping of its axes has no hash."""
+
+    def __init__(self, program: Program):
+        self.program = program
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.program == other.program
+
+    def __hash__(self) -> int:
+        return hash(self.program[:3])
+
+
 class _Shapes:
     """A batch's shapes, to be compared and hashed."""
 
@@ -195,13 +208,14 @@ class _Shapes:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    program: Program, mesh: Mesh, batch: _Shapes
+    same: _Same, mesh: Mesh, batch: _Shapes
 ) -> tuple[Callable, Callable, PyTree]:
     """Return jitted init and step, and the state's shapes, for all runs of a program.
 
     The state is made where it belongs: no device ever holds more than its share. The
     step takes its state's memory for the new state (donation).
     """
+    program = same.program
     example = jax.tree.unflatten(batch.structure, batch.leaves)
     init, train = on_mesh(program.init, mesh), on_mesh(program.step, mesh)
     shapes = jax.eval_shape(init, jax.random.key(0), example)

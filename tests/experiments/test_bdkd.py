@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import call
 
 from experiments.bdkd.config import DIGITS, FASHION, PAPER_PAIRS, PRESETS, TABLES
 from experiments.bdkd.experiment import (
@@ -59,7 +60,7 @@ def test_equal_weights_are_bdkd_with_delta_1():
     features = {tap: jnp.asarray(rng.normal(size=(6, 10)), "f4") for tap in TAPS}
     outputs, batch = Outputs(None, features), {"label": jnp.arange(6)}
     values = [
-        method.loss({"params": {}, "state": {}}, outputs, None, batch, None, 0)[0]
+        call(method, {"params": {}, "state": {}}, outputs, None, batch)[0]
         for method in (
             objectives(SMALL)["one_to_one"],
             objectives(replace(SMALL, delta=1.0))["bdkd"],

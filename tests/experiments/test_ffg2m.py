@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
+from tiny import call
 
 from experiments.ffg2m import experiment
 from experiments.ffg2m.claims import CLAIMS, on_every_seed
@@ -159,8 +160,8 @@ def test_every_objective_weighs_the_labels_and_the_teacher():
         for method in expected:
             objective = experiment.objective(setting, method)
             variables = objective.init(key, Outputs(student), None, batch)
-            loss, (_, metrics) = objective.loss(
-                variables, Outputs(student), None, batch, key, 0
+            loss, (_, metrics) = call(
+                objective, variables, Outputs(student), None, batch, key, 0
             )
             found[method] = loss, metrics
         return found

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
+from tiny import call
 
 from jaxkd import Outputs
 from jaxkd.losses import cross_entropy_loss, dho_loss, dual_head_log_probs, kd_loss
@@ -205,8 +206,8 @@ def test_the_method_reads_the_taps_and_a_cache():
     student, batch = outputs(CE, KD), {"label": LABELS, "labelled": LABELLED}
     variables = {"params": {}, "state": {}}
     key = jax.random.key(0)
-    with_teacher, (_, metrics) = dho(0.3).loss(
-        variables, student, Outputs(TEACHER), batch, key, 0
+    with_teacher, (_, metrics) = call(
+        dho(0.3), variables, student, Outputs(TEACHER), batch, key, 0
     )
     expected, _ = one_loss(CE, KD, TEACHER, LABELS, LABELLED, lam=0.3)
     np.testing.assert_allclose(with_teacher, expected, rtol=1e-6)
@@ -214,11 +215,11 @@ def test_the_method_reads_the_taps_and_a_cache():
     method = cached(dho(0.3))
     full = {**batch, "teacher_logits": TEACHER}
     assert method.init(key, student, Outputs(None), full) == variables
-    from_cache, _ = method.loss(variables, student, Outputs(None), full, key, 0)
+    from_cache, _ = call(method, variables, student, Outputs(None), full, key, 0)
     assert from_cache == with_teacher
     with pytest.raises(ValueError, match="cached\\(\\) needs teacher_logits"):
-        method.loss(variables, student, Outputs(None), batch, key, 0)
+        call(method, variables, student, Outputs(None), batch, key, 0)
     with pytest.raises(ValueError, match="needs labelled, a boolean"):
-        dho().loss(variables, student, Outputs(TEACHER), {"label": LABELS}, key, 0)
+        call(dho(), variables, student, Outputs(TEACHER), {"label": LABELS}, key, 0)
     with pytest.raises(ValueError, match="reads the teacher's features"):
         cached(fitnets("stage1"))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from jaxkd import Outputs, methods
 from jaxkd.losses.language import uld_loss
@@ -20,7 +21,9 @@ def logits(seed, vocabulary=VOCABULARY):
 
 def call(method, student, teacher, batch, step=0):
     variables = method.init(jax.random.key(0), student, teacher, batch)
-    return method.loss(variables, student, teacher, batch, jax.random.key(1), step)
+    return tiny.call(
+        method, variables, student, teacher, batch, jax.random.key(1), step
+    )
 
 
 def sampled(seed=5):
@@ -102,8 +105,8 @@ def test_taid_from_heads_is_taid_from_logits(hidden):
         method = methods.taid(10, t_start=0.3, alpha=0.1, from_heads=from_heads)
         variables = method.init(jax.random.key(0), *hidden, batch)
         for step in range(3):
-            value, (state, metrics) = method.loss(
-                variables, *hidden, batch, jax.random.key(1), step
+            value, (state, metrics) = tiny.call(
+                method, variables, *hidden, batch, jax.random.key(1), step
             )
             variables = {"params": {}, "state": state}
         results[from_heads] = value, state.t, metrics["taid"]
@@ -120,8 +123,8 @@ def test_taid_at_its_end_is_forward_kl(hidden):
 
     def gradient(method, variables):
         def loss(z):
-            return method.loss(
-                variables, Outputs(z), teacher, batch, jax.random.key(1), 4
+            return tiny.call(
+                method, variables, Outputs(z), teacher, batch, jax.random.key(1), 4
             )[0]
 
         return jax.grad(loss)(student.logits)

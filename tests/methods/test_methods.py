@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import call
 
 from jaxkd import Outputs, combine, methods, papers
 from jaxkd.graphs import Graph
 from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.methods import METHODS
+from jaxkd.methods.base import as_loss, resolved
 from jaxkd.papers.diswot import diswot
 from jaxkd.papers.swiftkv import swiftkv
 from jaxkd.types import Method
@@ -37,6 +39,8 @@ SHAPES = {
 HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
 LANGUAGE = {"minillm", "uld"}
+# Their losses compare the examples of a batch with one another.
+RELATE = {"cc", "dist", "diswot", "pkt", "rkd", "sinkd", "sp"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 
@@ -131,18 +135,20 @@ def case(request):
 
         def loss(params, student, teacher):
             full = {**variables, "params": params}
-            return method.loss(full, student, teacher, batch, jax.random.key(1), 3)
+            found = method.loss(full, student, teacher, batch, jax.random.key(1), 3)
+            value, (state, metrics) = resolved(found)
+            return value, (state, metrics, as_loss(found[0]))
 
         gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
         return gradients(params, student, teacher)
 
-    return method, variables, student, teacher, value_and_gradients
+    return request.param, method, variables, student, teacher, value_and_gradients
 
 
 @pytest.mark.slow
 def test_scalar_with_finite_nonzero_gradient(case):
-    _, variables, student, teacher, grad = case
-    (loss, (state, metrics)), (g_params, g_student, g_teacher) = grad(
+    _, _, variables, student, teacher, grad = case
+    (loss, (state, metrics, _)), (g_params, g_student, g_teacher) = grad(
         variables["params"], student, teacher, jnp.ones(BATCH)
     )
     assert loss.shape == ()
@@ -156,7 +162,7 @@ def test_scalar_with_finite_nonzero_gradient(case):
 
 
 def test_masked_example_has_no_influence(case):
-    _, variables, student, teacher, grad = case
+    _, _, variables, student, teacher, grad = case
     mask = jnp.ones(BATCH).at[-1].set(0)
 
     def spoiled(tree, value):
@@ -168,8 +174,8 @@ def test_masked_example_has_no_influence(case):
         grad(variables["params"], spoiled(student, v), spoiled(teacher, v), mask)
         for v in (0.5, 7.0)
     ]
-    (loss_0, (state_0, _)), gradients_0 = found[0]
-    (loss_1, (state_1, _)), gradients_1 = found[1]
+    (loss_0, (state_0, *_)), gradients_0 = found[0]
+    (loss_1, (state_1, *_)), gradients_1 = found[1]
     np.testing.assert_allclose(loss_0, loss_1, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(state_0), jax.tree.leaves(state_1), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -182,8 +188,29 @@ def test_masked_example_has_no_influence(case):
             assert np.abs(g[-1]).max() == 0
 
 
+@pytest.mark.slow
+def test_parts_of_a_batch_add_up_to_it(case):
+    """What gradient accumulation stands on: sums and weights of parts are the whole's.
+
+    A loss that relates the examples of a batch adds up to a mean over its parts.
+    """
+    name, _, variables, student, teacher, grad = case
+    some = jnp.arange(BATCH) % 3 == 0
+    masks = [m.astype(float) for m in (jnp.ones(BATCH, bool), some, ~some)]
+    whole, *parts = (
+        grad(variables["params"], student, teacher, mask)[0][1][2] for mask in masks
+    )
+    np.testing.assert_allclose(
+        sum(part.weight for part in parts), whole.weight, rtol=1e-6
+    )
+    if name not in RELATE:
+        np.testing.assert_allclose(
+            sum(part.total for part in parts), whole.total, rtol=1e-4, atol=1e-5
+        )
+
+
 def test_all_masked_is_zero(case):
-    _, variables, student, teacher, grad = case
+    _, _, variables, student, teacher, grad = case
     (loss, _), gradients = grad(variables["params"], student, teacher, jnp.zeros(BATCH))
     assert loss == 0
     assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(gradients))
@@ -195,7 +222,7 @@ def test_every_method_is_covered():
 
 def run(method, student, teacher, batch, step=0):
     variables = method.init(jax.random.key(0), student, teacher, batch)
-    return method.loss(variables, student, teacher, batch, jax.random.key(1), step)
+    return call(method, variables, student, teacher, batch, jax.random.key(1), step)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import call
 
 from jaxkd import Outputs, combine, distill, methods, models
 from jaxkd.methods.ofakd import exit_logits, ofakd
@@ -96,11 +97,11 @@ def test_values_and_gradients_are_the_authors(load_golden, precision):
     @lambda f: jax.value_and_grad(f, has_aux=True)
     def loss(student):
         labels = methods.cross_entropy()
-        value, (state, found) = method.loss(
-            {**variables, "params": given}, student, teacher, batch, KEY, 0
+        value, (state, found) = call(
+            method, {**variables, "params": given}, student, teacher, batch, KEY, 0
         )
-        supervised, _ = labels.loss(
-            {"params": {}, "state": {}}, student, teacher, batch, KEY, 0
+        supervised, _ = call(
+            labels, {"params": {}, "state": {}}, student, teacher, batch, KEY, 0
         )
         return value + supervised, (supervised, state, found)
 
@@ -188,7 +189,7 @@ def test_exits_are_summed_and_weighed():
         method = ofakd(taps, width=4, **arguments)
         shapes = jax.eval_shape(method.init, KEY, student, teacher, batch)
         variables = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)
-        return method.loss(variables, student, teacher, batch, KEY, 0)
+        return call(method, variables, student, teacher, batch, KEY, 0)
 
     value, (_, one) = run(["a"])
     twice, (_, two) = run(["a", "b"], branch_weight=0.5)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import call
 
 from jaxkd import Outputs
 from jaxkd.losses import top_k_log_probs
@@ -22,7 +23,7 @@ def outputs(width, hidden=HIDDEN, padding=0.0):
 
 def run(method, student, teacher, batch=None):
     variables = method.init(jax.random.key(0), student, teacher, batch or {})
-    return method.loss(variables, student, teacher, batch or {}, jax.random.key(0), 0)[
+    return call(method, variables, student, teacher, batch or {}, jax.random.key(0), 0)[
         0
     ]
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import call
 
 from jaxkd import Outputs, losses, methods
 
@@ -40,7 +41,7 @@ def test_the_method_takes_probabilities_and_honours_the_mask():
     @jax.jit
     def loss(label):
         batch = {"label": label, "mask": jnp.array([1, 1, 0, 1, 0])}
-        return method.loss({"params": {}, "state": {}}, student, None, batch, None, 0)
+        return call(method, {"params": {}, "state": {}}, student, None, batch)
 
     each = losses.cross_entropy_loss(student.logits, jnp.asarray(SOFT))
     found, _ = loss(jnp.asarray(SOFT))
@@ -90,7 +91,7 @@ def test_the_method_says_so_in_a_compiled_step(unchecked_shapes):
     @jax.jit
     def loss(label):
         batch = {"label": label}
-        return methods.dkd().loss(variables, outputs, outputs, batch, None, 0)
+        return call(methods.dkd(), variables, outputs, outputs, batch)
 
     with pytest.raises(ValueError, match="needs class indices"):
         loss(SOFT)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import call
 
 from jaxkd import Outputs
 from jaxkd.papers.swiftkv import swiftkv
@@ -18,7 +19,7 @@ def value(arrays, batch, **options):
         for last, hidden in (arrays["student"], arrays["teacher"])
     )
     method = swiftkv("block0", **options)
-    loss, (_, metrics) = method.loss(EMPTY, student, teacher, batch, None, 0)
+    loss, (_, metrics) = call(method, EMPTY, student, teacher, batch)
     return loss, metrics
 
 

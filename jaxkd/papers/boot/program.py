@@ -7,7 +7,7 @@ It learns each time from its own answer at a later one and one call of the teach
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxkd.checks import check_batch, unknown_name
-from jaxkd.losses.basics import weighted_mean
 from jaxkd.losses.diffusion import (
     PREDICTIONS,
     WEIGHTINGS,
@@ -29,10 +28,14 @@ from jaxkd.losses.diffusion import (
     to_signal,
     vp_schedule,
 )
-from jaxkd.methods.base import batch_weights
-from jaxkd.network import Network
+from jaxkd.methods.base import masked_loss, summed
+from jaxkd.network import Network, axes_of
+from jaxkd.programs.update import Keys, Player, descend
 from jaxkd.sharding.axes import constrain_batch
 from jaxkd.types import Batch, Metrics, Program, TrainState, Variables
+
+DRAWN = ("noise", "time", "start")
+"""What a step draws for each example."""
 
 
 def denoiser(
@@ -106,6 +109,7 @@ def boot(
     boundary: float = 1.0,
     guidance: float = 1.0,
     no_condition: int | None = None,
+    accumulate: int = 1,
 ) -> Program:
     """Return the program that trains a one-step student of a diffusion model.
 
@@ -134,6 +138,7 @@ def boot(
         boundary: weight β of the boundary loss.
         guidance: weight of the teacher's classifier-free guidance; 1 for none.
         no_condition: the condition that stands for none; for guidance.
+        accumulate: parts in which a batch is worked through, see `programs.descend`.
 
     Returns:
         A program whose state is a `TrainState` (with an empty ``method``). Its metrics
@@ -160,17 +165,19 @@ def boot(
         if name not in valid:
             raise ValueError(unknown_name(kind, name, valid))
 
+    player = Player(("student",), optimizer)
+
     def init(key: PRNGKeyArray, batch: Batch) -> TrainState:
         check_batch(batch)
-        keys = jax.random.split(key, 3)
-        variables = student.init(keys[0])
+        keys = Keys(key)
+        variables = student.init(keys.student)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            key=keys[1],
+            key=keys.run,
             student=variables,
-            teacher=teacher.init(keys[2]),
+            teacher=teacher.init(keys.teacher),
             method={},
-            opt_state=optimizer.init(variables["params"]),
+            opt_state=player.init({"student": variables["params"]}),
         )
 
     def draw(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
@@ -182,62 +189,64 @@ def boot(
             jax.random.normal(starts, shape),
         )
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, _index(batch))
-        # What is drawn lies nowhere yet.
-        noise, time, start = map(constrain_batch, jax.vmap(draw)(keys))
-        condition = batch.get("condition")
+    def objective(params: Any, stats: Any, batch: Batch, keys: Keys, step: Any):
+        noise, time, start = (batch[name] for name in DRAWN)
+        condition = batch["condition"]
         taught = denoiser(
             teacher,
-            jax.lax.stop_gradient(state.teacher),
+            jax.lax.stop_gradient(params["teacher"]),
             prediction=prediction,
             schedule=schedule,
             condition=condition,
             guidance=guidance,
             no_condition=no_condition,
         )
-
-        def objective(params: Any):
-            learnt = denoiser(
-                student, {**state.student, "params": params}, condition=condition
-            )
-            bootstrap = boot_bootstrap_loss(
-                learnt,
-                taught,
-                noise,
-                time,
-                delta,
-                schedule=schedule,
-                weighting=weighting,
-                order=order,
-            )
-            at_last = jnp.full_like(time, last)
-            losses = {
-                "bootstrap": bootstrap,
-                "boundary": boot_boundary_loss(learnt, taught, start, at_last),
-            }
-            weights = batch_weights(batch, time.shape)
-            means = {name: weighted_mean(x, weights) for name, x in losses.items()}
-            return means["bootstrap"] + boundary * means["boundary"], means
-
-        (loss, means), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.student["params"]
+        variables = {"params": params["student"], "stats": stats}
+        learnt = denoiser(student, variables, condition=condition)
+        bootstrap = boot_bootstrap_loss(
+            learnt,
+            taught,
+            noise,
+            time,
+            delta,
+            schedule=schedule,
+            weighting=weighting,
+            order=order,
         )
-        updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.student["params"]
+        at_last = jnp.full_like(time, last)
+        losses = {
+            "bootstrap": bootstrap,
+            "boundary": boot_boundary_loss(learnt, taught, start, at_last),
+        }
+        terms = {name: masked_loss(x, batch) for name, x in losses.items()}
+        total = summed((1.0, terms["bootstrap"]), (boundary, terms["boundary"]))
+        return total, (stats, terms)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = Keys(state.key).at(state.step)
+        each = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, _index(batch))
+        # What is drawn lies nowhere yet.
+        drawn = map(constrain_batch, jax.vmap(draw)(each))
+        found = descend(
+            player,
+            state.opt_state,
+            objective,
+            {"student": state.student["params"], "teacher": state.teacher},
+            state.student["stats"],
+            {"condition": None, **batch, **dict(zip(DRAWN, drawn, strict=True))},
+            keys,
+            state.step,
+            accumulate=accumulate,
         )
-        params = cast(Any, optax.apply_updates(state.student["params"], updates))
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **means}
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            student={**state.student, "params": params},
-            opt_state=opt_state,
+            student={**state.student, "params": found.params["student"]},
+            opt_state=found.opt_state,
         )
-        return state, metrics
+        return state, found.metrics
 
-    return Program(init, step)
+    return Program(init, step, lambda state: state.teacher, axes_of(student, teacher))
 
 
 def _index(batch: Batch) -> Int[Array, "batch"]:

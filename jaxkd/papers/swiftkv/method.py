@@ -6,14 +6,13 @@ Qiao et al. 2024, arXiv:2410.03960; the hidden states' term is in the authors' c
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxkd.checks import unknown_name
 from jaxkd.kernels.linear_distill import forward_kl
-from jaxkd.losses import hint_loss, weighted_mean
-from jaxkd.methods.base import batch_weights
+from jaxkd.losses import hint_loss, weighted_loss
+from jaxkd.methods.base import batch_weights, summed
 from jaxkd.methods.linear_kd import TAPS, linear_kd_loss
-from jaxkd.types import Batch, Method, MethodVariables, Outputs
+from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
 
 DIVISORS = ("tokens", "positions")
 
@@ -52,7 +51,7 @@ def swiftkv(
 
     def loss(
         variables: Any, student: Outputs, teacher: Outputs, batch: Batch, key, step
-    ) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+    ) -> tuple[Loss, tuple[Any, dict[str, Loss]]]:
         shape = student.features["final"].shape[:-1]
         weights = batch_weights(batch, shape)
         weights = jnp.ones(shape) if weights is None else weights
@@ -60,7 +59,7 @@ def swiftkv(
             student, teacher, batch, forward_kl, temperature=temperature
         )
         if divisor == "positions":
-            total = total * weights.mean()
+            total = Loss(total.total, jnp.full((), weights.size, float))
         metrics = {"swiftkv_kl": total}
         if hidden_tap is not None:
             states = (outputs.features[hidden_tap] for outputs in (student, teacher))
@@ -68,9 +67,9 @@ def swiftkv(
             counted = jnp.broadcast_to(weights.max(1, keepdims=True) > 0, shape)
             real = batch.get("attention_mask")
             counted = counted if real is None else counted & (real > 0)
-            hidden = weighted_mean(apart, counted.reshape(-1))
-            total = total + hidden_weight * hidden
+            hidden = weighted_loss(apart, counted.reshape(-1))
             metrics["swiftkv_hidden"] = hidden
+            total = summed((1.0, total), (hidden_weight, hidden))
         return total, (variables["state"], metrics)
 
     return Method(init, loss, taps, taps)
