@@ -88,15 +88,16 @@ def check_names(
 
 
 def activation(inputs: Inputs) -> tuple[Any, Inputs]:
-    """Return the activation that a segment starts from, and the inputs beside it."""
+    """Return the activation that a segment starts from, and the inputs beside it.
+
+    These are a dict, or None where the activation was given alone.
+    """
     if not isinstance(inputs, Mapping):
-        return inputs, {}
+        return inputs, None
     return inputs["activation"], {k: v for k, v in inputs.items() if k != "activation"}
 
 
-def collect(
-    result: Any, captured: Mapping[str, Any], taps: Sequence[str]
-) -> Outputs:
+def collect(result: Any, captured: Mapping[str, Any], taps: Sequence[str]) -> Outputs:
     """Return a model's result with the features asked for.
 
     Args:

@@ -150,7 +150,8 @@ def adapt_nnx(
         captured = {}
         for tap, path in watched.items():
             call = outputs.get((*modules[path], OUTPUT))
-            captured[tap] = only_call(() if call is None else call[...], tap, path)
+            kept = () if call is None else call.get_value()
+            captured[tap] = only_call(kept, tap, path)
         stats = _kept(model, variables["stats"])
         return collect(result, captured, taps), {**variables, "stats": stats}
 

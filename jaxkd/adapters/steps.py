@@ -11,6 +11,15 @@ from jaxkd.types import Outputs
 Edits = Mapping[str, Callable[[Array], Array]]
 """What takes an activation's place, by the activation's tap: ``fn(activation)``."""
 
+Tap = Callable[[Array], Array]
+"""Takes note of an activation inside a block; returns it as edited."""
+
+
+def unchanged(x: Array) -> Array:
+    """Return the activation: the step to a second name of it, a tap of nobody."""
+    return x
+
+
 NO_EDITS: Edits = MappingProxyType({})
 
 Segment = tuple[str | None, str | None]
@@ -57,19 +66,22 @@ class Steps:
         self.features: dict[str, Any] = {}
         self.edited: set[str] = set()
 
-    def __call__(self, name: str, compute: Callable[..., Array], *args: Any) -> Array:
+    def __call__(
+        self, name: str | None, compute: Callable[..., Array], *args: Any
+    ) -> Array:
         """Take a step: return ``compute(*args)``, as edited, or what stands for it.
 
         Args:
-            name: of the activation that it ends in, which the network can be cut at.
+            name: of the activation that it ends in, which the network can be cut at;
+                None for a step to nothing that has a name.
             compute: it calls the layers before the activation.
             *args: of ``compute``, such as the activation before.
         """
         if self.running:
-            self.value = self.tap(name, compute(*args))
-            self.running = name != self.stop
-        elif name == self.start:
-            self.running = True
+            value = compute(*args)
+            self.value = value if name is None else self.tap(name, value)
+        if name is not None and name in (self.start, self.stop):
+            self.running = name == self.start
         return self.value
 
     def row(self, names: Sequence[str], run: Callable[[range], Array]) -> Array:

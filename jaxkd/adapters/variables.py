@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from jaxkd.adapters.flax_nnx import split_module
 from jaxkd.types import Variables
+
+Path = tuple[str, ...]
 
 
 def as_variables(given: Any, expected: Variables) -> Variables:
@@ -39,43 +41,51 @@ def as_variables(given: Any, expected: Variables) -> Variables:
             "Linen's, the parameters alone, an nnx.State or an nnx.Module"
         )
     found, wanted = _flat(given), _flat(expected)
-    problems = [f"{path} is missing" for path in wanted if path not in found]
-    problems += [f"{path} has no place" for path in found if path not in wanted]
+    problems = [f"{_name(path)} is missing" for path in wanted if path not in found]
+    problems += [f"{_name(path)} has no place" for path in found if path not in wanted]
     for path in wanted:
         shapes = [getattr(flat.get(path), "shape", None) for flat in (found, wanted)]
         if None not in shapes and shapes[0] != shapes[1]:
-            problems.append(f"{path} has shape {shapes[0]}, not {shapes[1]}")
+            problems.append(f"{_name(path)} has shape {shapes[0]}, not {shapes[1]}")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
             f"variables are not this network's: {'; '.join(problems[:5])}{more}. Use "
             "those of a network made by the same constructor with the same arguments"
         )
-    empty = {name: {} for name, tree in expected.items() if isinstance(tree, Mapping)}
-    return {**empty, **unflatten_dict({tuple(p.split("/")): found[p] for p in wanted})}
+    return _placed(expected, found)
 
 
-def _sorted(state: nnx.State, expected: Variables) -> Variables:
+def _sorted(state: Any, expected: Variables) -> Variables:
     """Return an NNX state's values as parameters and other state; no random numbers."""
     stats = _flat(expected.get("stats", {}))
     parts: dict[str, dict[tuple[str, ...], Any]] = {"params": {}, "stats": {}}
     for path, value in nnx.to_flat_state(state):
         if not isinstance(value, nnx.RngState):
             names = tuple(map(str, path))
-            part = "stats" if "/".join(names) in stats else "params"
-            parts[part][names] = value
+            parts["stats" if names in stats else "params"][names] = value
     return {part: unflatten_dict(flat) for part, flat in parts.items()}
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Any, path: Path = ()) -> dict[Path, Any]:
     """Return what is in nested mappings by path, positions in lists as text."""
     if isinstance(tree, nnx.State):
         tree = nnx.to_pure_dict(tree)
     if not isinstance(tree, Mapping):
-        value = tree.get_value() if isinstance(tree, nnx.Variable) else tree
-        return {prefix: value}
+        return {path: tree.get_value() if isinstance(tree, nnx.Variable) else tree}
+    flat: dict[Path, Any] = {}
+    for name, branch in tree.items():
+        flat |= _flat(branch, (*path, str(name)))
+    return flat
+
+
+def _placed(expected: Any, found: Mapping[Path, Any], path: Path = ()) -> Any:
+    if not isinstance(expected, Mapping):
+        return found[path]
     return {
-        path: leaf
-        for name, branch in tree.items()
-        for path, leaf in _flat(branch, f"{prefix}/{name}" if prefix else f"{name}").items()
+        name: _placed(branch, found, (*path, name)) for name, branch in expected.items()
     }
+
+
+def _name(path: Path) -> str:
+    return "/".join(path)
