@@ -51,7 +51,7 @@ def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
         stats = {**variables["stats"], "own": changed["stats"]}
         return outputs, {**variables, "stats": stats}
 
-    return Network(init, apply, network.taps, network.reads)
+    return Network(init, apply, network.taps, network.reads, cuts=network.cuts)
 
 
 def all_weights(variables: Variables) -> Variables:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxkd import models
+from jaxkd.evaluation.cost import compiled_cost
 
 KEY = jax.random.key(0)
 TEXT = {
