@@ -154,20 +154,22 @@ def contrast(
             pairs = paired(first, second, records, metric, setting)
         except NotComparable as problem:
             return Verdict(Status.NOT_ESTABLISHED, str(problem))
-        text = _sides(first, second, pairs, metric)
+        text = _sides(first, second, pairs, metric, _mean)
         if len(pairs) < 2:
             return Verdict(Status.NOT_ESTABLISHED, f"{text}; one pair, 2 are needed")
         found = paired_test([sign * (x - y) for x, y in pairs.values()], margin, kind)
         bounds = sorted(sign * bound for bound in (found.lower, found.upper))
         low, high, mean = (compact(metric, x) for x in (*bounds, sign * found.mean))
+        status = _status(found.p_holds, found.p_fails)
+        p = found.p_fails if status is Status.FAILS else found.p_holds
         return Verdict(
-            _status(found.p_holds, found.p_fails),
+            status,
             f"{text}; difference {mean} in {len(pairs)} pairs, 95 % bounds {low} and "
-            f"{high}, p {found.p_holds:.2g}",
+            f"{high}, p {p:.2g}",
             (found.p_holds, found.p_fails),
         )
 
-    amount = compact(metric, margin)
+    amount = compact(metric, margin, 6)
     good, bad = ("below", "above") if lower else ("above", "below")
     relation = {
         "superiority": f"more than {amount} {good}" if margin else good,
@@ -222,8 +224,7 @@ def observed(
         true = sum(RELATIONS[relation](x, y) for x, y in pairs.values())
         return Verdict(
             Status.AS_CLAIMED if true == len(pairs) else Status.AGAINST,
-            f"{_range(first, [x for x, _ in pairs.values()], metric)}, "
-            f"{_range(second, [y for _, y in pairs.values()], metric)}: in {true} of "
+            f"{_sides(first, second, pairs, metric, _range)}: in {true} of "
             f"{len(pairs)}",
         )
 
@@ -324,21 +325,23 @@ def _sides(
     second: Quantity,
     pairs: Mapping[Hashable, tuple[float, float]],
     metric: str,
+    describe: Callable[[str, Sequence[float]], str],
 ) -> str:
-    columns = zip(*pairs.values(), strict=True)
+    """Describe both sides' values; a number that the claim's name has is left out."""
+    columns = zip((first, second), zip(*pairs.values(), strict=True), strict=True)
     return ", ".join(
-        _varying(side, values, metric)
-        for side, values in zip((first, second), columns, strict=True)
+        f"{side.name} {describe(metric, values)}"
+        for side, values in columns
+        if side.name != compact(metric, values[0], 6)
     )
 
 
-def _varying(side: Quantity, values: Sequence[float], metric: str) -> str:
-    if min(values) < max(values):
-        return f"{side.name} {format_summary(metric, summarize(values))}"
-    return _range(side, values, metric)
-
-
-def _range(side: Quantity, values: Sequence[float], metric: str) -> str:
+def _range(metric: str, values: Sequence[float]) -> str:
     low, high = (compact(metric, x) for x in (min(values), max(values)))
-    numbers = low if low == high else f"{low} to {high}"
-    return numbers if numbers == side.name else f"{side.name} {numbers}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _mean(metric: str, values: Sequence[float]) -> str:
+    if min(values) == max(values):
+        return compact(metric, values[0])
+    return format_summary(metric, summarize(values))

@@ -140,7 +140,7 @@ def quantity(side: Side, metric: str) -> Quantity:
         return side
     if isinstance(side, str):
         return cell(side)
-    return Quantity(compact(metric, side), lambda *_: float(side))
+    return Quantity(compact(metric, side, 6), lambda *_: float(side))
 
 
 def paired(
@@ -153,6 +153,9 @@ def paired(
             has seeds.
     """
     first, second = (x.read(records, metric, setting) for x in (a, b))
+    for side, values in ((a, first), (b, second)):
+        if isinstance(values, Mapping) and not values:
+            raise NotComparable(f"no records of {side.name}")
     if not isinstance(first, Mapping):
         if not isinstance(second, Mapping):
             return {0: (first, second)}

@@ -37,8 +37,8 @@ WIDTH = max(map(len, Status)) + 1
 
 JUDGED = (
     "Claims are judged by differences paired by seed: one-sided 95 % bounds by "
-    "Student's t, p against the claim's opposite. Holm's correction is for all claims "
-    "of the run. What does not vary with the seed is only observed."
+    "Student's t, and p against the opposite of the verdict. Holm's correction is for "
+    "all claims of the run. What does not vary with the seed is only observed."
 )
 """How verdicts are to be read."""
 

@@ -28,7 +28,9 @@ def print_summary(console: Console) -> None:
 
     Where Holm's correction changes a count, the corrected one follows it.
     """
-    table = Table("results", *Status, "claims", box=None)
+    table = Table(box=None)
+    for name in ("results", *map(_short, Status), "claims"):
+        table.add_column(name, no_wrap=True)
     everything: list[Verdict] = []
     for slug in slugs():
         for file, found in verdicts(load_experiment(slug)):
@@ -37,6 +39,10 @@ def print_summary(console: Console) -> None:
     table.add_row("[bold]all", *_counts(everything))
     console.print(table)
     console.print("(n): after Holm's correction", style="dim")
+
+
+def _short(status: Status) -> str:
+    return status.name.lower().replace("_", " ")
 
 
 def _counts(found: list[Verdict]) -> list[str]:

@@ -112,10 +112,10 @@ def format_value(metric: str, value: float, extra: int = 0) -> str:
     return f"{value:.{4 + extra}g}"
 
 
-def compact(metric: str, value: float) -> str:
-    """Return a value as text with 3 significant digits, in the metric's unit."""
+def compact(metric: str, value: float, digits: int = 3) -> str:
+    """Return a value as text with some significant digits, in the metric's unit."""
     unit = 100 if metric_name(metric).endswith("%") else 1
-    return f"{unit * value:.3g}"
+    return f"{unit * value + 0.0:.{digits}g}"  # + 0.0 makes 0 of −0
 
 
 def format_summary(metric: str, summary: Summary) -> str:
