@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxkd.checks import unknown_name
 from jaxkd.network import Network
+from jaxkd.sharding.flax_axes import linen_axes, nnx_axes, unboxed
 from jaxkd.types import Inputs, Outputs, Variables
 
 
@@ -109,8 +111,13 @@ def nnx_network(
     build: Callable[[nnx.Rngs], nnx.Module], taps: Mapping[str, str] | None
 ) -> Network:
     """Make `Network.from_nnx`'s network."""
+
+    def start(rngs: nnx.Rngs) -> nnx.Module:
+        with nnx.use_eager_sharding(False):  # Meshes read `Network.axes` instead.
+            return build(rngs)
+
     # Only the structure: no weights are made here, nor a second time in init.
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: start(nnx.Rngs(0)))
     paths = dict(taps or {})
     _, _, randomness, _ = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
     stochastic = bool(nnx.to_flat_state(randomness))
@@ -125,7 +132,7 @@ def nnx_network(
     valid = (*getattr(abstract, "taps", ()), *paths)
 
     def init(key: PRNGKeyArray) -> Variables:
-        params, stats = split_module(build(nnx.Rngs(key)))
+        params, stats = split_module(start(nnx.Rngs(key)))
         return {"params": params, "stats": stats}
 
     def apply(
@@ -164,7 +171,7 @@ def nnx_network(
         outputs = _outputs(result, captured, taps)
         return outputs, {**variables, "stats": _kept(model, variables["stats"])}
 
-    return Network(init, apply, valid)
+    return Network(init, apply, valid, axes=nnx_axes(abstract))
 
 
 def _kept(model: nnx.Module, stats: dict) -> dict:
@@ -183,10 +190,12 @@ def linen_network(
     def start(key: PRNGKeyArray) -> dict[str, PyTree]:
         inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
         arguments = _accepted(module.__call__, **_mode(train=False))
-        return dict(module.init({"params": key, "dropout": key}, inputs, **arguments))
+        with use_abstract_mesh(AbstractMesh((), ())):  # `Network.axes` places weights.
+            keys = {"params": key, "dropout": key}
+            return dict(module.init(keys, inputs, **arguments))
 
     def init(key: PRNGKeyArray) -> Variables:
-        stats = start(key)
+        stats = unboxed(start(key))
         return {"params": stats.pop("params", {}), "stats": stats}
 
     def apply(
@@ -221,7 +230,8 @@ def linen_network(
         for path in paths.values():
             if path not in modules:
                 raise ValueError(unknown_name("submodule", path, modules))
-    return Network(init, apply, valid)
+    boxed = jax.eval_shape(start, jax.random.key(0))
+    return Network(init, apply, valid, axes=linen_axes(boxed.get("params", {})))
 
 
 def _linen_paths(module: linen.Module, example: Inputs, start: Callable) -> list[str]:

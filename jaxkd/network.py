@@ -41,7 +41,8 @@ class Network:
         reads: the keys of a batch that the network takes, see `read`.
         spec: of the zoo's networks, (name in `jaxkd.models.MODELS`, all arguments of
             that constructor), from which folders of weights say what they hold.
-        axes: the logical axes of its weights, as their layers declare them.
+        axes: the logical axes of its weights, as their layers declare them, by the end
+            of a weight's path: of a wrapped network those of the network inside.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
@@ -229,10 +230,13 @@ def _cast_inputs(inputs: Inputs, dtype: Any) -> Inputs:
 
 
 def axes_of(*networks: Network | None) -> Axes:
-    """Return the logical axes of several networks' weights."""
+    """Return the logical axes of several networks' weights.
+
+    Where two of them name a weight alike, the first one's count.
+    """
     return {
         path: axes
-        for network in networks
+        for network in reversed(networks)
         if network is not None
         for path, axes in network.axes.items()
     }

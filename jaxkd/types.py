@@ -27,8 +27,9 @@ MethodVariables = dict[str, PyTree]
 
 Metrics = dict[str, Array]
 
-Axes = Mapping[tuple[str, ...], tuple[str | None, ...]]
-"""The logical axis of each axis of a weight, by the weight's path in the params."""
+Axes = Mapping[tuple[str, ...], tuple[str | tuple[str, ...] | None, ...]]
+"""The logical axis of each axis of a weight, by the weight's path in the params; () of
+a weight that declares none."""
 
 
 @flax.struct.dataclass

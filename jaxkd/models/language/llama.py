@@ -14,10 +14,11 @@ from flax import nnx
 from jaxkd.models.language.llama_blocks import Block, Config, normal, run_blocks
 from jaxkd.models.language.rope import RopeScaling
 from jaxkd.models.language.sequence import READS, open_cache, sequence, token_ids
+from jaxkd.models.parts.linear import on_rows
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, stacked
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain
+from jaxkd.sharding.axes import constrain, declare
 from jaxkd.types import Outputs
 
 
@@ -34,14 +35,19 @@ class Llama(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(
-            config.vocabulary, config.width, embedding_init=normal, rngs=rngs
+            config.vocabulary,
+            config.width,
+            embedding_init=normal,
+            embedding_metadata=declare("vocabulary", "embed"),
+            rngs=rngs,
         )
         self.blocks = stacked(
             lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
         )
         self.norm = config.norm(config.width, rngs=rngs)
         if not config.tied:
-            self.head = config.linear(config.width, config.vocabulary, rngs=rngs)
+            axes = "embed", "vocabulary"
+            self.head = config.linear(config.width, config.vocabulary, axes, rngs=rngs)
         blocks = block_taps(config.layers, "", ".attn")
         self.taps = ("embed", *blocks, "final", "head", "cache")
 
@@ -76,7 +82,8 @@ class Llama(nnx.Module):
         x = self.norm(x)
         head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
         head = head.astype(x.dtype)
-        logits = constrain(x @ head, "batch", None, "vocabulary")
+        logits = on_rows(lambda x: x @ head, x)
+        logits = constrain(logits, "batch", None, "vocabulary")
         features |= {"final": x, "head": head}
         if cache is not None:
             features["cache"] = cache.passed(ids.shape[1])

@@ -16,9 +16,10 @@ from jaxkd.models.language.cache import AXES, KVCache
 from jaxkd.models.language.relative import distance_buckets
 from jaxkd.models.language.sequence import token_ids
 from jaxkd.models.language.t5_stack import Config, Seen, Stack, T5Cache, normal
+from jaxkd.models.parts.linear import on_rows
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain
+from jaxkd.sharding.axes import constrain, declare
 from jaxkd.types import Outputs
 
 READS = (
@@ -42,12 +43,17 @@ class T5(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(
-            config.vocabulary, config.width, embedding_init=normal(1.0), rngs=rngs
+            config.vocabulary,
+            config.width,
+            embedding_init=normal(1.0),
+            embedding_metadata=declare("vocabulary", "embed"),
+            rngs=rngs,
         )
         self.encoder = Stack(config, decoder=False, rngs=rngs)
         self.decoder = Stack(config, decoder=True, rngs=rngs)
         if not config.tied:
-            self.head = config.linear(config.width, config.vocabulary, 1.0, rngs=rngs)
+            sizes, axes = (config.width, config.vocabulary), ("embed", "vocabulary")
+            self.head = config.linear(*sizes, axes, 1.0, rngs=rngs)
         encoder = (f"encoder.{tap}" for tap in self.encoder.taps)
         self.taps = (*encoder, *self.decoder.taps, "head", "cache")
 
@@ -93,7 +99,8 @@ class T5(nnx.Module):
         head = head.astype(features["final"].dtype)
         if self.config.scaled:
             head = head * self.config.width**-0.5
-        logits = constrain(features["final"] @ head, "batch", None, "vocabulary")
+        logits = on_rows(lambda x: x @ head, features["final"])
+        logits = constrain(logits, "batch", None, "vocabulary")
         features["head"] = head
         return Outputs(logits, {tap: features[tap] for tap in taps})
 
