@@ -168,7 +168,7 @@ def fit(
             checkpoints.save(done, state, iterator.get_state(), history, **about)
 
     def stopped() -> bool:
-        return stop is not None and bool(history) and stop(history)
+        return stop is not None and bool(history and stop(history))
 
     # A run that was stopped stays so, since its history says the same again.
     stopping = stopped()
@@ -176,6 +176,8 @@ def fit(
         while not stopping and (steps is None or done < steps):
             batch = next(iterator, None)
             if batch is None:
+                if steps is not None:
+                    logger.warning("batches ended after %s of %s steps", done, steps)
                 break
             state, values = compiled.step(state, batch)
             done += 1
