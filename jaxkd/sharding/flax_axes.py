@@ -1,4 +1,4 @@
-"""Axes that Flax's models declare at their weights: NNX's metadata and Linen's boxes."""
+"""Axes that a model declares in the standard ways of Flax, NNX and Linen, by path."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
