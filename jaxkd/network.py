@@ -66,7 +66,8 @@ class Network:
         reads: the keys of a batch that the network takes, see `read`.
         spec: of the zoo's networks, (name in `jaxkd.models.MODELS`, all arguments of
             that constructor), from which folders of weights say what they hold.
-        axes: the logical axes of its weights, as their layers declare them.
+        axes: the logical axes of its weights, as their layers declare them, by the end
+            of a weight's path: of a wrapped network those of the network inside.
         cuts: the taps that `segment` can cut it at, in the order of the forward pass.
         module: the Flax module that it was made of; of NNX the structure alone.
     """
@@ -162,6 +163,7 @@ class Network:
             adapted.apply,
             adapted.taps,
             reads,
+            axes=adapted.axes,
             cuts=adapted.cuts,
             module=adapted.module,
         )
@@ -351,10 +353,13 @@ def _cast_inputs(inputs: Inputs, reads: tuple[str, ...], dtype: Any) -> Inputs:
 
 
 def axes_of(*networks: Network | None) -> Axes:
-    """Return the logical axes of several networks' weights."""
+    """Return the logical axes of several networks' weights.
+
+    Where two of them name a weight alike, the first one's count.
+    """
     return {
         path: axes
-        for network in networks
+        for network in reversed(networks)
         if network is not None
         for path, axes in network.axes.items()
     }

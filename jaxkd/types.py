@@ -27,8 +27,9 @@ MethodVariables = dict[str, PyTree]
 
 Metrics = dict[str, Array]
 
-Axes = Mapping[tuple[str, ...], tuple[str | None, ...]]
-"""The logical axis of each axis of a weight, by the weight's path in the params."""
+Axes = Mapping[tuple[str, ...], tuple[str | tuple[str, ...] | None, ...]]
+"""The logical axis of each axis of a weight, by the weight's path in the params; () of
+a weight that declares none."""
 
 
 @flax.struct.dataclass
@@ -133,3 +134,18 @@ class TrainState:
     teacher: Any
     method: Any
     opt_state: Any
+
+    @property
+    def deployed(self) -> Any:
+        """The student's variables."""
+        return self.student
+
+
+def deployed(state: Any) -> Variables:
+    """Return the variables that a state is trained for, and variables as they are.
+
+    Evaluators read their argument by it, so that `jaxkd.training.fit` can give them its
+    state. A state of your own says by ``deployed`` what that is: the student's
+    variables, their moving average, ….
+    """
+    return state if isinstance(state, dict) else state.deployed

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+from jaxkd.reporting import summary
 from jaxkd.reporting.experiment import Experiment, load_experiment, slugs
 from jaxkd.reporting.plans import read_plans
-from jaxkd.reporting.results import read_results
 
 FACTS = ("Paper", "Implemented", "Parity")
 INDEX = """# Papers
 
 One page a paper, made from its experiment's README and results. Claims are judged by
-the records of the runs; what fails is shown as failing. The full-scale presets have not
+the records of the runs, each by itself; its page says what Holm's correction for all of
+them changes. What fails is shown as failing. The full-scale presets have not
 been run: they are compiled ahead of time for the slice named.
 
 """
@@ -37,17 +38,10 @@ def facts(readme: str) -> dict[str, str]:
 def verdicts(experiment: Experiment) -> str:
     """Return how many claims hold, fail or are open, in each preset that was run."""
     parts = []
-    for file in sorted((experiment.folder / "results").glob("*.json")):
-        if file.stem == "compiled":
-            continue
-        records = read_results(file).records
-        found = Counter(
-            claim.judge(records).status
-            for claim in experiment.claims
-            if claim.applies(records)
-        )
-        counts = ", ".join(f"{n} {status}" for status, n in found.items())
-        parts.append(f"{file.stem}: {counts}" if counts else file.stem)
+    for file, found in summary.verdicts(experiment):
+        counts = Counter(verdict.status for verdict in found)
+        text = ", ".join(f"{n} {status}" for status, n in counts.items())
+        parts.append(f"{file.stem}: {text}" if text else file.stem)
     return "; ".join(parts)
 
 

@@ -36,7 +36,7 @@ from jaxkd.evaluation.language import domain_evaluator
 from jaxkd.interop import load_pretrained
 from jaxkd.methods.shared_vocabulary import shared_vocabulary
 from jaxkd.network import Network
-from jaxkd.reporting.claims import every_seed_above, exceeds
+from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Method, Program, Variables
@@ -186,11 +186,14 @@ CLAIMS = [
     claim
     for gamma in PRESETS["small"].gammas
     for claim in (
-        every_seed_above("ddk", "worst_gain", 0.0, setting(gamma)),
-        every_seed_above("ddk", "weight_slack", -1e-6, setting(gamma)),
-        every_seed_above("ddk", "hardest_share", 0.25, setting(gamma)),
+        contrast("ddk", 0.0, "worst_gain", setting=setting(gamma)),
+        observed("ddk", ">", -1e-6, "weight_slack", setting=setting(gamma)),
+        contrast("ddk", 0.25, "hardest_share", setting=setting(gamma), lower=False),
     )
-] + [exceeds("ddk_unsmoothed", "ddk", "weight_change", name) for name in SYNTHETIC]
+] + [
+    contrast("ddk", "ddk_unsmoothed", "weight_change", setting=name, lower=True)
+    for name in SYNTHETIC
+]
 
 Weights = Callable[[Sequence[Mapping[str, Any]]], Any]
 

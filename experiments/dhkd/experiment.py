@@ -24,7 +24,7 @@ from jaxkd.losses import binary_kl_norm_loss
 from jaxkd.methods import combine, cross_entropy, dhkd, from_loss, kd
 from jaxkd.network import Network
 from jaxkd.programs import distill_aligned, distill_merged, gradient_cosine
-from jaxkd.reporting.claims import exceeds
+from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Method, Metrics, Program
@@ -70,13 +70,14 @@ CLAIMS = [
     claim
     for setting in ("100 images", "200 images", *PAPER_PAIRS)
     for claim in (
-        exceeds("dhkd", "one_head", "last_accuracy", setting),
-        exceeds("dhkd_clipped", "one_head_clipped", "last_accuracy", setting),
-        exceeds(
+        contrast("dhkd", "one_head", "last_accuracy", setting=setting),
+        contrast("dhkd_clipped", "one_head_clipped", "last_accuracy", setting=setting),
+        contrast(
             "one_head backbone",
             "one_head classifier",
             "gradient_cosine",
-            f"gradients, {setting}",
+            setting=f"gradients, {setting}",
+            lower=False,
         ),
     )
 ]

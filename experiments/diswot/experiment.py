@@ -36,7 +36,7 @@ from experiments.diswot.students import (
     student_program,
 )
 from jaxkd import data
-from jaxkd.reporting.claims import every_seed_above, exceeds, not_below
+from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Program
@@ -44,10 +44,18 @@ from jaxkd.types import Batch, Program
 SLICE = "v5e:2x4"
 
 CLAIMS = [
-    every_seed_above("diswot", "kendall", 0.3, MAIN),
-    exceeds("diswot", "depth", "kendall", MAIN),
-    not_below("evolution", "random", "best_score", DEPTH_SEARCH, errors=1.0),
-    every_seed_above("diswot", "search_speedup", 180.0, COST),
+    contrast("diswot", 0.3, "kendall", setting=MAIN),
+    contrast("diswot", "depth", "kendall", setting=MAIN),
+    contrast(
+        "evolution",
+        "random",
+        "best_score",
+        0.05,
+        "non-inferiority",
+        setting=DEPTH_SEARCH,
+        because="half the deviation of the best score from seed to seed",
+    ),
+    observed("diswot", ">", 180.0, "search_speedup", setting=COST),
 ]
 BEST = (5, 5, 7)
 """The student of S1 that the authors find best after distillation."""

@@ -52,7 +52,7 @@ from jaxkd.interop import load_pretrained
 from jaxkd.methods import combine, cross_entropy, exit_logits, fitnets, kd, ofakd
 from jaxkd.network import Network
 from jaxkd.programs import with_average
-from jaxkd.reporting.claims import exceeds, not_below
+from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.records import Record
 from jaxkd.types import Batch, Method, Program, Variables
@@ -64,16 +64,30 @@ CKA_SEEDS = 3
 
 CLAIMS = [
     *(
-        exceeds("homogeneous", "heterogeneous", f"cka_stage{i}", "cka", errors=3.0)
+        contrast(
+            "homogeneous",
+            "heterogeneous",
+            f"cka_stage{i}",
+            setting="cka",
+            lower=False,
+        )
         for i in range(1, 5)
     ),
-    not_below("ofakd", "kd", "last_accuracy", "digits-500", errors=2.0),
+    contrast(
+        "ofakd",
+        "kd",
+        "last_accuracy",
+        0.01,
+        "non-inferiority",
+        setting="digits-500",
+        because="two standard errors of an earlier trial",
+    ),
     *(
-        exceeds("ofakd", "kd", "last_accuracy", setting, errors=1.0)
+        contrast("ofakd", "kd", "last_accuracy", setting=setting)
         for setting in ("resnet20-vit", "resnet20-resmlp")
     ),
     *(
-        exceeds("ofakd", method, "best_accuracy", setting)
+        contrast("ofakd", method, "best_accuracy", setting=setting)
         for setting in (*PRESETS["paper"].settings, *PRESETS["imagenet"].settings)
         for method in ("cross_entropy", "kd", "fitnets")
     ),

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxkd.adapters.steps import Edits
 from jaxkd.checks import unknown_name
-from jaxkd.types import Inputs, Outputs, Variables
+from jaxkd.types import Axes, Inputs, Outputs, Variables
 
 
 class Adapted(NamedTuple):
@@ -20,6 +21,7 @@ class Adapted(NamedTuple):
     taps: tuple[str, ...]
     cuts: tuple[str, ...] = ()
     module: Any = None
+    axes: Axes = MappingProxyType({})
 
 
 def arguments_of(

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 from flax.traverse_util import flatten_dict
+from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxkd.adapters.calls import Adapted, arguments_of, check_names, collect, only_call
 from jaxkd.adapters.steps import NO_EDITS, Edits
 from jaxkd.checks import unknown_name
+from jaxkd.sharding.flax_axes import linen_axes, unboxed
 from jaxkd.types import Inputs, Outputs, Variables
 
 
@@ -37,10 +39,12 @@ def adapt_linen(
     def start(key: PRNGKeyArray) -> dict[str, PyTree]:
         inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
         arguments = arguments_of(module.__call__, False, taps=())
-        return dict(module.init({"params": key, "dropout": key}, inputs, **arguments))
+        with use_abstract_mesh(AbstractMesh((), ())):  # `Network.axes` places weights.
+            keys = {"params": key, "dropout": key}
+            return dict(module.init(keys, inputs, **arguments))
 
     def init(key: PRNGKeyArray) -> Variables:
-        stats = start(key)
+        stats = unboxed(start(key))
         return {"params": stats.pop("params", {}), "stats": stats}
 
     def apply(
@@ -88,7 +92,9 @@ def adapt_linen(
         for path in paths.values():
             if path not in modules:
                 raise ValueError(unknown_name("submodule", path, modules))
-    return Adapted(init, apply, valid, module=module)
+    boxed = jax.eval_shape(start, jax.random.key(0))
+    axes = linen_axes(boxed.get("params", {}))
+    return Adapted(init, apply, valid, module=module, axes=axes)
 
 
 def _linen_paths(module: linen.Module, example: Inputs, start: Callable) -> list[str]:

@@ -20,6 +20,7 @@ from jaxkd.adapters.calls import (
 )
 from jaxkd.adapters.steps import NO_EDITS, WHOLE, Edits, Segment, Steps
 from jaxkd.checks import unknown_name
+from jaxkd.sharding.flax_axes import nnx_axes
 from jaxkd.types import Inputs, Outputs, Variables
 
 
@@ -86,14 +87,17 @@ def adapt_nnx(
         ValueError: a path in ``taps`` names no submodule, or the model's call needs an
             argument that is not known.
     """
-    if isinstance(build, nnx.Module):
-        built = build
-        start = split_module(built)
-        abstract = nnx.eval_shape(lambda: nnx.clone(built))
-    else:
-        start = None
-        # Only the structure: no weights are made here, nor a second time in init.
-        abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    # What is done to a built module later does not reach the network.
+    built = nnx.clone(build) if isinstance(build, nnx.Module) else None
+
+    def start(rngs: nnx.Rngs) -> nnx.Module:
+        if built is not None:
+            return nnx.clone(built)
+        with nnx.use_eager_sharding(False):  # Meshes read `Network.axes` instead.
+            return build(rngs)
+
+    # Only the structure: no weights are made here, nor a second time in init.
+    abstract = nnx.eval_shape(lambda: start(nnx.Rngs(0)))
     paths = dict(taps or {})
     _, _, randomness, _ = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
     stochastic = bool(nnx.to_flat_state(randomness))
@@ -110,7 +114,7 @@ def adapt_nnx(
     valid, editable = (*own, *paths), (*(own if stepped else ()), *paths)
 
     def init(key: PRNGKeyArray) -> Variables:
-        params, stats = split_module(build(nnx.Rngs(key))) if start is None else start
+        params, stats = split_module(start(nnx.Rngs(key)))
         return {"params": params, "stats": stats}
 
     def apply(
@@ -156,7 +160,7 @@ def adapt_nnx(
         return collect(result, captured, taps), {**variables, "stats": stats}
 
     cuts = tuple(getattr(abstract, "cuts", ())) if stepped else ()
-    return Adapted(init, apply, valid, cuts, abstract)
+    return Adapted(init, apply, valid, cuts, abstract, nnx_axes(abstract))
 
 
 OUTPUT = "watched_output"

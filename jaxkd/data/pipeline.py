@@ -42,12 +42,12 @@ class _Batches:
         return self._per_epoch * self._epochs
 
     def __repr__(self) -> str:
-        # In the iterators' state, to refuse another pipeline's. A function's repr holds
-        # its address, which is another one in every process.
+        # In the iterators' state, to refuse another pipeline's; more epochs of the same
+        # one go on. A function's repr holds its address, another in every process.
         transform = re.sub(r" at 0x[0-9a-f]+", "", repr(self._transform))
         return (
             f"Batches({self._source.name}, {len(self._source)} examples with checksum "
-            f"{self._source.fingerprint}, size {self._size}, {self._epochs} epochs, "
+            f"{self._source.fingerprint}, size {self._size}, "
             f"seed {self._seed}, transform {transform})"
         )
 

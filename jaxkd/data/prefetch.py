@@ -14,7 +14,7 @@ class Prefetch(Iterator):
     state is that of the batch returned last: what was read ahead is read again.
 
     Args:
-        iterator: with ``get_state`` and ``set_state``, as grain's have.
+        iterator: any; with ``get_state`` and ``set_state`` this has them too.
         place: ``batch -> batch`` on the device.
         size: batches on the device at most, the one being used among them.
 
@@ -27,19 +27,29 @@ class Prefetch(Iterator):
             raise ValueError(f"size must be at least 1 batch, got {size}")
         self._iterator, self._place, self._size = iterator, place, size
         self._ahead: deque[tuple[Batch, Any]] = deque()
-        self._state = iterator.get_state()
+        self._where = getattr(iterator, "get_state", lambda: None)
+        self._state = self._where()
 
     def __next__(self) -> Batch:
         """Return the next batch on the device."""
-        while len(self._ahead) < self._size:
-            batch = next(self._iterator, None)
-            if batch is None:
-                break
-            self._ahead.append((self._place(batch), self._iterator.get_state()))
+        self._read_ahead(self._size)
         if not self._ahead:
             raise StopIteration
         batch, self._state = self._ahead.popleft()
         return batch
+
+    def peek(self) -> Batch | None:
+        """Return the batch that is returned next, or None at the end."""
+        self._read_ahead(1)
+        return self._ahead[0][0] if self._ahead else None
+
+    def _read_ahead(self, size: int) -> None:
+        while len(self._ahead) < size:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                return
+            self._ahead.append((self._place(batch), self._where()))
 
     def get_state(self) -> Any:
         """Return the place after the batch returned last."""

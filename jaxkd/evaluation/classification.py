@@ -16,7 +16,7 @@ from jaxkd.evaluation.calibration import calibration_error
 from jaxkd.losses.basics import as_float
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence
 from jaxkd.network import Network
-from jaxkd.types import Inputs, Variables
+from jaxkd.types import Inputs, Variables, deployed
 
 
 def accuracy(
@@ -268,8 +268,11 @@ def evaluator(
     teacher_logits: np.ndarray | None = None,
     batch_size: int = 1000,
     transform: Transform | None = None,
-) -> Callable[[Variables], dict[str, float]]:
+) -> Callable[[Any], dict[str, float]]:
     """Return ``variables -> metrics`` of a network on a source.
+
+    Given a program's state, it measures the variables that are `jaxkd.types.deployed`:
+    `jaxkd.training.fit` takes it as its ``evaluate`` as it is.
 
     Args:
         network: the student.
@@ -290,8 +293,8 @@ def evaluator(
         )
     run = _forward(network, source, batch_size, transform)
 
-    def evaluate(variables: Variables) -> dict[str, float]:
-        logits, labels = run(variables)
+    def evaluate(state: Any) -> dict[str, float]:
+        logits, labels = run(deployed(state))
         if labels[0] is None:
             raise ValueError(f"data set {source.name!r} has no label to evaluate by")
         metrics = classification_metrics(logits, np.concatenate(labels), teacher_logits)

@@ -1,4 +1,8 @@
-"""How well a language model predicts the next token."""
+"""How well a language model predicts the next token.
+
+Given a program's state, the evaluators measure the variables that are
+`jaxkd.types.deployed`: `jaxkd.training.fit` takes one as its ``evaluate`` as it is.
+"""
 
 import math
 from collections import Counter
@@ -15,12 +19,12 @@ from jaxkd.losses.basics import expand_weights
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence, tempered
 from jaxkd.methods.base import batch_weights
 from jaxkd.network import Network
-from jaxkd.types import Batch, Variables
+from jaxkd.types import Batch, Variables, deployed
 
 
 def token_evaluator(
     network: Network, test: Examples, batch_size: int = 64
-) -> Callable[[Variables], dict[str, float]]:
+) -> Callable[[Any], dict[str, float]]:
     """Return ``variables -> metrics``: ``nll``, in nats a token, and ``perplexity``.
 
     Tokens that ``mask`` or ``weight`` leaves out do not count.
@@ -42,7 +46,7 @@ def fidelity_evaluator(
     teacher_variables: Variables,
     test: Examples,
     batch_size: int = 64,
-) -> Callable[[Variables], dict[str, float]]:
+) -> Callable[[Any], dict[str, float]]:
     """Return ``variables -> metrics`` of how closely a student follows its teacher.
 
     Means over tokens: ``teacher_kl``, KL(teacher ‖ student) in nats,
@@ -78,7 +82,7 @@ def fidelity_evaluator(
 
 def domain_evaluator(
     network: Network, domains: Mapping[str, Examples], batch_size: int = 64
-) -> Callable[[Variables], dict[str, float]]:
+) -> Callable[[Any], dict[str, float]]:
     """Return ``variables -> metrics``: the ``perplexity/…`` of every domain.
 
     Args:
@@ -94,9 +98,9 @@ def domain_evaluator(
         name: _evaluator(summed, test, batch_size) for name, test in domains.items()
     }
 
-    def evaluate(variables: Variables) -> dict[str, float]:
+    def evaluate(state: Any) -> dict[str, float]:
         return {
-            f"perplexity/{name}": measure(variables)["perplexity"]
+            f"perplexity/{name}": measure(state)["perplexity"]
             for name, measure in evaluators.items()
         }
 
@@ -130,10 +134,11 @@ def _masked_sums(
 
 def _evaluator(
     summed: Callable[..., Any], test: Examples, batch_size: int
-) -> Callable[[Variables], dict[str, float]]:
+) -> Callable[[Any], dict[str, float]]:
     size = min(batch_size, len(test))
 
-    def evaluate(variables: Variables) -> dict[str, float]:
+    def evaluate(state: Any) -> dict[str, float]:
+        variables = deployed(state)
         total: Counter[str] = Counter()
         count = 0.0
         for start in range(0, len(test), size):

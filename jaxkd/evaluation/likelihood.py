@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxkd.data.text.tokenizers import Tokenizer
 from jaxkd.losses.basics import as_float
 from jaxkd.network import Network
-from jaxkd.types import Variables
+from jaxkd.types import Variables, deployed
 
 Pair = tuple[Sequence[int], Sequence[int]]
 SHORTEST = 32
@@ -123,9 +123,10 @@ def choice_evaluator(
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     batch_size: int = 16,
-) -> Callable[[Variables], dict[str, float]]:
+) -> Callable[[Any], dict[str, float]]:
     """Return ``variables -> metrics`` of multiple choice by the options' likelihood.
 
+    Given a program's state, it measures the variables that are `jaxkd.types.deployed`.
     ``choice_accuracy`` chooses by the log-probability of the whole option,
     ``normalized_choice_accuracy`` by that over its characters (``acc`` and ``acc_norm``
     of lm-evaluation-harness, Gao et al. 2021).
@@ -156,8 +157,8 @@ def choice_evaluator(
         for option in question.options
     ]
 
-    def evaluate(variables: Variables) -> dict[str, float]:
-        found = iter(score(variables, pairs))
+    def evaluate(state: Any) -> dict[str, float]:
+        found = iter(score(deployed(state), pairs))
         right = np.zeros(2)
         for question in questions:
             total = np.array([next(found).log_probability for _ in question.options])

@@ -41,7 +41,9 @@ def taid_init(t_start: float = 0.4) -> TaidState:
     """
     if not 0 <= t_start < 1:
         raise ValueError(f"t_start must be in [0, 1), got {t_start}")
-    return TaidState(jnp.full((), t_start, float), jnp.full((), jnp.inf), jnp.zeros(()))
+    return TaidState(
+        jnp.full((), t_start, float), jnp.full((), jnp.inf, float), jnp.zeros(())
+    )
 
 
 def taid_target(

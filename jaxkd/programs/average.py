@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxkd.losses.basics import as_float
-from jaxkd.types import Batch, Metrics, Program
+from jaxkd.types import Batch, Metrics, Program, deployed
 
 
 @flax.struct.dataclass
@@ -24,11 +24,16 @@ class AveragedState:
     program: Any
     average: Any
 
+    @property
+    def deployed(self) -> Any:
+        """The average."""
+        return self.average
+
 
 def with_average(
     program: Program,
     decay: float,
-    of: Callable[[Any], PyTree] = lambda state: state.student,
+    of: Callable[[Any], PyTree] = deployed,
 ) -> Program:
     """Return the program that also keeps an exponential moving average (EMA).
 
@@ -39,7 +44,7 @@ def with_average(
     Args:
         program: any.
         decay: in [0, 1); 0.999 averages over about the last 1,000 steps.
-        of: ``state -> the part to average``; the student's variables by default.
+        of: ``state -> the part to average``; what it is trained for by default.
 
     Raises:
         ValueError: a decay out of range.

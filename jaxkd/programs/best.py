@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jaxkd.types import Batch, Metrics, Program
+from jaxkd.types import Batch, Metrics, Program, deployed
 
 
 @flax.struct.dataclass
@@ -29,11 +29,16 @@ class BestState:
     since: Any
     steps: Any
 
+    @property
+    def deployed(self) -> Any:
+        """The best."""
+        return self.best
+
 
 def with_best(
     program: Program,
     score: Callable[[Any, Batch], Array],
-    of: Callable[[Any], PyTree] = lambda state: state.student,
+    of: Callable[[Any], PyTree] = deployed,
 ) -> Program:
     """Return the program that also keeps its best weights, for early stopping.
 
@@ -44,7 +49,7 @@ def with_best(
         program: any.
         score: ``(state, batch) ->`` a scalar that is better when higher, such as the
             accuracy on validation nodes, computed in the same compiled step.
-        of: ``state -> the part to keep``; the student's variables by default.
+        of: ``state -> the part to keep``; what it is trained for by default.
 
     Returns:
         A program whose state is a `BestState`. It adds the metric ``score``.

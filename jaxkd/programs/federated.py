@@ -20,7 +20,7 @@ from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.methods.base import masked_loss
 from jaxkd.network import Network
 from jaxkd.programs.update import Keys, Player, descend
-from jaxkd.types import Batch, Metrics, Program
+from jaxkd.types import Batch, Loss, Metrics, Program
 
 Aggregate = Callable[
     [Float[Array, "clients samples classes"], Bool[Array, "clients samples"]],
@@ -153,7 +153,7 @@ def fd_client(
         def step(state: ClientState, drawn: Any) -> tuple[ClientState, Array]:
             part, key = drawn
 
-            def loss(logits: Array) -> Array:
+            def loss(logits: Array) -> Loss:
                 return masked_loss(cross_entropy_loss(logits, part["label"]), part)
 
             return move(state, part, key, loss)
@@ -182,7 +182,7 @@ def fd_client(
         def step(state: ClientState, drawn: Any) -> tuple[ClientState, Array]:
             rows, key = drawn
 
-            def loss(logits: Array) -> Array:
+            def loss(logits: Array) -> Loss:
                 losses = fd_distill_loss(
                     logits, targets[rows], valid[rows], temperature
                 )

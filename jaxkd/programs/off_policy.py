@@ -94,6 +94,8 @@ class OffPolicyState:
         """Return the student's variables."""
         return self.distillation.student
 
+    deployed = student
+
 
 def off_policy(
     student: Network,

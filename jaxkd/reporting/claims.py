@@ -1,24 +1,35 @@
-"""Claims of a paper as predicates over an experiment's records.
+"""Claims of a paper, and what an experiment's records say of them.
 
-A claim is judged by means over seeds and their standard errors, and may come out as
-failing or as not established: a report says so, with the numbers.
+`contrast` judges every comparison of what varies with the seed, `observed` every check
+of what does not; `all_of` joins several into one. A claim may come out as failing or as
+not established: a report says so, with the numbers.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from jaxkd.reporting.comparisons import (
-    compared,
-    count,
-    difference_and_noise,
-    two_summaries,
-    usable_summary,
+from jaxkd.checks import unknown_name
+from jaxkd.reporting.metrics import higher_is_better
+from jaxkd.reporting.quantities import (
+    NotComparable,
+    Quantity,
+    Side,
+    paired,
+    quantity,
     within,
 )
-from jaxkd.reporting.records import Record, select, summarize
+from jaxkd.reporting.records import Record, summarize
 from jaxkd.reporting.records import methods as methods_run
-from jaxkd.reporting.tables import format_summary, format_value, metric_name
+from jaxkd.reporting.statistics import (
+    LEVEL,
+    Kind,
+    check_margin,
+    holm,
+    paired_test,
+)
+from jaxkd.reporting.tables import compact, format_summary, metric_name
 
 
 class Status(StrEnum):
@@ -27,6 +38,8 @@ class Status(StrEnum):
     HOLDS = "HOLDS"
     FAILS = "FAILS"
     NOT_ESTABLISHED = "NOT ESTABLISHED"
+    AS_CLAIMED = "OBSERVED (as claimed)"
+    AGAINST = "OBSERVED (against)"
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,28 @@ class Verdict:
     """The outcome of judging a claim.
 
     Attributes:
-        status: HOLDS, FAILS or NOT ESTABLISHED.
+        status: of this claim, taken alone.
         numbers: a sentence with the numbers that decided, or what is missing.
+        p_values: against the claim's opposite and against the claim; None where no test
+            was made.
+        corrected: the status after Holm's correction for all claims that were judged
+            with this one by `judge_all`; None where no test was made.
     """
 
     status: Status
     numbers: str
+    p_values: tuple[float, float] | None = None
+    corrected: Status | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether Holm's correction changes the status."""
+        return self.corrected not in (None, self.status)
+
+    def __str__(self) -> str:
+        """Return the status, and beside it the corrected one where it differs."""
+        after = f" (after Holm: {self.corrected})" if self.differs else ""
+        return f"{self.status}{after}"
 
 
 @dataclass(frozen=True)
@@ -66,316 +95,253 @@ class Claim:
         return self.method in run if self.method else bool(run)
 
 
-def exceeds(
-    better: str,
-    worse: str,
+def contrast(
+    a: Side,
+    b: Side,
     metric: str,
-    setting: str = "",
-    errors: float = 2.0,
     margin: float = 0.0,
+    kind: Kind = "superiority",
+    *,
+    setting: str = "",
+    lower: bool | None = None,
+    because: str = "",
+    name: str = "",
 ) -> Claim:
-    """Claim that one method's metric is above another's by more than the noise.
+    """Claim that ``a`` is better than ``b``, not worse, or the same, by a margin.
 
-    It holds if the difference of the means, less the margin, is above ``errors``
-    combined standard errors, √(se₁² + se₂²), fails if it is below minus that, and
-    otherwise, or without two seeds of each, is not established.
+    Both are paired by seed, as students of one seed share their first weights and the
+    order of their batches. The claim holds if the one-sided 95 % bound of the mean
+    difference, by Student's t, clears the margin, and fails if the opposite bound does
+    (`jaxkd.reporting.statistics.paired_test`). Otherwise it is not established, nor is
+    it with fewer than 2 pairs, or where one seed has only one of the two.
 
     Args:
-        better: the method said to be above.
-        worse: the method said to be below.
-        metric: a record's metric.
-        setting: a record's setting.
-        errors: how many combined standard errors.
-        margin: by how much it is said to be above, in the metric's unit.
+        a: what the claim is about: an arm's name, or a `Quantity`.
+        b: what it is compared with: the same, or a number.
+        metric: a record's; it gives the unit, and which end is good.
+        margin: in the metric's unit. It is how far ``a`` is to be better in a
+            superiority, and the largest difference that does not matter in the others.
+        kind: ``"superiority"``, ``"non-inferiority"`` or ``"equivalence"``.
+        setting: a record's.
+        lower: whether ``a`` is to be lower; None for the metric's good end.
+        because: why a larger difference than the margin would matter, in a clause;
+            non-inferiority and equivalence need it.
+        name: instead of the one made of these.
+
+    Raises:
+        ValueError: the margin does not fit the kind, it has no reason, or the metric
+            has no good end and ``lower`` is None.
     """
-
-    def judge(records: Sequence[Record]) -> Verdict:
-        found = two_summaries(records, better, worse, metric, setting)
-        if isinstance(found, str):
-            return Verdict(Status.NOT_ESTABLISHED, found)
-        difference, noise = difference_and_noise(*found, errors)
-        if difference - margin > noise:
-            status = Status.HOLDS
-        elif difference - margin < -noise:
-            status = Status.FAILS
-        else:
-            status = Status.NOT_ESTABLISHED
-        return Verdict(status, compared(better, worse, metric, *found, errors))
-
-    return Claim(
-        f"{better} above {worse}{_by(metric, margin)} in {metric_name(metric)}"
-        f"{within(setting)}",
-        f"{better} is above {worse} in {metric_name(metric)} by more than "
-        f"{_and(metric, margin)}{errors:g} combined standard errors",
-        judge,
-        better,
-        setting,
-    )
-
-
-def exceeds_in_pairs(
-    better: str, worse: str, metric: str, setting: str = "", errors: float = 2.0
-) -> Claim:
-    """Claim that one method's metric is above another's, seed by seed.
-
-    Students of one seed share their first weights and the order of their batches, and
-    differ less than students of two. It holds if the mean of the seeds' differences is
-    above ``errors`` of its standard errors, fails if it is below minus that, and
-    otherwise, or without two seeds that both have, is not established.
-
-    Args:
-        better: the method said to be above.
-        worse: the method said to be below.
-        metric: a record's metric.
-        setting: a record's setting.
-        errors: how many standard errors.
-    """
-
-    def judge(records: Sequence[Record]) -> Verdict:
-        found = two_summaries(records, better, worse, metric, setting)
-        if isinstance(found, str):
-            return Verdict(Status.NOT_ESTABLISHED, found)
-        high, low = (
-            {r.seed: r.value for r in select(records, method, metric, setting)}
-            for method in (better, worse)
+    check_margin(margin, kind)
+    if kind != "superiority" and not because:
+        raise ValueError(
+            f"because is empty: say in a clause why {margin:g} is the margin of "
+            f"{kind} in {metric}"
         )
-        pairs = [high[seed] - low[seed] for seed in high if seed in low]
+    if lower is None and kind != "equivalence":
+        higher = higher_is_better(metric)
+        if higher is None:
+            raise ValueError(
+                f"{metric} has no better end in jaxkd.reporting.metrics: say whether "
+                "a is to be the lower one by lower=True or lower=False"
+            )
+        lower = not higher
+    sign = -1 if lower else 1
+    first, second = quantity(a, metric), quantity(b, metric)
+
+    def judge(records: Sequence[Record]) -> Verdict:
+        try:
+            pairs = paired(first, second, records, metric, setting)
+        except NotComparable as problem:
+            return Verdict(Status.NOT_ESTABLISHED, str(problem))
+        text = _sides(first, second, pairs, metric, _mean)
         if len(pairs) < 2:
-            return Verdict(Status.NOT_ESTABLISHED, "fewer than 2 seeds have both")
-        gap = summarize(pairs)
-        status = Status.NOT_ESTABLISHED
-        if abs(gap.mean) > errors * gap.error:
-            status = Status.HOLDS if gap.mean > 0 else Status.FAILS
-        mean, noise = (
-            format_value(metric, x, extra=1) for x in (gap.mean, errors * gap.error)
-        )
+            return Verdict(Status.NOT_ESTABLISHED, f"{text}; one pair, 2 are needed")
+        found = paired_test([sign * (x - y) for x, y in pairs.values()], margin, kind)
+        bounds = sorted(sign * bound for bound in (found.lower, found.upper))
+        low, high, mean = (compact(metric, x) for x in (*bounds, sign * found.mean))
+        status = _status(found.p_holds, found.p_fails)
+        p = found.p_fails if status is Status.FAILS else found.p_holds
         return Verdict(
             status,
-            f"{better} {format_summary(metric, found[0])}, {worse} "
-            f"{format_summary(metric, found[1])}; mean of {len(pairs)} differences "
-            f"{mean}, {errors:g} × its standard error {noise}, in "
-            f"{metric_name(metric)}",
+            f"{text}; difference {mean} in {len(pairs)} pairs, 95 % bounds {low} and "
+            f"{high}, p {p:.2g}",
+            (found.p_holds, found.p_fails),
         )
 
+    amount = compact(metric, margin, 6)
+    good, bad = ("below", "above") if lower else ("above", "below")
+    relation = {
+        "superiority": f"more than {amount} {good}" if margin else good,
+        "non-inferiority": f"less than {amount} {bad}",
+        "equivalence": f"within {amount} of",
+    }[kind]
+    short = f"{first.name} {relation} {second.name} in {metric_name(metric)}"
+    reason = f"; the margin: {because}" if because else ""
     return Claim(
-        f"{better} above {worse} in {metric_name(metric)}, seed by seed"
-        f"{within(setting)}",
-        f"{better} is above {worse} in {metric_name(metric)} by more than {errors:g} "
-        "standard errors of the seeds' differences",
+        name or short + within(setting),
+        f"{kind}: {short}, on average over seeds{reason}",
         judge,
-        better,
-        setting,
+        first.arm,
+        first.setting or setting,
     )
 
 
-def not_below(
-    method: str,
-    reference: str,
+def observed(
+    a: Side,
+    relation: str,
+    b: Side,
     metric: str,
+    *,
     setting: str = "",
-    errors: float = 1.0,
-    margin: float = 0.0,
+    name: str = "",
 ) -> Claim:
-    """Claim that a method's metric is not below a reference's by more than the noise.
+    """Claim a relation of numbers that do not vary with the seed, such as bytes.
 
-    It holds if the method's mean is at least the reference's minus the margin and
-    ``errors`` combined standard errors, √(se₁² + se₂²), and fails otherwise; without
-    two seeds of each it is not established.
+    No error is known, so that it is only observed: as claimed if the relation is that
+    of every pair, and else against.
 
     Args:
-        method: the method said not to be below.
-        reference: what it is compared with.
-        metric: a record's metric.
-        setting: a record's setting.
-        errors: how many combined standard errors.
-        margin: by how much it may be below besides, in the metric's unit.
-    """
-
-    def judge(records: Sequence[Record]) -> Verdict:
-        found = two_summaries(records, method, reference, metric, setting)
-        if isinstance(found, str):
-            return Verdict(Status.NOT_ESTABLISHED, found)
-        difference, noise = difference_and_noise(*found, errors)
-        status = Status.HOLDS if difference >= -margin - noise else Status.FAILS
-        return Verdict(status, compared(method, reference, metric, *found, errors))
-
-    return Claim(
-        f"{method} not below {reference}{_by(metric, margin)} in "
-        f"{metric_name(metric)}{within(setting)}",
-        f"{method} is not below {reference} in {metric_name(metric)} by more than "
-        f"{_and(metric, margin)}{errors:g} combined standard errors",
-        judge,
-        method,
-        setting,
-    )
-
-
-def at_most(
-    method: str, reference: str, metric: str, share: float, setting: str = ""
-) -> Claim:
-    """Claim that a method's metric is at most a share of a reference's.
-
-    It holds if the method's mean is at most ``share`` times the reference's, and fails
-    otherwise; it is not established where records are missing.
-
-    Args:
-        method: the method said to be low.
-        reference: what it is compared with.
-        metric: a record's metric, above 0.
-        share: such as 0.5 for "at most half".
-        setting: a record's setting.
+        a: what the claim is about: an arm's name, or a `Quantity`.
+        relation: ``"<"``, ``"<="``, ``">"`` or ``">="``.
+        b: what it is compared with: the same, or a number.
+        metric: a record's; it gives the unit.
+        setting: a record's.
+        name: instead of the one made of these.
 
     Raises:
-        ValueError: a share that is not above 0.
+        ValueError: an unknown relation.
     """
-    if share <= 0:
-        raise ValueError(f"share must be above 0, got {share}: 0.5 is a half")
+    if relation not in RELATIONS:
+        raise ValueError(unknown_name("relation", relation, RELATIONS))
+    first, second = quantity(a, metric), quantity(b, metric)
 
     def judge(records: Sequence[Record]) -> Verdict:
-        low, high = (
-            usable_summary(records, m, metric, setting) for m in (method, reference)
-        )
-        if isinstance(low, str) or isinstance(high, str):
-            problems = [x for x in (low, high) if isinstance(x, str)]
-            return Verdict(Status.NOT_ESTABLISHED, "; ".join(problems))
-        holds = low.mean <= share * high.mean
+        try:
+            pairs = paired(first, second, records, metric, setting)
+        except NotComparable as problem:
+            return Verdict(Status.NOT_ESTABLISHED, str(problem))
+        true = sum(RELATIONS[relation](x, y) for x, y in pairs.values())
         return Verdict(
-            Status.HOLDS if holds else Status.FAILS,
-            f"{method} {format_summary(metric, low)} ({count(low.seeds, 'seed')}), "
-            f"{reference} {format_summary(metric, high)} "
-            f"({count(high.seeds, 'seed')}); {low.mean / high.mean:.3g} of it, in "
-            f"{metric_name(metric)}",
+            Status.AS_CLAIMED if true == len(pairs) else Status.AGAINST,
+            f"{_sides(first, second, pairs, metric, _range)}: in {true} of "
+            f"{len(pairs)}",
         )
 
+    name = name or f"{first.name} {relation} {second.name} in {metric_name(metric)}"
     return Claim(
-        f"{method} at most {share:g} of {reference} in {metric_name(metric)}"
-        f"{within(setting)}",
-        f"{method}'s {metric_name(metric)} is at most {share:g} times {reference}'s",
+        name + within(setting),
+        f"{first.name} {relation} {second.name} in {metric_name(metric)}, in every "
+        "record",
         judge,
-        method,
-        setting,
+        first.arm,
+        first.setting or setting,
     )
 
 
-def every_seed_above(
-    method: str, metric: str, bound: float, setting: str = ""
-) -> Claim:
-    """Claim that a method's metric is above a number, whatever the seed.
-
-    It holds if the lowest of the seeds' values is above ``bound``, and fails otherwise;
-    it is not established where records are missing. One seed is enough.
-
-    Args:
-        method: the method said to be above.
-        metric: a record's metric.
-        bound: in the metric's unit.
-        setting: a record's setting.
-    """
-
-    def judge(records: Sequence[Record]) -> Verdict:
-        found = usable_summary(records, method, metric, setting)
-        if isinstance(found, str):
-            return Verdict(Status.NOT_ESTABLISHED, found)
-        lowest = min(r.value for r in select(records, method, metric, setting))
-        return Verdict(
-            Status.HOLDS if lowest > bound else Status.FAILS,
-            f"{method} {format_summary(metric, found)}, at the least "
-            f"{format_value(metric, lowest)} ({count(found.seeds, 'seed')}), in "
-            f"{metric_name(metric)}",
-        )
-
-    return Claim(
-        f"{method} above {format_value(metric, bound)} in {metric_name(metric)}"
-        f"{within(setting)}",
-        f"{method}'s {metric_name(metric)} is above {format_value(metric, bound)} in "
-        "every seed",
-        judge,
-        method,
-        setting,
-    )
+RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
-def falls_by(
-    metric_first: str,
-    metric_last: str,
-    share: float,
-    methods: Sequence[str],
-    setting: str = "",
-) -> Claim:
-    """Claim that a quantity falls by a share of itself, in each of some methods.
+def all_of(name: str, claims: Sequence[Claim]) -> Claim:
+    """Claim several things at once, such as a fall from each of some arms to the next.
 
-    It holds if every method's mean of ``metric_last`` is at most ``1 − share`` times
-    its mean of ``metric_first``, fails if one's is above, and is otherwise not
-    established where records are missing. One seed is enough: no error is compared.
+    It holds if each of them holds, which needs no correction, and fails if one of them
+    fails after Bonferroni's correction for their number.
 
     Args:
-        metric_first: the metric before, such as a loss after the first epoch.
-        metric_last: the metric after.
-        share: in (0, 1]; 0.5 for a fall by half.
-        methods: all must show it.
-        setting: a record's setting.
+        name: of the whole.
+        claims: all contrasts, or all observed.
 
     Raises:
-        ValueError: ``share`` is outside (0, 1], or there is no method.
+        ValueError: no claims.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}: 0.5 is a fall by half")
-    if not methods:
-        raise ValueError("methods is empty: name the methods that must show the fall")
+    if not claims:
+        raise ValueError(f"claims is empty: say what {name!r} consists of")
 
     def judge(records: Sequence[Record]) -> Verdict:
-        left, problems, seeds = {}, [], []
-        absent = [
-            method
-            for method in methods
-            if not select(records, method, metric_first, setting)
-            and not select(records, method, metric_last, setting)
-        ]
-        if absent:
-            problems.append(f"no records of {', '.join(absent)}{within(setting)}")
-        for method in methods:
-            if method in absent:
-                continue
-            first = usable_summary(records, method, metric_first, setting)
-            last = usable_summary(records, method, metric_last, setting)
-            if isinstance(first, str) or isinstance(last, str):
-                problems += [x for x in (first, last) if isinstance(x, str)]
-            elif first.mean <= 0:
-                problems.append(
-                    f"{method} starts at {format_value(metric_first, first.mean)}, of "
-                    "which a share means nothing"
-                )
-            else:
-                left[method] = last.mean / first.mean
-                seeds.append(min(first.seeds, last.seeds))
-        high = [method for method, rest in left.items() if rest > 1 - share]
-        sentences = []
-        if left:
-            worst = max(left, key=left.__getitem__)
-            sentences.append(
-                f"{len(left) - len(high)} of {len(left)} methods, "
-                f"{count(min(seeds), 'seed')} each at least; most is left in {worst}: "
-                f"{100 * left[worst]:.3g} % of {metric_first}"
-            )
-        if high:
-            sentences.append(f"above {100 * (1 - share):g} %: {', '.join(high)}")
-        if problems:
-            sentences.append("; ".join(problems))
-        status = Status.NOT_ESTABLISHED if problems else Status.HOLDS
-        return Verdict(Status.FAILS if high else status, ". ".join(sentences))
+        parts = [(claim, claim.judge(records)) for claim in claims]
+        good = [v for _, v in parts if v.status in (Status.HOLDS, Status.AS_CLAIMED)]
+        text = f"{len(good)} of {len(parts)}: " + "; ".join(
+            f"{claim.name} {verdict.status}, {verdict.numbers}"
+            for claim, verdict in parts
+            if len(parts) < 4 or verdict not in good
+        )
+        statuses = {verdict.status for _, verdict in parts}
+        tests = [v.p_values for _, v in parts if v.p_values is not None]
+        if len(tests) == len(parts):
+            p_holds = max(p for p, _ in tests)
+            p_fails = min(1.0, len(tests) * min(p for _, p in tests))
+            return Verdict(_status(p_holds, p_fails), text, (p_holds, p_fails))
+        if statuses <= {Status.AS_CLAIMED, Status.AGAINST}:
+            return Verdict(max(statuses, key=list(Status).index), text)
+        return Verdict(Status.NOT_ESTABLISHED, text)
 
     return Claim(
-        f"{metric_last} falls{within(setting)}",
-        f"{metric_last} is at least {100 * share:g} % below {metric_first} in "
-        f"{', '.join(methods)}",
+        name,
+        "; ".join(claim.statement for claim in claims),
         judge,
-        setting=setting,
+        setting=claims[0].setting,
     )
 
 
-def _by(metric: str, margin: float) -> str:
-    return f" by {format_value(metric, margin)}" if margin else ""
+def judge_all(
+    claims: Sequence[Claim], records: Sequence[Record]
+) -> list[tuple[Claim, Verdict]]:
+    """Judge an experiment's claims that apply to its records, with Holm's correction.
+
+    The chance that any claim is said to hold which does not is below 5 % for corrected
+    verdicts, and so is the chance that any is said to fail which does not.
+
+    Args:
+        claims: the experiment's; those on methods not run are left out.
+        records: of one results file.
+    """
+    judged = [(c, c.judge(records)) for c in claims if c.applies(records)]
+    tests = [v.p_values for _, v in judged if v.p_values is not None]
+    corrected = iter(
+        zip(holm([p for p, _ in tests]), holm([p for _, p in tests]), strict=True)
+    )
+    return [
+        (c, v)
+        if v.p_values is None
+        else (c, replace(v, corrected=_status(*next(corrected))))
+        for c, v in judged
+    ]
 
 
-def _and(metric: str, margin: float) -> str:
-    return f"{format_value(metric, margin)} and " if margin else ""
+def _status(p_holds: float, p_fails: float) -> Status:
+    if p_holds < LEVEL:
+        return Status.HOLDS
+    return Status.FAILS if p_fails < LEVEL else Status.NOT_ESTABLISHED
+
+
+def _sides(
+    first: Quantity,
+    second: Quantity,
+    pairs: Mapping[Hashable, tuple[float, float]],
+    metric: str,
+    describe: Callable[[str, Sequence[float]], str],
+) -> str:
+    """Describe both sides' values; a number that the claim's name has is left out."""
+    columns = zip((first, second), zip(*pairs.values(), strict=True), strict=True)
+    return ", ".join(
+        f"{side.name} {describe(metric, values)}"
+        for side, values in columns
+        if side.name != compact(metric, values[0], 6)
+    )
+
+
+def _range(metric: str, values: Sequence[float]) -> str:
+    low, high = (compact(metric, x) for x in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _mean(metric: str, values: Sequence[float]) -> str:
+    if min(values) == max(values):
+        return compact(metric, values[0])
+    return format_summary(metric, summarize(values))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from jaxkd.reporting.claims import Claim, Status, Verdict
+from jaxkd.reporting.claims import Claim, Status, Verdict, judge_all
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.results import Results
 from jaxkd.reporting.tables import (
@@ -18,6 +18,7 @@ from jaxkd.reporting.tables import (
     Paper,
     comparison,
     layout,
+    legend,
     markdown_escape,
     markdown_table,
     measured,
@@ -29,15 +30,25 @@ COLORS = {
     Status.HOLDS: "green",
     Status.FAILS: "red",
     Status.NOT_ESTABLISHED: "yellow",
+    Status.AS_CLAIMED: "cyan",
+    Status.AGAINST: "magenta",
 }
+WIDTH = max(map(len, Status)) + 1
+
+JUDGED = (
+    "Claims are judged by differences paired by seed: one-sided 95 % bounds by "
+    "Student's t, and p against the opposite of the verdict. Holm's correction is for "
+    "all claims of the run. What does not vary with the seed is only observed."
+)
+"""How verdicts are to be read."""
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1f2328; --soft: #59616b;
   --line: #d8dce1; --fill: #f5f6f8; --best: #0b6e4f;
-  --holds: #0b6e4f; --fails: #b42318; --open: #8a5a00; }
+  --holds: #0b6e4f; --fails: #b42318; --open: #8a5a00; --seen: #0a6080; }
 @media (prefers-color-scheme: dark) { :root { --page: #14171b; --ink: #e6e8eb;
   --soft: #9aa3ad; --line: #343a42; --fill: #1d2126; --best: #5fd3a6;
-  --holds: #5fd3a6; --fails: #ff8a7a; --open: #f0c05a; } }
+  --holds: #5fd3a6; --fails: #ff8a7a; --open: #f0c05a; --seen: #6cc5e8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem;
   background: var(--page); color: var(--ink);
@@ -62,9 +73,11 @@ ul.claims li { margin: 0 0 .6rem; padding: .7rem .9rem; background: var(--fill);
 ul.claims p { margin: .2rem 0 0; font-size: .9rem; }
 .badge { color: var(--open); font-size: .8rem; font-weight: 700; }
 ul.claims .holds { border-color: var(--holds); }
-ul.claims .fails { border-color: var(--fails); }
+ul.claims .fails, ul.claims .against { border-color: var(--fails); }
+ul.claims .as_claimed { border-color: var(--seen); }
 .holds .badge { color: var(--holds); }
-.fails .badge { color: var(--fails); }
+.fails .badge, .against .badge { color: var(--fails); }
+.as_claimed .badge { color: var(--seen); }
 figure { margin: 0 0 1.5rem; }
 figure img { display: block; width: 100%; height: auto; padding: .5rem;
   background: #fff; border: 1px solid var(--line); border-radius: 6px; }
@@ -77,6 +90,7 @@ def print_report(
     results: Results,
     claims: Sequence[Claim],
     paper: Paper | None = None,
+    varies: Sequence[str] = (),
 ) -> None:
     """Print an experiment's tables, and its claims with their verdicts.
 
@@ -85,6 +99,7 @@ def print_report(
         results: the experiment's.
         claims: to judge by its records.
         paper: the paper's numbers.
+        varies: what differs between seeds, such as the split or the teacher.
     """
     metrics, others = measured(results.records)
     console.print()
@@ -92,23 +107,31 @@ def print_report(
     if others:
         names = Text(f"also measured, on the page: {', '.join(others)}", style="dim")
         console.print(names)
+    if varies:
+        console.print(Text(_varying(varies), style="dim"))
     if claims:
         console.print(Text("\nclaims", style="bold"))
-    judged = [claim for claim in claims if claim.applies(results.records)]
-    for claim in judged:
-        verdict = claim.judge(results.records)
+    judged = judge_all(claims, results.records)
+    for claim, verdict in judged:
         line = Text.assemble(
-            (f"{verdict.status:<17}", f"bold {COLORS[verdict.status]}"), claim.name
+            (f"{verdict.status:<{WIDTH}}", f"bold {COLORS[verdict.status]}"), claim.name
         )
         console.print(Padding(line, (0, 0, 0, 2)))
-        console.print(Padding(Text(verdict.numbers, style="dim"), (0, 0, 0, 19)))
+        note = f"after Holm {verdict.corrected}; " if verdict.differs else ""
+        text = Text(note + verdict.numbers, style="dim")
+        console.print(Padding(text, (0, 0, 0, WIDTH + 2)))
     if len(judged) < len(claims):
         left = len(claims) - len(judged)
         console.print(Text(f"  {left} claims are about methods not run", style="dim"))
+    if judged:
+        console.print(Text(JUDGED, style="dim"))
 
 
 def markdown_report(
-    results: Results, claims: Sequence[Claim], paper: Paper | None = None
+    results: Results,
+    claims: Sequence[Claim],
+    paper: Paper | None = None,
+    varies: Sequence[str] = (),
 ) -> str:
     """Return an experiment's tables and claims in Markdown, as its README holds them.
 
@@ -116,17 +139,27 @@ def markdown_report(
         results: the experiment's.
         claims: to judge by its records; those on methods not run are left out.
         paper: the paper's numbers.
+        varies: what differs between seeds, such as the split or the teacher.
     """
     metrics, _ = measured(results.records)
     lines = [markdown_table(results.records, metrics, paper)]
-    judged = [claim for claim in claims if claim.applies(results.records)]
+    if varies:
+        lines += [_varying(varies), ""]
+    judged = judge_all(claims, results.records)
     if judged:
         lines += ["| claim | verdict | numbers |", "| --- | --- | --- |"]
-    for claim in judged:
-        verdict = claim.judge(results.records)
-        cells = (claim.name, verdict.status, verdict.numbers)
+    for claim, verdict in judged:
+        cells = (claim.name, str(verdict), verdict.numbers)
         lines.append(f"| {' | '.join(map(markdown_escape, cells))} |")
     return "\n".join(lines)
+
+
+def report_folder(results_file: str | Path) -> Path:
+    """Return the folder of a results file's report: beside it, and of its name.
+
+    Results files of one folder have different names, so that no two share a report.
+    """
+    return Path(results_file).with_suffix("")
 
 
 def write_report(
@@ -134,6 +167,7 @@ def write_report(
     claims: Sequence[Claim],
     folder: str | Path,
     paper: Paper | None = None,
+    varies: Sequence[str] = (),
 ) -> list[Path]:
     """Write an experiment's plots, and a page that holds everything in one file.
 
@@ -141,8 +175,10 @@ def write_report(
         results: the experiment's.
         claims: to judge by its records; those on methods not run are left out.
         folder: where ``report.html``, ``comparison.png`` and, where records have
-            curves of accuracy, ``curves.png`` go; made if it is missing.
+            curves of accuracy, ``curves.png`` go; made if it is missing. Nothing is
+            written elsewhere (`report_folder` names one).
         paper: the paper's numbers.
+        varies: what differs between seeds, such as the split or the teacher.
 
     Returns:
         The files' paths, the page first.
@@ -158,9 +194,8 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plots = _plots(results.records, folder)
-    claims = [claim for claim in claims if claim.applies(results.records)]
     page = folder / "report.html"
-    page.write_text(_page(results, claims, paper, plots), encoding="utf-8")
+    page.write_text(_page(results, claims, paper, varies, plots), encoding="utf-8")
     return [page, *plots]
 
 
@@ -187,12 +222,14 @@ def _page(
     results: Results,
     claims: Sequence[Claim],
     paper: Paper | None,
+    varies: Sequence[str],
     plots: Mapping[Path, str],
 ) -> str:
     title = f"{results.experiment}, preset {results.preset}"
     metrics, others = measured(results.records)
     rows = layout(comparison(results.records, metrics, paper), metrics, intervals=True)
-    verdicts = [(claim, claim.judge(results.records)) for claim in claims]
+    verdicts = judge_all(claims, results.records)
+    notes = (_varying(varies) if varies else "", legend(rows))
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_summary(results, verdicts))}</p>',
@@ -201,10 +238,14 @@ def _page(
         '<p class="soft">± is the standard error over seeds; the interval is by '
         "Student's t. The best student of each column is in bold. Seconds are the mean "
         "wall time of a run.</p>",
+        *(f'<p class="soft">{escape(note)}</p>' for note in notes if note),
     ]
     if verdicts:
         items = "".join(_claim(claim, verdict) for claim, verdict in verdicts)
-        parts.append(f'<h2>Claims</h2>\n<ul class="claims">{items}</ul>')
+        parts.append(
+            f'<h2>Claims</h2>\n<p class="soft">{escape(JUDGED)}</p>\n'
+            f'<ul class="claims">{items}</ul>'
+        )
     parts += ["<h2>Plots</h2>", *(_figure(path, text) for path, text in plots.items())]
     if others:
         also = layout(comparison(results.records, others, paper), others)
@@ -228,6 +269,10 @@ def _summary(results: Results, verdicts: Iterable[tuple[Claim, Verdict]]) -> str
     counts = [f"{found.count(s)} {s}" for s in Status if s in found]
     judged = f" Claims: {', '.join(counts)}." if counts else ""
     return f"Run of {results.date}, {results.seconds:,.0f} seconds in all.{judged}"
+
+
+def _varying(varies: Sequence[str]) -> str:
+    return f"What varies between seeds: {', '.join(varies)}."
 
 
 def _commit(results: Results) -> str:
@@ -257,9 +302,9 @@ def _table(grid: Grid) -> str:
 
 
 def _claim(claim: Claim, verdict: Verdict) -> str:
-    kind = verdict.status.lower().replace(" ", "-")
+    kind = verdict.status.name.lower()
     return (
-        f'\n<li class="{kind}"><span class="badge">{escape(verdict.status)}</span> '
+        f'\n<li class="{kind}"><span class="badge">{escape(str(verdict))}</span> '
         f"<strong>{escape(claim.name)}</strong><p>{escape(claim.statement)}</p>"
         f'<p class="soft">{escape(verdict.numbers)}</p></li>'
     )

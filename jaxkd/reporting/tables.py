@@ -1,7 +1,7 @@
 """Tables of methods: mean ± standard error over seeds, beside the paper's numbers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,10 +25,30 @@ TEACHER = "teacher"
 
 MISSING = "–"
 
-Paper = Mapping[str, Mapping[str, float]]
+RECALLED = "†"
+"""Marks a paper's number that was not read in the paper or its code."""
+
+
+@dataclass(frozen=True)
+class PaperValue:
+    """A number that a paper reports.
+
+    Attributes:
+        value: in the records' unit.
+        where: the table, figure or file it stands in.
+        checked: whether it was read there; otherwise it is recalled from memory.
+    """
+
+    value: float
+    where: str
+    checked: bool
+
+
+Paper = Mapping[str, Mapping[str, PaperValue | float]]
 """A paper's numbers in the records' units: method -> metric -> value.
 
-A key ``"setting/method"`` holds for that setting only and goes before ``"method"``.
+A key ``"setting/method"`` holds for that setting only and goes before ``"method"``. A
+bare number counts as recalled.
 """
 
 
@@ -48,7 +68,7 @@ class Row:
     setting: str
     method: str
     summaries: dict[str, Summary]
-    paper: dict[str, float]
+    paper: dict[str, PaperValue]
     seeds: int
     seconds: float
 
@@ -90,6 +110,12 @@ def format_value(metric: str, value: float, extra: int = 0) -> str:
     if metric in METRICS:
         return f"{value:.{3 + extra}f}"
     return f"{value:.{4 + extra}g}"
+
+
+def compact(metric: str, value: float, digits: int = 3) -> str:
+    """Return a value as text with some significant digits, in the metric's unit."""
+    unit = 100 if metric_name(metric).endswith("%") else 1
+    return f"{unit * value + 0.0:.{digits}g}"  # + 0.0 makes 0 of −0
 
 
 def format_summary(metric: str, summary: Summary) -> str:
@@ -144,7 +170,7 @@ def comparison(
                     setting,
                     method,
                     summaries,
-                    {metric: known[metric] for metric in metrics if metric in known},
+                    {m: _paper_value(known[m]) for m in metrics if m in known},
                     len(seconds),
                     float(np.mean(list(seconds.values()))),
                 )
@@ -185,11 +211,10 @@ def layout(
                     grid, "95 % interval", [_interval(metric, c) for c in cells]
                 )
             if any(metric in row.paper for row in mine):
-                paper = [row.paper.get(metric) for row in mine]
                 _add_column(
                     grid,
                     f"paper, {metric_name(metric)}",
-                    [MISSING if p is None else format_value(metric, p) for p in paper],
+                    [_paper_cell(metric, row.paper.get(metric)) for row in mine],
                 )
         _add_column(grid, "seeds", [str(row.seeds) for row in mine])
         _add_column(grid, "seconds", [_seconds(row.seconds) for row in mine])
@@ -228,6 +253,8 @@ def print_table(
             "± standard error over n seeds; s: mean seconds a run; bold: best student",
             style="dim",
         )
+        if marks := legend(layout(rows, metrics)):
+            console.print(marks, style="dim")
 
 
 def markdown_table(
@@ -241,7 +268,8 @@ def markdown_table(
         paper: the paper's numbers.
     """
     lines = []
-    for grid in layout(comparison(records, metrics, paper), metrics, intervals=True):
+    grids = layout(comparison(records, metrics, paper), metrics, intervals=True)
+    for grid in grids:
         if grid.setting:
             lines += [f"**{markdown_escape(grid.setting)}**", ""]
         lines.append(_markdown_row(grid.header))
@@ -253,6 +281,8 @@ def markdown_table(
             ]
             lines.append("| " + " | ".join(marked) + " |")
         lines.append("")
+    if marks := legend(grids):
+        lines += [marks, ""]
     return "\n".join(lines)
 
 
@@ -261,6 +291,24 @@ def _interval(metric: str, summary: Summary | None) -> str:
         return MISSING
     low, high = summary.interval()
     return f"{format_value(metric, low)} to {format_value(metric, high)}"
+
+
+def _paper_value(given: PaperValue | float) -> PaperValue:
+    return given if isinstance(given, PaperValue) else PaperValue(given, "", False)
+
+
+def _paper_cell(metric: str, paper: PaperValue | None) -> str:
+    if paper is None:
+        return MISSING
+    return format_value(metric, paper.value) + ("" if paper.checked else RECALLED)
+
+
+def legend(grids: Iterable[Grid]) -> str:
+    """Return what the marks in some tables mean; empty where there are none."""
+    cells = (cell for grid in grids for row in grid.rows for cell in row)
+    if any(cell.endswith(RECALLED) for cell in cells):
+        return f"{RECALLED} recalled, not read in the paper or its code"
+    return ""
 
 
 def _best(rows: Sequence[Row], metric: str) -> int | None:

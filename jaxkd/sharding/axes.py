@@ -1,15 +1,18 @@
 """Logical axes: what an axis of a weight or activation means, not where it lies.
 
-A model's weights are known by their layers' names, which optimizer states share, and a
-model pins its activations with `constrain`; `RULES` says over which axes of the mesh
-each is split. XLA fills in the rest.
+Layers `declare` the axes of their weights, which `Network.axes` gathers by path, and
+pin activations with `constrain`; `RULES` says over which axes of the mesh each is
+split. XLA fills in the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
+
+from jaxkd.types import Axes
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("dcn", "data", "fsdp"),
@@ -24,48 +27,44 @@ stream's features; an activation's is not split, and is called None. ``length`` 
 what is kept between blocks, where every token is for itself (Korthikanti et al. 2022,
 arXiv:2205.05198)."""
 
-PARAMETERS: Mapping[tuple[str, str], tuple[str | None, ...]] = {
-    ("embed", "embedding"): ("vocabulary", "embed"),
-    ("head", "kernel"): ("embed", "vocabulary"),
-    ("embedder", "kernel"): ("embed", None),
-    ("query", "kernel"): ("embed", "heads"),
-    ("key", "kernel"): ("embed", "heads"),
-    ("value", "kernel"): ("embed", "heads"),
-    ("qkv", "kernel"): ("embed", "heads"),
-    ("relative", "embedding"): (None, "heads"),
-    ("in_projection", "kernel"): ("embed", "heads"),
-    ("conv", "kernel"): (None, None, "heads"),
-    ("out", "kernel"): ("heads", "embed"),
-    ("projection", "kernel"): ("heads", "embed"),
-    ("gate", "kernel"): ("embed", "hidden"),
-    ("up", "kernel"): ("embed", "hidden"),
-    ("fc1", "kernel"): ("embed", "hidden"),
-    ("down", "kernel"): ("hidden", "embed"),
-    ("fc2", "kernel"): ("hidden", "embed"),
-    ("cache", "key"): ("batch", "heads", None, None),
-    ("cache", "value"): ("batch", "heads", None, None),
-}
-"""Logical axes of weights, and of what a cache holds, by the last two parts of their
-path; a weight of more axes has those of stacked layers before them."""
-
-
 QUANTIZED = ("codes", "scale", "zero")
 """Parts of a quantised weight, which have its axes."""
 
 
-def parameter_axes(path: Sequence[str], ndim: int) -> tuple[str | None, ...] | None:
-    """Return a weight's logical axes, or None for one that has no name here.
+def declare(*axes: str | None) -> dict[str, Any]:
+    """Return Flax's metadata of a weight by which a layer says what its axes mean.
+
+    As in ``nnx.Param(table, **declare("vocabulary", "embed"))``, or of a layer's weight
+    ``nnx.Linear(8, 32, kernel_metadata=declare("embed", "hidden"), rngs=rngs)``. Flax
+    itself shall not place it: these are no axes of a mesh.
 
     Args:
-        path: of the array in the state, its last two parts being layer and weight.
-        ndim: of the array.
+        *axes: the logical axis of each of its axes, or None for one that is not split.
     """
+    return {"out_sharding": axes, "eager_sharding": False}
+
+
+def declared_axes(
+    axes: Axes, path: Sequence[str], ndim: int
+) -> tuple[str | tuple[str, ...] | None, ...] | None:
+    """Return what is declared of an array of a state, or None if nothing is.
+
+    An optimizer's moments, an ensemble's members and quantised weights have paths that
+    end as the weight's own, which is how they are known.
+
+    Args:
+        axes: by the ends of paths; the longest that fits counts.
+        path: of the array.
+        ndim: of the array; axes beyond those declared are of weights stacked.
+    """
+    path = tuple(path)
+    ends = [path[start:] for start in range(len(path))]
     if path and path[-1] in QUANTIZED:
-        path = path[:-1]
-    axes = PARAMETERS.get((path[-2], path[-1])) if len(path) > 1 else None
-    if axes is None or ndim < len(axes):
+        ends += [path[start:-1] for start in range(len(path) - 1)]
+    found = next((axes[end] for end in ends if end in axes), ())
+    if not found or len(found) > ndim:
         return None
-    return (None,) * (ndim - len(axes)) + axes
+    return (None,) * (ndim - len(found)) + tuple(found)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
@@ -88,18 +87,23 @@ def constrain_batch(x: Array) -> Array:
 
 
 def logical_spec(
-    shape: Sequence[int], axes: Sequence[str | None], mesh: Mapping[str, int]
+    shape: Sequence[int],
+    axes: Sequence[str | tuple[str, ...] | None],
+    mesh: Mapping[str, int],
 ) -> PartitionSpec:
     """Return where the axes of an array lie.
 
     Args:
         shape: of the array.
-        axes: their logical axes.
+        axes: their logical axes, or axes of the mesh, one or several together.
         mesh: devices along each of its axes.
     """
     placed: list[tuple[str, ...] | None] = []
     for size, axis in zip(shape, axes, strict=True):
-        over = tuple(name for name in RULES.get(axis or "", ()) if name in mesh)
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        over = tuple(
+            part for name in names for part in RULES.get(name, (name,)) if part in mesh
+        )
         parts = 1
         for name in over:
             parts *= mesh[name]

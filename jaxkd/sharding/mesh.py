@@ -11,6 +11,7 @@ beyond rounding.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -26,8 +27,8 @@ from jax.sharding import (
 from jaxtyping import PyTree
 
 from jaxkd.checks import unknown_name
-from jaxkd.sharding.axes import logical_spec, parameter_axes
-from jaxkd.types import Batch
+from jaxkd.sharding.axes import declared_axes, logical_spec
+from jaxkd.types import Axes, Batch
 
 AXES = ("dcn", "data", "fsdp", "tensor")
 BATCH_AXES = ("dcn", "data", "fsdp")
@@ -119,20 +120,19 @@ def make_mesh(
 
 
 def partition(
-    path: Sequence[str], shape: tuple[int, ...], mesh: Mesh, min_size: int
+    path: Sequence[str], shape: tuple[int, ...], mesh: Mesh, axes: Axes, min_size: int
 ) -> PartitionSpec:
     """Return how an array of the state is split.
 
-    A weight that `parameter_axes` knows by its path lies as its logical axes say. Of
-    another one ``tensor`` takes the last axis (a weight's outputs) and ``fsdp`` the
-    largest other one, where they can be divided. Arrays below ``min_size`` elements are
-    not split.
+    A weight whose layer declares its axes lies as they say. Of another one ``tensor``
+    takes the last axis (a weight's outputs) and ``fsdp`` the largest other one, where
+    they can be divided. Arrays below ``min_size`` elements are not split.
     """
     if not shape or math.prod(shape) < min_size:
         return PartitionSpec()
-    axes = parameter_axes(path, len(shape))
-    if axes is not None:
-        return logical_spec(shape, axes, mesh.shape)
+    declared = declared_axes(axes, path, len(shape))
+    if declared is not None:
+        return logical_spec(shape, declared, mesh.shape)
     spec: list[str | None] = [None] * len(shape)
     if mesh.shape["tensor"] > 1 and shape[-1] % mesh.shape["tensor"] == 0:
         spec[-1] = "tensor"
@@ -146,18 +146,25 @@ def partition(
     return PartitionSpec(*spec)
 
 
-def state_sharding(state: PyTree, mesh: Mesh, min_size: int = MIN_SIZE) -> PyTree:
+def state_sharding(
+    state: PyTree,
+    mesh: Mesh,
+    axes: Axes = MappingProxyType({}),
+    min_size: int = MIN_SIZE,
+) -> PyTree:
     """Return the sharding of every array of a program's state.
 
     Args:
         state: arrays, or their shapes (``jax.eval_shape(program.init, …)``).
         mesh: from `make_mesh`.
+        axes: of the program (`Program.axes`), or of the network whose variables the
+            state is (`Network.axes`).
         min_size: elements below which an array is copied to every device.
     """
 
     def place(path: Any, x: Any) -> NamedSharding:
         names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
-        return NamedSharding(mesh, partition(names, x.shape, mesh, min_size))
+        return NamedSharding(mesh, partition(names, x.shape, mesh, axes, min_size))
 
     return jax.tree_util.tree_map_with_path(place, state)
 

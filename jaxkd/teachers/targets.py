@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxkd.network import Network
@@ -35,11 +36,20 @@ def variables_fingerprint(variables: Variables) -> str:
     """Return a checksum of a network's variables: paths, shapes, dtypes and values."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        array = np.ascontiguousarray(_whole(leaf))
         name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
         total.update(name.encode())
         total.update(array.tobytes())
     return total.hexdigest()[:16]
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    """Return all of an array, though other processes hold parts of it."""
+    if isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return jax.device_get(leaf)
 
 
 def network_targets(

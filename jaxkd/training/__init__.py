@@ -16,3 +16,4 @@ from jaxkd.training.metrics import JsonLines as JsonLines
 from jaxkd.training.metrics import MetricWriter as MetricWriter
 from jaxkd.training.metrics import TensorBoard as TensorBoard
 from jaxkd.training.progress import ProgressBar as ProgressBar
+from jaxkd.training.stopping import patience as patience

@@ -5,7 +5,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     preservation_policy,
 )
+
+from jaxkd.checks import unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +32,15 @@ class Checkpoints:
 
     Args:
         folder: made if it is missing.
-        keep: how many of the newest to keep.
+        keep: how many of the newest to keep, at least 1.
         best: an evaluation metric whose best checkpoint is kept too, and saved whenever
             it is evaluated.
         best_mode: which end of it is best.
         config: what the run was made from, as JSON can hold it. It is saved along, and
             a checkpoint of another configuration is refused.
+
+    Raises:
+        ValueError: nothing is to be kept, or another mode.
     """
 
     def __init__(
@@ -47,6 +52,10 @@ class Checkpoints:
         best_mode: Literal["max", "min"] = "max",
         config: Mapping[str, Any] | None = None,
     ):
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
+        if best_mode not in ("max", "min"):
+            raise ValueError(unknown_name("best_mode", best_mode, ("max", "min")))
         self.folder = Path(folder).resolve()
         self.best_metric = best
         self._sign = -1 if best_mode == "min" else 1
@@ -108,7 +117,16 @@ class Checkpoints:
         """The step of the best checkpoint that is there, or None."""
         return None if self.best_metric is None else self._manager.best_step()
 
-    def save(self, step: int, state: PyTree, data: Any, history: list[dict]) -> None:
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        data: Any,
+        history: list[dict],
+        *,
+        identity: Mapping[str, Any] | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
         """Save a checkpoint.
 
         Args:
@@ -116,6 +134,8 @@ class Checkpoints:
             state: the program's.
             data: the batch iterator's ``get_state()``.
             history: the evaluations so far.
+            identity: what else tells the run from others, as JSON can hold it.
+            frozen: the paths (`array_paths`) of the arrays that are left out.
 
         Raises:
             OSError: the checkpoint before this one could not be written, as of `wait`.
@@ -127,13 +147,19 @@ class Checkpoints:
         metrics = None
         if self.best_metric in evaluated:
             metrics = {self.best_metric: evaluated[self.best_metric]}
-        loop = {"data": data, "history": history, "config": self._config}
+        loop = {
+            "data": data,
+            "history": history,
+            "config": self._config,
+            "identity": identity,
+            "frozen": list(frozen),
+        }
         self._being_written = step
         with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(_without(state, frozen)),
                     # A copy: it is written in the background, while the lists grow.
                     loop=ocp.args.JsonSave(copy.deepcopy(loop)),
                 ),
@@ -141,29 +167,38 @@ class Checkpoints:
             )
 
     def restore(
-        self, like: PyTree, step: int | None = None
+        self,
+        like: PyTree,
+        step: int | None = None,
+        *,
+        identity: Mapping[str, Any] | None = None,
     ) -> tuple[int, PyTree, Any, list[dict]] | None:
         """Return a checkpoint's step, state, data state and history.
 
         Args:
-            like: arrays of the right structure, shapes, dtypes and shardings, or
-                shapes (``jax.ShapeDtypeStruct``).
+            like: a state of the right structure, such as `fit` returned: of arrays, or
+                of shapes with shardings (``jax.ShapeDtypeStruct``). What was left out
+                of the checkpoint, as frozen, is taken from here.
             step: which; None for the newest that can be read. One that cannot be read
                 is then reported in the log, and the one before it is used.
+            identity: as of `save`; None compares none.
 
         Returns:
             None if there is no checkpoint.
 
         Raises:
             ValueError: there are checkpoints, but none can be read, is of this program
-                and of this configuration. It names what differs.
+                and of this configuration and identity. It names what differs.
         """
         self.wait()
         problems = []
         steps = self._manager.all_steps() if step is None else [step]
         for candidate in sorted(steps, reverse=True):
             try:
-                state, loop = self._read(candidate, like)
+                loop = self._read(candidate, loop=ocp.args.JsonRestore())["loop"]
+                different = _changes(loop["config"], self._config)
+                different += _changes(loop.get("identity"), identity)
+                state = None if different else self._state(candidate, like, loop)
             except Exception as error:  # orbax, tensorstore and json each have theirs
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 problems.append(f"step {candidate}: {reason[0]:.300}")
@@ -174,7 +209,12 @@ class Checkpoints:
                     problems[-1],
                 )
                 continue
-            self._check_config(loop["config"])
+            if different:
+                raise ValueError(
+                    f"the checkpoints in {self.folder} are of another configuration: "
+                    f"{'; '.join(different)}. Use the one it was saved with, or "
+                    "another folder"
+                )
             return candidate, state, loop["data"], loop["history"]
         if problems:
             raise ValueError(
@@ -184,34 +224,26 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    def _state(self, step: int, like: PyTree, loop: Mapping[str, Any]) -> PyTree:
+        frozen = loop.get("frozen", ())
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            _without(like, frozen),
         )
         saved = self._manager.item_metadata(step)["state"]
-        if saved is not None and (difference := _difference(saved.tree, like)):
+        if saved is not None and (difference := _difference(saved.tree, shapes)):
             raise ValueError(difference)
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), loop=ocp.args.JsonRestore()
-            ),
-        )
-        return found["state"], found["loop"]
+        found = self._read(step, state=ocp.args.StandardRestore(shapes))["state"]
 
-    def _check_config(self, saved: Any) -> None:
-        mine = self._config
-        if saved is None or mine is None or saved == mine:
-            return
-        changed = [
-            f"{name} was {saved.get(name)!r}, is {mine.get(name)!r}"
-            for name in sorted({*saved, *mine})
-            if saved.get(name) != mine.get(name)
-        ]
-        raise ValueError(
-            f"the checkpoints in {self.folder} are of another configuration: "
-            f"{'; '.join(changed)}. Use the one it was saved with, or another folder"
-        )
+        def value(mine: Any, saved: Any) -> Any:
+            if saved is None and isinstance(mine, jax.ShapeDtypeStruct):
+                raise ValueError(f"it does not hold {frozen}: give their arrays")
+            return mine if saved is None else saved
+
+        return jax.tree.map(value, like, found)
+
+    def _read(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _score(self, metrics: Any) -> float:
         return self._sign * metrics[self.best_metric]
@@ -233,6 +265,36 @@ class Checkpoints:
             ) from error
 
 
+def array_paths(tree: PyTree) -> list[str]:
+    """Return a name for each of a tree's leaves, such as ``student/params/bias``."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+
+
+def _without(tree: PyTree, paths: Sequence[str]) -> PyTree:
+    """Return the tree with None for some of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    left_out = set(paths)
+    kept = [
+        None if path in left_out else leaf
+        for path, leaf in zip(array_paths(tree), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, kept)
+
+
+def _changes(saved: Any, mine: Mapping[str, Any] | None) -> list[str]:
+    """Return how settings differ from those that were saved, if there are both."""
+    if saved is None or mine is None:
+        return []
+    return [
+        f"{name} was {saved.get(name)!r}, is {mine.get(name)!r}"
+        for name in sorted({*saved, *mine})
+        if saved.get(name) != mine.get(name)
+    ]
+
+
 def _difference(saved: PyTree, like: PyTree) -> str:
     """Return the first difference in shape of a checkpoint from a state, or ``""``."""
     shapes = _shapes(saved), _shapes(like)
@@ -252,11 +314,11 @@ _KEY = ("key",)
 
 def _shapes(tree: PyTree) -> dict[str, tuple]:
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
+        path: (
             _KEY
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             else tuple(leaf.shape)
         )
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        for path, leaf in zip(array_paths(tree), jax.tree.leaves(tree), strict=True)
         if hasattr(leaf, "shape")
     }

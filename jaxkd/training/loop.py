@@ -2,16 +2,17 @@
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxkd.checks import check_batch
+from jaxkd.data.iterators import array_batch, batch_iterator, resumable
 from jaxkd.data.prefetch import Prefetch
 from jaxkd.sharding.mesh import (
     make_mesh,
@@ -19,10 +20,12 @@ from jaxkd.sharding.mesh import (
     shard_batch,
     state_sharding,
 )
-from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.teachers.targets import variables_fingerprint
+from jaxkd.training.checkpoint import Checkpoints, array_paths
 from jaxkd.training.metrics import MetricWriter
 from jaxkd.training.preemption import TERMINATED, preemption
 from jaxkd.training.progress import ProgressBar
+from jaxkd.training.stopping import History
 from jaxkd.types import Batch, Program
 
 logger = logging.getLogger(__name__)
@@ -30,13 +33,14 @@ logger = logging.getLogger(__name__)
 
 def fit(
     program: Program,
-    batches: grain.IterDataset,
+    batches: Iterable[Any],
     *,
     key: PRNGKeyArray,
     steps: int | None = None,
     mesh: Mesh | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
+    stop: Callable[[History], bool] | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int | None = None,
     log_every: int = 50,
@@ -47,23 +51,32 @@ def fit(
     """Train a program, and return its last state and the evaluations.
 
     With checkpoints in the folder, the run goes on from the newest: state, place in the
-    data and history are those of a run that was never interrupted. On SIGTERM a run
-    with ``checkpoints`` saves one, and leaves by ``SystemExit`` with status 143.
+    data and history are those of a run that was never interrupted. A finished run goes
+    on likewise, when it is given more steps or epochs. On SIGTERM a run with
+    ``checkpoints`` saves one, and leaves by ``SystemExit`` with status 143.
 
     With several processes (``jax.distributed``) each calls this with the same
     arguments; ``jaxkd.data.batches`` gives each its part of every batch.
 
     Args:
         program: what to train.
-        batches: a grain data set, such as `jaxkd.data.batches` makes.
+        batches: any iterable of dicts of arrays: a list, a generator, PyTorch's
+            ``DataLoader``, grain data such as `jaxkd.data.batches` makes. With
+            ``steps``, a list or loader is begun again when it ends; a generator cannot
+            be, and grain data say themselves how many epochs they have. With
+            ``checkpoints`` it must know its place: grain data, a list or other
+            sequence, or one whose iterators have ``get_state`` and ``set_state``.
         key: all the run's randomness comes from it.
         steps: to train for; None until the batches end.
         mesh: from `make_mesh`; None for one device, or with several processes for all
             devices on the data axis.
         evaluate: ``state -> metrics``, run every ``evaluate_every`` steps and at the
-            end.
+            end, such as `jaxkd.evaluation.classification.evaluator`'s.
         evaluate_every: steps; None for the end only.
-        checkpoints: where to save; the end is always saved.
+        stop: ``evaluations so far -> whether to stop``, asked after each evaluation;
+            `patience` makes one.
+        checkpoints: where to save; the end is always saved. What the program says is
+            frozen is not saved, but made again, and must then be the same.
         checkpoint_every: steps; None for the end only.
         log_every: steps between looks at the metrics, which wait for the device.
         writers: of the metrics, as each look and each evaluation finds them.
@@ -75,30 +88,42 @@ def fit(
         metrics as ``train_…``, and what ``evaluate`` returned.
 
     Raises:
-        ValueError: no batches; a batch that is empty, not finite or not divisible among
-            the mesh's devices; a checkpoint of another model, configuration or data.
+        ValueError: no batches; a batch that is no dict, empty, not finite or not
+            divisible among the mesh's devices; a checkpoint of another model, teacher,
+            key, configuration or data; checkpoints of batches that do not know their
+            place; ``stop`` without ``evaluate_every``.
         OSError: a checkpoint could not be written.
         FloatingPointError: a training metric is not finite. It names step, metric and
             the last checkpoint, and nothing is saved after that step.
     """
+    if stop is not None and evaluate_every is None:
+        raise ValueError("stop is asked after evaluations: give evaluate_every too")
     mesh = mesh or make_mesh("one" if jax.process_count() == 1 else "data")
+    source = batch_iterator(batches, repeat=steps is not None)
+    if checkpoints is not None and not resumable(source):
+        raise ValueError(
+            f"batches is a {type(batches).__name__}, which cannot say where it is, as "
+            "checkpoints need: pass a list of batches, data.batches(source, ...) or "
+            "other grain data, or give its iterators get_state and set_state; or train "
+            "without checkpoints"
+        )
 
-    def place(batch: Batch) -> Batch:
+    def place(batch: Any) -> Batch:
+        batch = array_batch(batch)
         check_batch(batch)
         return shard_batch(batch, mesh)
 
-    first = next(iter(batches), None)
+    iterator = Prefetch(source, place)
+    first = iterator.peek()
     if first is None:
         raise ValueError("batches is empty: there is nothing to train on")
-    first = place(first)
-    start, step_once, like = _compiled(_Same(program), mesh, _Shapes.of(first))
-    iterator = Prefetch(iter(batches), place)
-    found = None if checkpoints is None else checkpoints.restore(like)
-    if found:
-        done, state, position, history = found
+    compiled = _compiled(_Same(program), mesh, _Shapes.of(first))
+    (done, state, position, history), about = _begin(
+        program, compiled, key, first, checkpoints
+    )
+    del first
+    if position is not None:
         iterator.set_state(position)
-    else:
-        done, state, history = 0, start(key, first), []
     if jax.process_index():
         progress, writers = None, ()
     if progress is not None:
@@ -140,14 +165,21 @@ def fit(
     def save() -> None:
         look()
         if checkpoints is not None:
-            checkpoints.save(done, state, iterator.get_state(), history)
+            checkpoints.save(done, state, iterator.get_state(), history, **about)
 
+    def stopped() -> bool:
+        return stop is not None and bool(history and stop(history))
+
+    # A run that was stopped stays so, since its history says the same again.
+    stopping = stopped()
     with preemption(checkpoints is not None) as preempted:
-        while steps is None or done < steps:
+        while not stopping and (steps is None or done < steps):
             batch = next(iterator, None)
             if batch is None:
+                if steps is not None:
+                    logger.warning("batches ended after %s of %s steps", done, steps)
                 break
-            state, values = step_once(state, batch)
+            state, values = compiled.step(state, batch)
             done += 1
             pending.append((done, values))
             if done % log_every == 0:
@@ -155,6 +187,7 @@ def fit(
                 write(metrics)
             if evaluate_every and done % evaluate_every == 0:
                 conclude()
+                stopping = stopped()
             if checkpoint_every and done % checkpoint_every == 0:
                 save()
             if preempted(done) and checkpoints is not None:
@@ -206,11 +239,25 @@ class _Shapes:
         return hash((self.leaves, self.structure))
 
 
+class _Compiled(NamedTuple):
+    """What all runs of a program share.
+
+    Attributes:
+        start: the jitted init.
+        step: the jitted step.
+        like: the state's shapes, with shardings.
+        frozen: whether no step changes it, for each of the state's arrays.
+    """
+
+    start: Callable
+    step: Callable
+    like: PyTree
+    frozen: PyTree
+
+
 @functools.lru_cache(maxsize=16)
-def _compiled(
-    same: _Same, mesh: Mesh, batch: _Shapes
-) -> tuple[Callable, Callable, PyTree]:
-    """Return jitted init and step, and the state's shapes, for all runs of a program.
+def _compiled(same: _Same, mesh: Mesh, batch: _Shapes) -> _Compiled:
+    """Return jitted init and step, and what is known of the state.
 
     The state is made where it belongs: no device ever holds more than its share. The
     step takes its state's memory for the new state (donation).
@@ -226,6 +273,9 @@ def _compiled(
         shapes,
         shardings,
     )
+    # Each array's shape is an object of its own, by which it is known again.
+    chosen = {id(x) for x in jax.tree.leaves(program.frozen(like))}
+    frozen = jax.tree.map(lambda x: id(x) in chosen, like)
     # Init runs once, but on CPUs it would take longer to compile than the step: random
     # numbers for every array, which LLVM's optimisation makes no faster.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -235,7 +285,45 @@ def _compiled(
         compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
     )
     step = jax.jit(train, donate_argnums=0, out_shardings=(shardings, everywhere))
-    return start, step, like
+    return _Compiled(start, step, like, frozen)
+
+
+def _begin(
+    program: Program,
+    compiled: _Compiled,
+    key: PRNGKeyArray,
+    batch: Batch,
+    checkpoints: Checkpoints | None,
+) -> tuple[tuple[int, Any, Any, list[dict]], dict[str, Any]]:
+    """Return where a run begins: at its newest checkpoint if there is one.
+
+    Returns:
+        Steps done, state, place in the data (None at its beginning) and history; and
+        what the run's checkpoints tell about it.
+    """
+    start, _, like, frozen = compiled
+    if checkpoints is None:
+        return (0, start(key, batch), None, []), {}
+    named = zip(array_paths(like), jax.tree.leaves(frozen), strict=True)
+    paths = [path for path, is_frozen in named if is_frozen]
+    begun = checkpoints.latest is not None
+    # What is frozen is in no checkpoint: init makes it again.
+    state = like if begun and not paths else start(key, batch)
+    identity: dict[str, Any] = {"key": np.asarray(jax.random.key_data(key)).tolist()}
+    if paths:
+        what = os.path.commonpath(paths) or "what is frozen"
+        fingerprint = variables_fingerprint(program.frozen(state))
+        identity[f"fingerprint of {what}"] = fingerprint
+    about = {"identity": identity, "frozen": paths}
+    if not begun:
+        return (0, state, None, []), about
+    # Only the shapes of the rest, to free its memory for the checkpoint's.
+    state = jax.tree.map(
+        lambda is_frozen, x, shape: x if is_frozen else shape, frozen, state, like
+    )
+    found = checkpoints.restore(state, identity=identity)
+    assert found is not None, "there is a latest checkpoint"
+    return found, about
 
 
 def _not_finite(

@@ -8,6 +8,8 @@ from scipy.special import log_softmax
 from jaxkd.data import Source, Windows
 from jaxkd.evaluation.language import token_evaluator
 from jaxkd.network import Network
+from jaxkd.programs import AveragedState, BestState
+from jaxkd.types import TrainState
 
 TABLE = np.random.default_rng(0).normal(size=(5, 5))
 BIGRAMS = Network.from_apply(
@@ -38,3 +40,20 @@ def test_masked_tokens_do_not_count():
     nothing = Source("nothing", {**batch, "mask": np.zeros_like(mask)}, 5)
     with pytest.raises(ValueError, match=r"'nothing' has no token"):
         token_evaluator(BIGRAMS, nothing)(VARIABLES)
+
+
+def test_of_a_state_it_measures_the_weights_that_are_deployed():
+    evaluate = token_evaluator(BIGRAMS, Windows("toy", TOKENS, 4, 5), batch_size=4)
+    state = TrainState(0, None, VARIABLES, None, None, None)
+    average = {"params": VARIABLES["params"] / 2, "stats": {}}
+    best = {"params": VARIABLES["params"] / 3, "stats": {}}
+    states = [
+        (state, VARIABLES),
+        (AveragedState(state, average), average),
+        (BestState(AveragedState(state, average), best, 0, 0, 0), best),
+    ]
+    found = [evaluate(state) for state, _ in states]
+    assert found == [evaluate(variables) for _, variables in states]
+    assert len({metrics["nll"] for metrics in found}) == 3
+    with pytest.raises(AttributeError, match="has no attribute 'deployed'"):
+        evaluate(object())

@@ -12,6 +12,7 @@ from jaxkd.evaluation.generation import ddim_sample
 from jaxkd.losses.diffusion import vp_schedule
 from jaxkd.models.diffusion.conditioning import INPUTS
 from jaxkd.papers import boot as paper
+from jaxkd.programs import Keys
 from jaxkd.sharding.mesh import on_mesh
 
 KEY = jax.random.key(0)
@@ -91,7 +92,7 @@ def test_a_step_is_the_losses_of_what_it_draws(stepped):
     """The loss is computed again from the noise and times of each example's key."""
     _, state, step = stepped
     _, metrics = step(state, batch(5))
-    key = jax.random.fold_in(state.key, 0)
+    key = Keys(state.key).at(0).noise
     losses = []
     for i in range(5):
         keys = jax.random.split(jax.random.fold_in(key, i), 3)

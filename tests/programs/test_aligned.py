@@ -157,7 +157,7 @@ def test_a_method_that_returns_no_scalar_is_refused(source):
     )
     batch = jax.device_put(source.take(np.arange(8)))
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
-    with pytest.raises(ValueError, match="it must be a scalar"):
+    with pytest.raises(ValueError, match="it must be a Loss or a scalar"):
         jax.eval_shape(program.step, state, batch)
 
 

@@ -296,7 +296,7 @@ def test_a_loss_that_is_no_scalar_is_refused(batch):
 
     method = Method(lambda *_: {"params": {}, "state": {}}, loss)
     program = distill(models.mlp(64, (8,)), None, method, SGD)
-    with pytest.raises(ValueError, match=r"loss has shape \(32,\): it must be a scala"):
+    with pytest.raises(ValueError, match=r"loss has shape \(32,\): it must be a Loss"):
         jax.eval_shape(lambda: program.step(program.init(KEY, batch), batch))
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jaxkd import Method, Network, combine, distill, methods, models
 from jaxkd.data import batches
+from jaxkd.evaluation.classification import evaluator
 from jaxkd.training import Checkpoints, ProgressBar, fit
 
 KEY = jax.random.key(0)
@@ -157,6 +158,38 @@ def test_a_finished_run_is_returned_as_it_was(program, data, tmp_path, whole):
     state, history = interrupted(program, data, tmp_path, 10)
     assert_identical(state, whole[0])
     assert history == whole[1]
+
+
+def test_a_finished_run_goes_on_with_more_epochs(
+    program, data, source, tmp_path, whole
+):
+    options = {"key": KEY, "evaluate": norm, "evaluate_every": 2}
+    with Checkpoints(tmp_path) as checkpoints:
+        fit(program, batches(source, 4, epochs=1), checkpoints=checkpoints, **options)
+        assert checkpoints.latest == 5
+    with Checkpoints(tmp_path) as checkpoints:
+        state, history = fit(program, data, checkpoints=checkpoints, **options)
+    assert_identical(state, whole[0])
+    # The end of the first epoch was evaluated too.
+    assert [entry for entry in history if entry["step"] != 5] == whole[1]
+
+
+def test_another_teacher_is_refused_by_name(program, data, saved, teacher):
+    network, variables = teacher
+    other = network.with_variables(jax.tree.map(lambda x: x + 1e-6, variables))
+    optimizer = optax.adam(1e-2)
+    program = distill(Network.from_nnx(Student), other, methods.kd(), optimizer)
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.raises(ValueError, match=r"fingerprint of teacher/params was '.*', is"),
+    ):
+        fit(program, data, key=KEY, checkpoints=checkpoints)
+
+
+def test_an_evaluator_is_taken_as_it_is(program, data, source):
+    evaluate = evaluator(Network.from_nnx(Student), source)
+    state, history = fit(program, data, key=KEY, steps=2, evaluate=evaluate)
+    assert history[-1].items() >= evaluate(state.student).items()
 
 
 @pytest.mark.slow

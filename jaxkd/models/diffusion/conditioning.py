@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float
+from jaxkd.models.parts.linear import Linear
 from jaxkd.sharding.axes import constrain_batch
 
 INPUTS = ("image", "time", "condition")
@@ -46,8 +47,8 @@ class Conditioning(nnx.Module):
 
     def __init__(self, frequencies: int, width: int, classes: int, *, rngs: nnx.Rngs):
         self.frequencies, self.classes = frequencies, classes
-        self.fc1 = nnx.Linear(frequencies, width, rngs=rngs)
-        self.fc2 = nnx.Linear(width, width, rngs=rngs)
+        self.fc1 = Linear(frequencies, width, axes=("embed", "hidden"), rngs=rngs)
+        self.fc2 = Linear(width, width, axes=("hidden", "embed"), rngs=rngs)
         # One more than there are classes, for "no class".
         self.classes_embedding = (
             nnx.Embed(classes + 1, width, rngs=rngs) if classes else None

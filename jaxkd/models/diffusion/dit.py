@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
 from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
+from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import MLP, PatchEmbed, named_size
 from jaxkd.models.vision.vit import Attention
@@ -60,10 +61,8 @@ def _plain_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
-def _modulation(width: int, parts: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        width, parts * width, kernel_init=nnx.initializers.zeros, rngs=rngs
-    )
+def _modulation(width: int, parts: int, *, rngs: nnx.Rngs) -> Linear:
+    return Linear(width, parts * width, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
 
 def _modulated(x: Array, shift: Array, scale: Array) -> Array:
@@ -122,9 +121,10 @@ class DiT(nnx.Module):
         self.blocks = nnx.List(Block(width, heads, rngs=rngs) for _ in range(depth))
         self.norm = _plain_norm(width, rngs=rngs)
         self.modulation = _modulation(width, 2, rngs=rngs)
-        self.head = nnx.Linear(
+        self.head = Linear(
             width,
             patch_size**2 * channels_in,
+            axes=("embed", "vocabulary"),
             kernel_init=nnx.initializers.zeros,
             rngs=rngs,
         )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
 from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
+from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.vision.vit import Attention
 from jaxkd.network import Network
@@ -120,8 +121,8 @@ class SpatialAttention(nnx.Module):
     def __init__(self, channels: int, heads: int, groups: int, *, rngs: nnx.Rngs):
         self.norm = GroupNorm(channels, groups, rngs=rngs)
         self.attention = Attention(channels, heads, rngs=rngs)
-        self.attention.projection = nnx.Linear(
-            channels, channels, kernel_init=zeros, rngs=rngs
+        self.attention.projection = Linear(
+            channels, channels, axes=("heads", "embed"), kernel_init=zeros, rngs=rngs
         )
 
     def __call__(

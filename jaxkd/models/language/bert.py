@@ -18,12 +18,12 @@ from jaxkd.adapters import Steps, Tap, unchanged
 from jaxkd.checks import unknown_name
 from jaxkd.models.language.self_attention import SelfAttention
 from jaxkd.models.language.sequence import READS, Sequence, sequence, token_ids
-from jaxkd.models.parts.linear import Linear
+from jaxkd.models.parts.linear import Linear, on_rows
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, run_stack, stacked
 from jaxkd.models.parts.tokens import layer_norm
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain
+from jaxkd.sharding.axes import constrain, declare
 from jaxkd.types import Outputs
 
 SCALE = 0.02
@@ -52,10 +52,17 @@ class Config:
     remat: bool
     implementation: str
 
-    def linear(self, features_in: int, features: int, *, rngs: nnx.Rngs) -> Linear:
+    def linear(
+        self,
+        features_in: int,
+        features: int,
+        axes: tuple[str, str] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ) -> Linear:
         """Return a linear layer that starts as a normal."""
         init = nnx.initializers.normal(SCALE)
-        return Linear(features_in, features, kernel_init=init, rngs=rngs)
+        return Linear(features_in, features, axes=axes, kernel_init=init, rngs=rngs)
 
     def norm(self, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
         """Return a layer norm of the residual stream."""
@@ -66,8 +73,9 @@ class MLP(nnx.Module):
     """Linear, GELU, linear."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.up = config.linear(config.width, config.hidden, rngs=rngs)
-        self.down = config.linear(config.hidden, config.width, rngs=rngs)
+        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
+        self.up = config.linear(width, hidden, into, rngs=rngs)
+        self.down = config.linear(hidden, width, into[::-1], rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]
@@ -112,9 +120,14 @@ class Embeddings(nnx.Module):
                 rows,
                 config.width,
                 embedding_init=nnx.initializers.normal(SCALE),
+                embedding_metadata=axes,
                 rngs=rngs,
             )
-            for rows in (config.vocabulary, config.positions, config.types)
+            for rows, axes in (
+                (config.vocabulary, declare("vocabulary", "embed")),
+                (config.positions, {}),
+                (config.types, {}),
+            )
         )
         self.norm = config.norm(rngs=rngs)
 
@@ -164,7 +177,8 @@ class BERT(nnx.Module):
             self.transform_norm = config.norm(rngs=rngs)
             self.bias = nnx.Param(jnp.zeros(config.vocabulary))
         elif config.head is not None:
-            self.head = config.linear(width, config.classes, rngs=rngs)
+            axes = "embed", "vocabulary"
+            self.head = config.linear(width, config.classes, axes, rngs=rngs)
         blocks = block_taps(config.layers, "", ".attn")
         pooled = ("pooled",) if config.pooler else ()
         self.taps = ("embed", *blocks, "final", "mean_pooled", *pooled)
@@ -215,7 +229,7 @@ class BERT(nnx.Module):
         x = jax.nn.gelu(self.transform(x), approximate=False)
         x = self.transform_norm(x)
         weights = self.embeddings.embed.embedding[...].T.astype(x.dtype)
-        logits = x @ weights + self.bias[...].astype(x.dtype)
+        logits = on_rows(lambda x: x @ weights, x) + self.bias[...].astype(x.dtype)
         return constrain(logits, "batch", None, "vocabulary")
 
 

@@ -29,9 +29,10 @@ from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, run_stack, stacked
 from jaxkd.models.parts.tokens import layer_norm
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain
+from jaxkd.sharding.axes import constrain, declare
 from jaxkd.types import Outputs
 
+normal = nnx.initializers.normal
 SCALE = 0.02
 """Deviation of the normal with which weights start."""
 
@@ -65,19 +66,14 @@ class Config:
         return layer_norm(self.width, self.epsilon, rngs=rngs)
 
 
-def linear(features_in: int, features: int, scale: float, *, rngs: nnx.Rngs) -> Linear:
-    """Return a linear layer that starts as a normal of that deviation."""
-    init = nnx.initializers.normal(scale)
-    return Linear(features_in, features, kernel_init=init, rngs=rngs)
-
-
 class MLP(nnx.Module):
     """Linear, GELU by its tanh approximation, linear."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden = config.width, config.hidden
-        self.up = linear(width, hidden, SCALE, rngs=rngs)
-        self.down = linear(hidden, width, config.last_scale, rngs=rngs)
+        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
+        start, end = normal(SCALE), normal(config.last_scale)
+        self.up = Linear(width, hidden, axes=into, kernel_init=start, rngs=rngs)
+        self.down = Linear(hidden, width, axes=into[::-1], kernel_init=end, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]
@@ -124,10 +120,18 @@ class GPT2(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
-        normal = nnx.initializers.normal(SCALE)
         self.embed, self.positions = (
-            nnx.Embed(rows, config.width, embedding_init=normal, rngs=rngs)
-            for rows in (config.vocabulary, config.positions)
+            nnx.Embed(
+                rows,
+                config.width,
+                embedding_init=normal(SCALE),
+                embedding_metadata=axes,
+                rngs=rngs,
+            )
+            for rows, axes in (
+                (config.vocabulary, declare("vocabulary", "embed")),
+                (config.positions, {}),
+            )
         )
         self.blocks = stacked(
             lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
@@ -137,8 +141,9 @@ class GPT2(nnx.Module):
             self.head = Linear(
                 config.width,
                 config.vocabulary,
+                axes=("embed", "vocabulary"),
                 use_bias=False,
-                kernel_init=normal,
+                kernel_init=normal(SCALE),
                 rngs=rngs,
             )
         blocks = block_taps(config.layers, "", ".attn")

@@ -25,6 +25,7 @@ from jaxkd.models.language.sequence import (
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, stacked
 from jaxkd.network import Network
+from jaxkd.sharding.axes import declare
 from jaxkd.types import Outputs
 
 
@@ -41,14 +42,19 @@ class Llama(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(
-            config.vocabulary, config.width, embedding_init=normal, rngs=rngs
+            config.vocabulary,
+            config.width,
+            embedding_init=normal,
+            embedding_metadata=declare("vocabulary", "embed"),
+            rngs=rngs,
         )
         self.blocks = stacked(
             lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
         )
         self.norm = config.norm(config.width, rngs=rngs)
         if not config.tied:
-            self.head = config.linear(config.width, config.vocabulary, rngs=rngs)
+            axes = "embed", "vocabulary"
+            self.head = config.linear(config.width, config.vocabulary, axes, rngs=rngs)
         blocks = block_taps(config.layers, "", ".attn")
         self.taps = ("embed", *blocks, "final", "head", "cache")
         self.cuts = ("embed", *block_taps(config.layers, ""), "final")

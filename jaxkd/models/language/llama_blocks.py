@@ -113,11 +113,22 @@ class Config:
         )
 
     def linear(
-        self, features_in: int, features: int, *, bias: bool = False, rngs: nnx.Rngs
+        self,
+        features_in: int,
+        features: int,
+        axes: tuple[str, str],
+        *,
+        bias: bool = False,
+        rngs: nnx.Rngs,
     ) -> Linear:
         """Return a linear layer that starts as a normal of deviation 0.02."""
         return Linear(
-            features_in, features, use_bias=bias, kernel_init=normal, rngs=rngs
+            features_in,
+            features,
+            axes=axes,
+            use_bias=bias,
+            kernel_init=normal,
+            rngs=rngs,
         )
 
     def norm(self, features: int, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
@@ -182,10 +193,12 @@ class Attention(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         width, dim, bias = config.width, config.head_dim, config.qkv_bias
-        self.query = config.linear(width, config.heads * dim, bias=bias, rngs=rngs)
-        self.key = config.linear(width, config.kv_heads * dim, bias=bias, rngs=rngs)
-        self.value = config.linear(width, config.kv_heads * dim, bias=bias, rngs=rngs)
-        self.out = config.linear(config.heads * dim, width, rngs=rngs)
+        features, shared = config.heads * dim, config.kv_heads * dim
+        into = "embed", "heads"
+        self.query = config.linear(width, features, into, bias=bias, rngs=rngs)
+        self.key = config.linear(width, shared, into, bias=bias, rngs=rngs)
+        self.value = config.linear(width, shared, into, bias=bias, rngs=rngs)
+        self.out = config.linear(features, width, into[::-1], rngs=rngs)
         norms = config.qk_norm
         self.query_norm = config.norm(dim, rngs=rngs) if norms else None
         self.key_norm = config.norm(dim, rngs=rngs) if norms else None
@@ -222,9 +235,10 @@ class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.gate = config.linear(config.width, config.hidden, rngs=rngs)
-        self.up = config.linear(config.width, config.hidden, rngs=rngs)
-        self.down = config.linear(config.hidden, config.width, rngs=rngs)
+        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
+        self.gate = config.linear(width, hidden, into, rngs=rngs)
+        self.up = config.linear(width, hidden, into, rngs=rngs)
+        self.down = config.linear(hidden, width, into[::-1], rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]

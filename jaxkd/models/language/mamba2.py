@@ -33,7 +33,7 @@ from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, run_stack, stacked
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain
+from jaxkd.sharding.axes import constrain, declare
 from jaxkd.types import Outputs
 
 normal = nnx.initializers.normal(0.02)
@@ -98,23 +98,25 @@ class Mixer(nnx.Module):
         inner, shared = config.parts
         channels = inner + 2 * shared
 
-        def linear(features_in: int, features: int) -> Linear:
+        def linear(features_in: int, features: int, *axes: str) -> Linear:
             return Linear(
                 features_in,
                 features,
+                axes=axes,
                 use_bias=config.bias,
                 kernel_init=normal,
                 rngs=rngs,
             )
 
-        self.in_projection = linear(config.width, inner + channels + config.heads)
+        projected = inner + channels + config.heads
+        self.in_projection = linear(config.width, projected, "embed", "heads")
         self.conv = CausalConv(channels, config.window, config.conv_bias, rngs=rngs)
         self.time_bias = nnx.Param(_time_bias(rngs.params(), config.heads))
         rates = jnp.arange(1, config.heads + 1, dtype=jnp.float32)
         self.log_rate = nnx.Param(jnp.log(rates))
         self.skip = nnx.Param(jnp.ones(config.heads))
         self.norm = GatedNorm(inner, config.groups, config.epsilon)
-        self.out = linear(inner, config.width)
+        self.out = linear(inner, config.width, "heads", "embed")
 
     def __call__(
         self,
@@ -209,7 +211,11 @@ class Mamba2(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(
-            config.vocabulary, config.width, embedding_init=normal, rngs=rngs
+            config.vocabulary,
+            config.width,
+            embedding_init=normal,
+            embedding_metadata=declare("vocabulary", "embed"),
+            rngs=rngs,
         )
         self.blocks = stacked(
             lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
@@ -219,6 +225,7 @@ class Mamba2(nnx.Module):
             self.head = Linear(
                 config.width,
                 config.vocabulary,
+                axes=("embed", "vocabulary"),
                 use_bias=False,
                 kernel_init=normal,
                 rngs=rngs,

@@ -15,6 +15,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.sharding.axes import declare
+
 
 @flax.struct.dataclass
 class RecurrentCache:
@@ -82,7 +84,7 @@ class CausalConv(nnx.Module):
     def __init__(self, channels: int, window: int, bias: bool, *, rngs: nnx.Rngs):
         spread = nnx.initializers.uniform(2 * window**-0.5)
         kernel = spread(rngs.params(), (window, 1, channels)) - window**-0.5
-        self.kernel = nnx.Param(kernel)
+        self.kernel = nnx.Param(kernel, **declare(None, None, "heads"))
         self.bias = nnx.Param(jnp.zeros(channels)) if bias else None
 
     def __call__(

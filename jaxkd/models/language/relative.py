@@ -11,6 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.sharding.axes import declare
+
 
 def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
     """Return the bucket of every distance from 0 to ``max_distance``.
@@ -62,7 +64,9 @@ class RelativeBias(nnx.Module):
         self.max_distance, self.both_ways = max_distance, both_ways
         self.one_way = buckets // 2 if both_ways else buckets
         normal = nnx.initializers.normal(scale)
-        self.embedding = nnx.Param(normal(rngs.params(), (buckets, heads)))
+        self.embedding = nnx.Param(
+            normal(rngs.params(), (buckets, heads)), **declare(None, "heads")
+        )
 
     def __call__(
         self, rows: Int[Array, " rows"], columns: Int[Array, " columns"]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd.adapters import Steps
 from jaxkd.models.language.cache import KVCache
+from jaxkd.models.parts.linear import on_rows
 from jaxkd.sharding.axes import constrain
 from jaxkd.types import Outputs
 
@@ -146,4 +147,8 @@ def vocabulary_outputs(
         head: the output projection.
     """
     head = steps.tap("head", head.astype(x.dtype))
-    return steps.outputs(lambda: constrain(x @ head, "batch", None, "vocabulary"))
+
+    def logits() -> Array:
+        return constrain(on_rows(lambda x: x @ head, x), "batch", None, "vocabulary")
+
+    return steps.outputs(logits)

@@ -19,7 +19,7 @@ from jaxkd.models.language.sequence import token_ids, vocabulary_outputs
 from jaxkd.models.language.t5_stack import Config, Seen, Stack, T5Cache, normal
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain
+from jaxkd.sharding.axes import constrain, declare
 from jaxkd.types import Outputs
 
 READS = (
@@ -43,12 +43,17 @@ class T5(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(
-            config.vocabulary, config.width, embedding_init=normal(1.0), rngs=rngs
+            config.vocabulary,
+            config.width,
+            embedding_init=normal(1.0),
+            embedding_metadata=declare("vocabulary", "embed"),
+            rngs=rngs,
         )
         self.encoder = Stack(config, decoder=False, rngs=rngs)
         self.decoder = Stack(config, decoder=True, rngs=rngs)
         if not config.tied:
-            self.head = config.linear(config.width, config.vocabulary, 1.0, rngs=rngs)
+            sizes, axes = (config.width, config.vocabulary), ("embed", "vocabulary")
+            self.head = config.linear(*sizes, axes, 1.0, rngs=rngs)
         self.taps = (*self.encoder.taps, *self.decoder.taps, "head", "cache")
 
     def __call__(

@@ -61,11 +61,22 @@ class Config:
     remat: bool
 
     def linear(
-        self, features_in: int, features: int, scale: float, *, rngs: nnx.Rngs
+        self,
+        features_in: int,
+        features: int,
+        axes: tuple[str, str],
+        scale: float,
+        *,
+        rngs: nnx.Rngs,
     ) -> Linear:
         """Return a linear layer that starts as a normal of that deviation."""
         return Linear(
-            features_in, features, use_bias=False, kernel_init=normal(scale), rngs=rngs
+            features_in,
+            features,
+            axes=axes,
+            use_bias=False,
+            kernel_init=normal(scale),
+            rngs=rngs,
         )
 
     def norm(self, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
@@ -79,10 +90,12 @@ class Attention(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.head_dim = dim = config.head_dim
         width, inner = config.width, config.heads * dim
-        self.query = config.linear(width, inner, (width * dim) ** -0.5, rngs=rngs)
-        self.key = config.linear(width, inner, width**-0.5, rngs=rngs)
-        self.value = config.linear(width, inner, width**-0.5, rngs=rngs)
-        self.out = config.linear(inner, width, inner**-0.5, rngs=rngs)
+        into, scale = ("embed", "heads"), width**-0.5
+        start = (width * dim) ** -0.5
+        self.query = config.linear(width, inner, into, start, rngs=rngs)
+        self.key = config.linear(width, inner, into, scale, rngs=rngs)
+        self.value = config.linear(width, inner, into, scale, rngs=rngs)
+        self.out = config.linear(inner, width, into[::-1], inner**-0.5, rngs=rngs)
 
     def memory(self, x: Float[Array, "batch columns width"]) -> tuple[Array, Array]:
         """Return keys and values, (batch, columns, heads, dim)."""
@@ -124,12 +137,12 @@ class MLP(nnx.Module):
     """See `Config.feed_forward`."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden = config.width, config.hidden
+        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
         self.gated = config.feed_forward == "gated-gelu"
         if self.gated:
-            self.gate = config.linear(width, hidden, width**-0.5, rngs=rngs)
-        self.up = config.linear(width, hidden, width**-0.5, rngs=rngs)
-        self.down = config.linear(hidden, width, hidden**-0.5, rngs=rngs)
+            self.gate = config.linear(width, hidden, into, width**-0.5, rngs=rngs)
+        self.up = config.linear(width, hidden, into, width**-0.5, rngs=rngs)
+        self.down = config.linear(hidden, width, into[::-1], hidden**-0.5, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]

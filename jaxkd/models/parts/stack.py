@@ -58,17 +58,18 @@ def run_stack(
         return (tap("", x), state), found
 
     def run(numbers: range) -> Array:
-        nonlocal state
-        own = jax.tree.map(lambda w: w[numbers.start : numbers.stop], weights)
-        (last, state), found = jax.lax.scan(
+        nonlocal x, state
+        first, last = numbers.start, numbers.stop
+        own = jax.tree.map(lambda w: w[first:last], weights)
+        (x, state), found = jax.lax.scan(
             jax.checkpoint(step) if remat else step,
             (x, state),
-            (own, jnp.arange(numbers.start, numbers.stop)),
+            (own, jnp.arange(first, last)),
             unroll=1 if scan else len(numbers),
         )
         for kind, values in found.items():
             keep_scanned(steps, names, kind, numbers, values)
-        return last
+        return x
 
     return steps.row(names, run), state
 

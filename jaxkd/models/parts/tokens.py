@@ -1,6 +1,7 @@
 """What vision transformers and mixers share: patches, two-layer MLPs, named sizes."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 from einops import rearrange
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.checks import unknown_name
 from jaxkd.models.parts.blocks import check_floats
+from jaxkd.models.parts.linear import Linear
 
 normal = nnx.initializers.truncated_normal(0.02)
 """How weights start in DeiT and ResMLP: a truncated normal of deviation 0.02."""
@@ -40,13 +42,8 @@ def named_size(
     return tuple(size)
 
 
-def linear(
-    features_in: int, features: int, use_bias: bool = True, *, rngs: nnx.Rngs
-) -> nnx.Linear:
-    """Return a linear layer that starts as `normal`."""
-    return nnx.Linear(
-        features_in, features, use_bias=use_bias, kernel_init=normal, rngs=rngs
-    )
+linear = partial(Linear, kernel_init=normal)
+"""A linear layer that starts as `normal`."""
 
 
 def layer_norm(width: int, epsilon: float = 1e-6, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -83,7 +80,9 @@ class PatchEmbed(nnx.Module):
         self.shape = (image_size, image_size, channels_in)
         self.size, self.tokens = patch_size, (image_size // patch_size) ** 2
         features_in = patch_size**2 * channels_in
-        self.projection = linear(features_in, width, use_bias, rngs=rngs)
+        self.projection = linear(
+            features_in, width, axes=("heads", "embed"), use_bias=use_bias, rngs=rngs
+        )
 
     def __call__(
         self, image: Float[Array, "batch height width channels"]
@@ -110,8 +109,8 @@ class MLP(nnx.Module):
     """Linear, GELU, linear."""
 
     def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        self.fc1 = linear(width, hidden, rngs=rngs)
-        self.fc2 = linear(hidden, width, rngs=rngs)
+        self.fc1 = linear(width, hidden, axes=("embed", "hidden"), rngs=rngs)
+        self.fc2 = linear(hidden, width, axes=("hidden", "embed"), rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch *rows features"]

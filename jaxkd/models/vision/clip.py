@@ -17,6 +17,7 @@ from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import PatchEmbed, named_size
 from jaxkd.models.vision.clip_tower import Config, Tower, normal
 from jaxkd.network import Network
+from jaxkd.sharding.axes import declare
 from jaxkd.types import Outputs
 
 IMAGE_SIZES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
@@ -91,8 +92,17 @@ class TextTower(Tower):
         super().__init__(config, features, rngs=rngs)
         self.eos = eos
         self.embed, self.positions = (
-            nnx.Embed(count, config.width, embedding_init=normal(scale), rngs=rngs)
-            for count, scale in ((vocabulary, 0.02), (context, 0.01))
+            nnx.Embed(
+                count,
+                config.width,
+                embedding_init=normal(scale),
+                embedding_metadata=axes,
+                rngs=rngs,
+            )
+            for count, scale, axes in (
+                (vocabulary, 0.02, declare("vocabulary", "embed")),
+                (context, 0.01, {}),
+            )
         )
 
     def __call__(

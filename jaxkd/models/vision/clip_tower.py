@@ -58,11 +58,12 @@ class MLP(nnx.Module):
     """Linear, activation, linear."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden = config.width, config.hidden
+        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
         self.activation = config.activation
-        start, end = (2 * width) ** -0.5, (2 * config.layers * width) ** -0.5
-        self.fc1 = Linear(width, hidden, kernel_init=normal(start), rngs=rngs)
-        self.fc2 = Linear(hidden, width, kernel_init=normal(end), rngs=rngs)
+        start = normal((2 * width) ** -0.5)
+        end = normal((2 * config.layers * width) ** -0.5)
+        self.fc1 = Linear(width, hidden, axes=into, kernel_init=start, rngs=rngs)
+        self.fc2 = Linear(hidden, width, axes=into[::-1], kernel_init=end, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]
@@ -119,6 +120,7 @@ class Tower(nnx.Module):
         self.embedder = Linear(
             config.width,
             features,
+            axes=("embed", None),
             use_bias=False,
             kernel_init=normal(config.width**-0.5),
             rngs=rngs,

@@ -83,7 +83,7 @@ class ConvNeXt(nnx.Module):
                 nnx.List(ConvNeXtBlock(width, rngs=rngs) for _ in range(depth))
             )
         self.norm = layer_norm(width, rngs=rngs)
-        self.head = linear(width, classes, rngs=rngs)
+        self.head = linear(width, classes, axes=("embed", "vocabulary"), rngs=rngs)
         self.taps = self.cuts = (*(f"stage{i}" for i in range(5)), "pooled")
 
     def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:

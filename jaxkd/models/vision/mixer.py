@@ -98,7 +98,7 @@ class MLPNetwork(nnx.Module):
         self.patches = patches
         self.blocks = nnx.List(blocks)
         self.norm = norm
-        self.head = linear(width, classes, rngs=rngs)
+        self.head = linear(width, classes, axes=("embed", "vocabulary"), rngs=rngs)
         names = [f"block{i}" for i in range(len(blocks))]
         mixed = (f"{name}.mix" for name in names)
         self.taps = ("embed", *names, *mixed, "final", "pooled")

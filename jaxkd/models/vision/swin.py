@@ -50,9 +50,7 @@ class PatchMerging(nnx.Module):
 
     def __init__(self, features_in: int, features: int, *, rngs: nnx.Rngs):
         self.norm = layer_norm(4 * features_in, EPSILON, rngs=rngs)
-        self.reduction = nnx.Linear(
-            4 * features_in, features, use_bias=False, kernel_init=normal, rngs=rngs
-        )
+        self.reduction = linear(4 * features_in, features, use_bias=False, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch tokens features"]
@@ -102,8 +100,8 @@ class WindowAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads, self.side, self.window, self.shift = heads, side, window, shift
-        self.qkv = linear(width, 3 * width, rngs=rngs)
-        self.projection = linear(width, width, rngs=rngs)
+        self.qkv = linear(width, 3 * width, axes=("embed", "heads"), rngs=rngs)
+        self.projection = linear(width, width, axes=("heads", "embed"), rngs=rngs)
         self.bias = nnx.Param(normal(rngs.params(), ((2 * window - 1) ** 2, heads)))
 
     def __call__(
@@ -241,7 +239,7 @@ class Swin(nnx.Module):
                 )
             )
         self.norm = layer_norm(width, EPSILON, rngs=rngs)
-        self.head = linear(width, classes, rngs=rngs)
+        self.head = linear(width, classes, axes=("embed", "vocabulary"), rngs=rngs)
         stages = (f"stage{i}" for i in range(1, 5))
         self.taps = self.cuts = ("embed", *stages, "final", "pooled")
 

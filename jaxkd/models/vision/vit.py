@@ -35,8 +35,8 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
-        self.qkv = linear(width, 3 * width, rngs=rngs)
-        self.projection = linear(width, width, rngs=rngs)
+        self.qkv = linear(width, 3 * width, axes=("embed", "heads"), rngs=rngs)
+        self.projection = linear(width, width, axes=("heads", "embed"), rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch tokens width"]
@@ -131,10 +131,8 @@ class ViT(nnx.Module):
             for rate in rates
         )
         self.norm = layer_norm(width, epsilon, rngs=rngs)
-        self.head = linear(width, classes, rngs=rngs)
-        self.distillation_head = (
-            linear(width, classes, rngs=rngs) if distilled else None
-        )
+        head = partial(linear, width, classes, axes=("embed", "vocabulary"), rngs=rngs)
+        self.head, self.distillation_head = head(), head() if distilled else None
         blocks = [f"block{i}" for i in range(depth)]
         self.taps = (
             *("embed", *blocks, *(f"{block}.attn" for block in blocks)),

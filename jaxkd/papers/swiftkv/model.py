@@ -42,7 +42,7 @@ from jaxkd.models.parts.stack import (
     tap_scanned,
 )
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain
+from jaxkd.sharding.axes import constrain, declare
 from jaxkd.types import Outputs
 
 
@@ -52,8 +52,9 @@ class SharedKeys(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         features, bias = config.kv_heads * config.head_dim, config.qkv_bias
-        self.key = config.linear(config.width, features, bias=bias, rngs=rngs)
-        self.value = config.linear(config.width, features, bias=bias, rngs=rngs)
+        sizes, axes = (config.width, features), ("embed", "heads")
+        self.key = config.linear(*sizes, axes, bias=bias, rngs=rngs)
+        self.value = config.linear(*sizes, axes, bias=bias, rngs=rngs)
         norms = config.qk_norm
         self.key_norm = config.norm(config.head_dim, rngs=rngs) if norms else None
 
@@ -73,8 +74,9 @@ class LateAttention(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         features, bias = config.heads * config.head_dim, config.qkv_bias
-        self.query = config.linear(config.width, features, bias=bias, rngs=rngs)
-        self.out = config.linear(features, config.width, rngs=rngs)
+        width, into = config.width, ("embed", "heads")
+        self.query = config.linear(width, features, into, bias=bias, rngs=rngs)
+        self.out = config.linear(features, width, into[::-1], rngs=rngs)
         norms = config.qk_norm
         self.query_norm = config.norm(config.head_dim, rngs=rngs) if norms else None
 
@@ -134,7 +136,11 @@ class SwiftLlama(nnx.Module):
         self.config, self.kv_layers, self.group = config, kv_layers, group
         late = config.layers - kv_layers
         self.embed = nnx.Embed(
-            config.vocabulary, config.width, embedding_init=normal, rngs=rngs
+            config.vocabulary,
+            config.width,
+            embedding_init=normal,
+            embedding_metadata=declare("vocabulary", "embed"),
+            rngs=rngs,
         )
 
         self.early = stacked(
@@ -147,7 +153,8 @@ class SwiftLlama(nnx.Module):
         self.late = stacked(lambda rngs: LateBlock(config, rngs=rngs), late, rngs=rngs)
         self.norm = config.norm(config.width, rngs=rngs)
         if not config.tied:
-            self.head = config.linear(config.width, config.vocabulary, rngs=rngs)
+            axes = "embed", "vocabulary"
+            self.head = config.linear(config.width, config.vocabulary, axes, rngs=rngs)
         blocks = block_taps(config.layers, "", ".attn")
         self.taps = ("embed", *blocks, "final", "head", "cache")
 
