@@ -228,9 +228,9 @@ def _prompted(program: Program, prompt: int) -> Program:
             "response_mask": jnp.ones_like(rest),
         }
 
-    return Program(
-        lambda key, batch: program.init(key, split(batch)),
-        lambda state, batch: program.step(state, split(batch)),
+    return program._replace(
+        init=lambda key, batch: program.init(key, split(batch)),
+        step=lambda state, batch: program.step(state, split(batch)),
     )
 
 

@@ -86,7 +86,12 @@ def ensemble(
             "stats": stats,
         }
 
-    return Network(init, apply, valid, reads)
+    axes = {
+        (str(i), *path): axes
+        for i, network in enumerate(networks)
+        for path, axes in network.axes.items()
+    }
+    return Network(init, apply, valid, reads, axes=axes)
 
 
 def _mean(logits: jax.Array, mean: str) -> jax.Array:

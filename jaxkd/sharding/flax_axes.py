@@ -1,4 +1,4 @@
-"""Axes that a model declares in the standard ways of Flax, NNX and Linen, by path."""
+"""Axes that Flax models declare at their weights: NNX metadata and Linen boxes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -50,9 +50,7 @@ def unboxed(variables: PyTree) -> PyTree:
     return meta.map_axis_meta(value, variables)
 
 
-def _translated(
-    names: Any, rules: Iterable[Sequence[Any]] | None
-) -> tuple[Any, ...]:
+def _translated(names: Any, rules: Iterable[Sequence[Any]] | None) -> tuple[Any, ...]:
     """Return names with those replaced that Flax's rules have, the weight's own first.
 
     Args:

@@ -45,7 +45,7 @@ def trained(networks, method, mesh=None):
     init, step = on_mesh(program.init, mesh), on_mesh(program.step, mesh)
     batch = shard_batch(batch, mesh)
     shapes = jax.eval_shape(init, jax.random.key(1), batch)
-    places = state_sharding(shapes, mesh, min_size=1)
+    places = state_sharding(shapes, mesh, program.axes, min_size=1)
     state = jax.jit(init, out_shardings=places)(jax.random.key(1), batch)
     state, metrics = jax.jit(step)(state, batch)
     return float(metrics["loss"]), jax.device_get(state.student["params"])

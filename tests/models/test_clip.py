@@ -11,7 +11,6 @@ import pytest
 
 from jaxkd.interop import load_pretrained
 from jaxkd.models import clip
-from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {
@@ -157,11 +156,3 @@ def test_wrong_inputs_are_refused(variables):
         apply({"input_ids": jnp.zeros((1, 8), int)})
     with pytest.raises(ValueError, match="image has shape"):
         apply({"pixel_values": IMAGES[:, :4]})
-
-
-def test_weights_are_known_by_their_layers():
-    tower = ("params", "text")
-    assert parameter_axes((*tower, "embed", "embedding"), 2) == ("vocabulary", "embed")
-    assert parameter_axes((*tower, "embedder", "kernel"), 2) == ("embed", None)
-    split = (None, "hidden", "embed")
-    assert parameter_axes((*tower, "blocks", "mlp", "fc2", "kernel"), 3) == split

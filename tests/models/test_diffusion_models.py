@@ -79,7 +79,7 @@ def test_on_a_mesh_only_weights_are_sent(case):
     mesh = training.make_mesh("fsdp")
     batch = {name: jnp.repeat(x, 64, axis=0) for name, x in inputs().items()}
     placed = jax.device_put(
-        variables, training.state_sharding(variables, mesh, min_size=32)
+        variables, training.state_sharding(variables, mesh, network.axes, min_size=32)
     )
     forward = jax.jit(on_mesh(lambda v, x: network.apply(v, x)[0].logits, mesh))
     program = forward.lower(placed, training.shard_batch(batch, mesh)).compile()

@@ -13,7 +13,6 @@ from jaxkd.compression.quantise.mixed_bits import quantized
 from jaxkd.interop import load_pretrained
 from jaxkd.models import llama
 from jaxkd.models.language.rope import RopeScaling, frequencies
-from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 
@@ -168,11 +167,3 @@ def test_quantised_blocks_are_close(variables):
     found = logits(rounded, {"input_ids": IDS})
     exact = logits(variables, {"input_ids": IDS})
     assert 0 < np.abs(found - exact).max() < 0.01 * np.abs(exact).max()
-
-
-def test_weights_are_known_by_their_layers():
-    block = ("student", "params", "blocks", "mlp", "down")
-    assert parameter_axes((*block, "kernel"), 3) == (None, "hidden", "embed")
-    assert parameter_axes((*block, "kernel", "codes"), 3) == (None, "hidden", "embed")
-    assert parameter_axes((*block[:-1], "other", "kernel"), 2) is None
-    assert parameter_axes((), 0) is None

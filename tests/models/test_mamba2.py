@@ -11,7 +11,6 @@ import pytest
 from jaxkd.generation import GREEDY, generate
 from jaxkd.interop import load_pretrained
 from jaxkd.models import mamba2
-from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {"vocabulary": 17, "width": 16, "layers": 2, "head_dim": 8, "state_size": 4}
@@ -203,13 +202,3 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 def test_inputs_that_are_no_tokens_are_refused(variables):
     with pytest.raises(ValueError, match="reads a dict with input_ids"):
         mamba2(**SMALL).apply(variables, {"image": IDS})
-
-
-def test_weights_are_known_by_their_layers():
-    mixer = ("params", "blocks", "mixer")
-    split = (None, "embed", "heads")
-    assert parameter_axes((*mixer, "in_projection", "kernel"), 3) == split
-    assert parameter_axes((*mixer, "out", "kernel"), 3) == (None, "heads", "embed")
-    split = (None, None, None, "heads")
-    assert parameter_axes((*mixer, "conv", "kernel"), 4) == split
-    assert parameter_axes((*mixer, "skip"), 2) is None

@@ -12,7 +12,6 @@ import pytest
 from jaxkd.generation import GREEDY, generate
 from jaxkd.interop import load_pretrained
 from jaxkd.models import t5
-from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {
@@ -230,16 +229,3 @@ def test_wrong_inputs_are_refused(variables):
         apply(later)
     with pytest.raises(ValueError, match=r"'encoder.final' with a cache: the encoder"):
         apply({**later, "cache": cache.grown(1)}, taps=("encoder.final",))
-
-
-def test_weights_are_known_by_their_layers():
-    blocks = ("params", "decoder", "blocks")
-    split = (None, "embed", "heads")
-    assert parameter_axes((*blocks, "cross", "query", "kernel"), 3) == split
-    assert parameter_axes((*blocks, "mlp", "down", "kernel"), 3) == (
-        None,
-        "hidden",
-        "embed",
-    )
-    relative = ("params", "encoder", "relative", "embedding")
-    assert parameter_axes(relative, 2) == (None, "heads")

@@ -235,7 +235,7 @@ def test_masks_lie_on_a_mesh_as_their_weights_do():
     tokens = jax.ShapeDtypeStruct((8, 4), jnp.int32)
     batch = {"input_ids": tokens, "label": tokens}
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
-    placed = state_sharding(state, make_mesh(MeshShape(fsdp=2, tensor=2)))
+    placed = state_sharding(state, make_mesh(MeshShape(fsdp=2, tensor=2)), program.axes)
     weights = named({"student": placed.student["params"]})
     masks = named(placed.opt_state.mask)
     assert len(masks) == 7

@@ -329,7 +329,9 @@ def test_answers_that_are_not_finite_are_refused(tmp_path, targets):
 
 def test_a_teacher_on_a_mesh_says_the_same(tmp_path, variables, cache):
     mesh = training.make_mesh("fsdp")
-    placed = jax.device_put(variables, training.state_sharding(variables, mesh, 0))
+    placed = jax.device_put(
+        variables, training.state_sharding(variables, mesh, min_size=0)
+    )
     targets = teachers.network_targets(TEACHER, placed, k=K, dtype="float32", mesh=mesh)
     write(tmp_path, targets)
     assert contents(tmp_path) == contents(cache)

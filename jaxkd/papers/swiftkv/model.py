@@ -26,6 +26,7 @@ from jaxkd.models.language.llama_blocks import (
     run_blocks,
 )
 from jaxkd.models.language.sequence import READS, open_cache, sequence, token_ids
+from jaxkd.models.parts.linear import on_rows
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_kinds, block_taps, stacked
 from jaxkd.network import Network
