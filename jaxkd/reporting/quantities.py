@@ -38,7 +38,7 @@ class Quantity:
     arm: str = ""
     setting: str = ""
 
-    def __rmul__(self, factor: float) -> "Quantity":
+    def __rmul__(self, factor: float | int) -> "Quantity":
         """Return the quantity times a number."""
 
         def read(records: Sequence[Record], metric: str, setting: str) -> Values:
@@ -71,7 +71,7 @@ class Quantity:
         return Quantity(name, read, self.arm, self.setting)
 
 
-Side = str | float | Quantity
+Side = str | float | int | Quantity
 
 
 def cell(
@@ -140,7 +140,8 @@ def quantity(side: Side, metric: str) -> Quantity:
         return side
     if isinstance(side, str):
         return cell(side)
-    return Quantity(compact(metric, side, 6), lambda *_: float(side))
+    number = float(side)
+    return Quantity(compact(metric, number, 6), lambda *_: number)
 
 
 def paired(
