@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from jaxkd.kernels.linear_distill.divergences import (
 )
 from jaxkd.kernels.linear_distill.reference import reference
 from jaxkd.kernels.linear_distill.rows import Objective
-from jaxkd.kernels.linear_distill.tpu import tpu
 from jaxkd.kernels.linear_distill.xla import xla
 
 __all__ = [
@@ -185,7 +184,7 @@ def linear_distill(
     versions = Versions(
         reference=functools.partial(reference, objective),
         xla=functools.partial(xla, objective, chunk),
-        tpu=functools.partial(tpu, objective, False),
+        tpu=functools.partial(_tpu, objective, False),
     )
     if implementation == "auto":
         implementation = "xla"
@@ -197,6 +196,12 @@ def linear_distill(
         *(None if labels is None else labels.reshape(-1), interpolation),
     )
     return LinearDistill(loss, *(lax.stop_gradient(x).reshape(batch) for x in values))
+
+
+def _tpu(*arguments: Any) -> Any:
+    from jaxkd.kernels.linear_distill.tpu import tpu  # Pallas: most of a second.
+
+    return tpu(*arguments)
 
 
 def _check_shapes(
