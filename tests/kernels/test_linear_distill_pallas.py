@@ -12,8 +12,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxkd.kernels.linear_distill import blocks
 from jaxkd.kernels.linear_distill import (
+    blocks,
     forward_kl,
     jensen_shannon,
     linear_distill,
@@ -27,7 +27,6 @@ from jaxkd.kernels.linear_distill.rows import Objective
 from jaxkd.kernels.linear_distill.tpu import tpu
 from jaxkd.training.ahead import compile_for, slice_devices
 from jaxkd.training.costs import program_costs
-
 
 
 @pytest.fixture(autouse=True)
