@@ -247,6 +247,6 @@ def test_what_has_no_kernel_is_refused(monkeypatch):
         pallas(*(x.astype("f2") for x in (h, w, th, tw)))
     with pytest.raises(NotImplementedError, match="Pallas kernels for tpu, not for"):
         jax.jit(pallas)(h, w, th, tw)
-    monkeypatch.setattr(blocks, "blocks", 1000)
+    monkeypatch.setattr(blocks, "BLOCKS", 1000)
     with pytest.raises(ValueError, match="widths 3 and 5 are too large for"):
         results(functools.partial(tpu, objective, True), *arguments(dtype="f4"))
