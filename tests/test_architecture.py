@@ -133,6 +133,11 @@ def test_experiments_import_no_other():
     assert across == SHARED
 
 
+def test_no_list_of_exports_is_typed_by_hand():
+    files = ROOT.glob("jaxkd/**/*.py")
+    assert not [path for path in files if "__all__" in path.read_text()]
+
+
 def test_the_training_loop_names_no_paper():
     slugs = [path.name for path in ROOT.glob("jaxkd/papers/[a-z]*")]
     assert slugs

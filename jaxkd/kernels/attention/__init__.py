@@ -13,8 +13,6 @@ from jaxkd.kernels.attention import reference, xla
 from jaxkd.kernels.attention.masks import Band, Tiles
 from jaxkd.kernels.dispatch import Versions, dispatch
 
-__all__ = ["attention", "bigbird_table", "block_sparse_attention"]
-
 Segments = Int[Array, "batch _"] | Bool[Array, "batch _"]
 
 

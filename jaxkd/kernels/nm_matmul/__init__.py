@@ -9,10 +9,11 @@ from jaxtyping import Array, Float
 
 from jaxkd.kernels.dispatch import Versions, dispatch
 from jaxkd.kernels.nm_matmul import reference, xla
-from jaxkd.kernels.nm_matmul.masks import nm_mask, sr_ste
-from jaxkd.kernels.nm_matmul.packing import NMWeights, nm_pack, nm_unpack
-
-__all__ = ["NMWeights", "nm_mask", "nm_matmul", "nm_pack", "nm_unpack", "sr_ste"]
+from jaxkd.kernels.nm_matmul.masks import nm_mask as nm_mask
+from jaxkd.kernels.nm_matmul.masks import sr_ste as sr_ste
+from jaxkd.kernels.nm_matmul.packing import NMWeights as NMWeights
+from jaxkd.kernels.nm_matmul.packing import nm_pack as nm_pack
+from jaxkd.kernels.nm_matmul.packing import nm_unpack as nm_unpack
 
 
 def nm_matmul(
