@@ -252,7 +252,7 @@ def test_a_machine_without_git_has_no_commit(tmp_path, monkeypatch):
 def test_matplotlib_is_not_imported():
     names = "records, claims, results, tables, report"
     program = (
-        f"from jaxkd.evaluation import {names}; import sys; "
+        f"from jaxkd.reporting import {names}; import sys; "
         "sys.exit('matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True)
