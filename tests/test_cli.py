@@ -1,8 +1,6 @@
 """The command line, from a run to a report, a resumed run and an exported student."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -170,18 +168,3 @@ def test_help(arguments, capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert ("--train-examples" if "run" in arguments else "resume") in shown
-
-
-@pytest.mark.slow
-def test_import_is_light():
-    code = (
-        "import sys, jaxkd; heavy = {'tensorflow', 'torch', 'matplotlib', 'sklearn'};"
-        "print(json.dumps(sorted(heavy & set(sys.modules))))"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", "import json;" + code],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(found.stdout) == []
