@@ -50,9 +50,7 @@ def unboxed(variables: PyTree) -> PyTree:
     return meta.map_axis_meta(value, variables)
 
 
-def _translated(
-    names: Any, rules: Iterable[Sequence[Any]] | None
-) -> tuple[Any, ...]:
+def _translated(names: Any, rules: Iterable[Sequence[Any]] | None) -> tuple[Any, ...]:
     """Return names with those replaced that Flax's rules have, the weight's own first.
 
     Args:

@@ -61,9 +61,7 @@ def _plain_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def _modulation(width: int, parts: int, *, rngs: nnx.Rngs) -> Linear:
-    return Linear(
-        width, parts * width, kernel_init=nnx.initializers.zeros, rngs=rngs
-    )
+    return Linear(width, parts * width, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
 
 def _modulated(x: Array, shift: Array, scale: Array) -> Array:
