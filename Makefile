@@ -31,7 +31,7 @@ setup: .venv/.ready
 
 demo: setup  ## distil students on real digits, print the table, write plots
 	rm -rf $(DEMO)
-	$(RUN) jaxkd run baselines --preset demo --seeds 3 --folder $(DEMO) --results $(DEMO)/results.json
+	$(RUN) jaxkd run baselines --preset demo --seeds 3 --folder $(DEMO)
 
 test: setup  ## the tests, but for the slow ones
 	$(RUN) pytest -n 2 --dist loadfile -m "not slow"

@@ -130,9 +130,9 @@ def test_nothing_measured_is_refused(tmp_path):
 
 def test_a_missing_file_says_how_to_make_it(tmp_path):
     path = tmp_path / "crd" / "results" / "demo.json"
-    with pytest.raises(FileNotFoundError, match=r"`jaxkd run crd --preset demo`"):
+    with pytest.raises(FileNotFoundError, match=r"`jaxkd run crd --preset demo --com"):
         read_results(path)
-    with pytest.raises(FileNotFoundError, match=r"jaxkd run EXPERIMENT .* --results"):
+    with pytest.raises(FileNotFoundError, match=r"jaxkd run EXPERIMENT .*PRESET"):
         read_results(tmp_path / "elsewhere.json")
 
 
