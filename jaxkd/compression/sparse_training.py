@@ -64,7 +64,7 @@ def scaled(network: Network, scope: str, groups: int = 2) -> Network:
 
     Args:
         network: to be trained.
-        scope: the weights' paths, as in `compression.sparsity`.
+        scope: the weights' paths, as in `compression.prune.sparsity`.
         groups: contiguous groups of inputs.
 
     Raises:
@@ -158,7 +158,7 @@ def straight_through(
 
     Args:
         network: to be trained.
-        scope: the weights' paths, as in `compression.sparsity`.
+        scope: the weights' paths, as in `compression.prune.sparsity`.
         decay: λ_w of SR-STE; 0 where the optimizer decays them (`ast_adam`).
         mask_every: training steps between new masks.
         n: weights kept of every m.
@@ -216,7 +216,7 @@ def finalize(
 
     Args:
         params: a network's, or a `scaled` network's.
-        scope: the weights' paths, as in `compression.sparsity`.
+        scope: the weights' paths, as in `compression.prune.sparsity`.
         n: weights kept of every m.
         m: consecutive inputs.
 
