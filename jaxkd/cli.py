@@ -131,6 +131,13 @@ def report(
     show_results(experiment, found, folder)
 
 
+def claims() -> None:
+    """Count the claims that hold, by all experiments' committed results."""
+    from jaxkd.reporting.summary import print_summary
+
+    print_summary(console)
+
+
 def compile_(
     slug: Slug,
     preset: str = "paper",
@@ -245,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "show": show,
             "run": run_command(arguments[1:] if command == "run" else []),
             "report": report,
+            "claims": claims,
             "resume": resume,
             "export": export,
             "compile": compile_,

@@ -16,6 +16,7 @@ from jaxkd.checks import unknown_name
 from jaxkd.reporting.claims import Claim
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, Run, Task, run_arms
+from jaxkd.reporting.tables import Paper
 from jaxkd.types import Batch, Program
 
 SEEDS = 3
@@ -50,7 +51,7 @@ class Experiment:
     arms: Callable[[Any, Run, int], Iterable[tuple[Arm, Task]]] | None = None
     run: Callable[[Any, Sequence[int], Run], list[Record]] | None = None
     claims: Sequence[Claim] = ()
-    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    paper: Paper = field(default_factory=dict)
     full_scale: Callable[[Any], Mapping[str, tuple[Program, Batch]]] | None = None
     topology: str = "v5e:2x4"
     mesh: str = "data"

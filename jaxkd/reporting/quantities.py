@@ -125,7 +125,8 @@ def values_of(
     Raises:
         NotComparable: there is none, or one is not finite.
     """
-    values = {r.seed: r.value for r in select(records, arm, metric, setting)}
+    found = select(records, arm, metric, setting)
+    values: dict[Hashable, float] = {r.seed: r.value for r in found}
     where = f"{arm}'s {metric}{within(setting)}"
     if not values:
         raise NotComparable(f"no records of {where}")

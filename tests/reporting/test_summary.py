@@ -20,7 +20,7 @@ def test_verdicts_are_counted_before_and_after_holm(tmp_path, monkeypatch):
         for seed, value in enumerate(values)
     ]
     claims = [contrast("a", "b", "x", m, lower=False) for m in (0.0, 0.15, 0.16)]
-    experiment = Experiment("e", "", "", tmp_path, {}, lambda *_: [], claims, {})
+    experiment = Experiment(presets={}, claims=claims, slug="e", folder=tmp_path)
     write_results(
         tmp_path / "results" / "small.json",
         experiment="e",
