@@ -1,5 +1,6 @@
 """Distillation by hidden states and heads is that by logits, on any mesh."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,10 +54,7 @@ def trained(networks, method, mesh=None):
 
 def assert_same(found, expected):
     assert found[0] == pytest.approx(expected[0], rel=1e-9)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10),
-        *(found[1], expected[1]),
-    )
+    chex.assert_trees_all_close(found[1], expected[1], rtol=1e-8, atol=1e-10)
 
 
 @pytest.fixture(scope="module")

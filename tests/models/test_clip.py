@@ -4,6 +4,7 @@ import functools
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,11 +118,7 @@ def test_both_towers_learn_however_they_are_compiled(variables):
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        plain,
-        other,
-    )
+    chex.assert_trees_all_close(plain, other, rtol=1e-3, atol=1e-4)
 
 
 def test_bfloat16_is_close(variables):

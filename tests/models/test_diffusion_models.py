@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,11 +157,7 @@ def test_dropout_and_remat_change_nothing_in_evaluation():
 
     ((found, gradient), (same, same_gradient)), dropped = values(variables["params"])
     np.testing.assert_allclose(same, found, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
-        gradient,
-        same_gradient,
-    )
+    chex.assert_trees_all_close(gradient, same_gradient, rtol=1e-3, atol=1e-6)
     assert abs(dropped - found) > 1e-3 * found
 
 

@@ -4,6 +4,7 @@ import functools
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +82,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled(variables, changes):
         return jax.jit(jax.grad(loss))(variables)
 
     plain, other = gradient(), gradient(**changes)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
+    chex.assert_trees_all_close(plain, other, rtol=1e-7, atol=1e-6)
 
 
 def test_a_window_of_one_block_reaches_that_far(variables):

@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,11 +81,7 @@ def test_a_text_read_in_parts_is_read_as_a_whole(variables, parts):
         logits.append(outputs.logits)
     joined = np.concatenate(logits, axis=1)
     np.testing.assert_allclose(joined, whole.logits, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        cache,
-        whole.features["cache"],
-    )
+    chex.assert_trees_all_close(cache, whole.features["cache"], rtol=1e-7, atol=1e-5)
 
 
 def test_padding_before_a_text_leaves_no_trace(variables):
@@ -94,10 +91,8 @@ def test_padding_before_a_text_leaves_no_trace(variables):
     found = forward()(variables, inputs)
     alone = forward()(variables, {"input_ids": IDS})
     np.testing.assert_allclose(found.logits[:, 5:], alone.logits, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        found.features["cache"],
-        alone.features["cache"],
+    chex.assert_trees_all_close(
+        found.features["cache"], alone.features["cache"], rtol=1e-7, atol=1e-5
     )
 
 
@@ -132,11 +127,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled(variables):
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        plain,
-        other,
-    )
+    chex.assert_trees_all_close(plain, other, rtol=1e-4, atol=1e-6)
 
 
 def test_the_head_and_the_last_features_make_the_logits(variables):

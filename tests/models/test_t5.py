@@ -4,6 +4,7 @@ import functools
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,11 +166,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled():
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        plain,
-        other,
-    )
+    chex.assert_trees_all_close(plain, other, rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_both_stacks_have_their_shapes(variables):
