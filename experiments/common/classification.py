@@ -1,11 +1,13 @@
 """What experiments on classification share: data, a teacher on labels, the records."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxkd
 from experiments.common.configs import OptimizerConfig
@@ -15,6 +17,23 @@ from jaxkd.methods import cross_entropy
 from jaxkd.network import Network
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Method, Program
+
+Programs = Callable[
+    [Any, Network, Network, optax.GradientTransformation], Mapping[str, Program]
+]
+"""``(config, student, teacher, optimizer) ->`` programs by their rows' names."""
+
+
+def distilled(methods: Mapping[str, Method]) -> Programs:
+    """Return the programs that distil by each of some methods."""
+
+    def programs(config, student, teacher, optimizer):
+        return {
+            name: jaxkd.distill(student, teacher, method, optimizer)
+            for name, method in methods.items()
+        }
+
+    return programs
 
 
 @dataclass(frozen=True)

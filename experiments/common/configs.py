@@ -51,14 +51,15 @@ class OptimizerConfig:
         peak = self.learning_rate
         warmup = round(self.warmup if self.warmup >= 1 else self.warmup * steps)
         left = max(steps - warmup, 1)
-        decay = {
+        schedules = {
             "constant": lambda: optax.constant_schedule(peak),
             "cosine": lambda: optax.cosine_decay_schedule(peak, left, self.final),
             "linear": lambda: optax.linear_schedule(peak, self.final * peak, left),
             "steps": lambda: optax.piecewise_constant_schedule(
                 peak, {m * (steps // epochs) - warmup: 0.1 for m in self.milestones}
             ),
-        }[self.schedule]()
+        }
+        decay = choose("schedule", [self.schedule], schedules)[self.schedule]()
         if not warmup:
             return decay
         rise = optax.linear_schedule(0.0, peak, warmup)
@@ -70,6 +71,9 @@ class OptimizerConfig:
         Args:
             steps: of the whole run.
             epochs: likewise, by which the milestones are counted.
+
+        Raises:
+            ValueError: an unknown optimizer or schedule.
         """
         rate, decay = self.rate(steps, epochs), self.weight_decay
         parts = []
@@ -77,13 +81,12 @@ class OptimizerConfig:
             parts.append(optax.clip_by_global_norm(self.clip))
         if decay and self.name != "adamw":
             parts.append(optax.add_decayed_weights(decay))
-        parts.append(
-            {
-                "adam": lambda: optax.adam(rate),
-                "adamw": lambda: optax.adamw(rate, weight_decay=decay),
-                "sgd": lambda: optax.sgd(rate, momentum=0.9),
-            }[self.name]()
-        )
+        makers = {
+            "adam": lambda: optax.adam(rate),
+            "adamw": lambda: optax.adamw(rate, weight_decay=decay),
+            "sgd": lambda: optax.sgd(rate, momentum=0.9),
+        }
+        parts.append(choose("optimizer", [self.name], makers)[self.name]())
         return optax.chain(*parts)
 
 

@@ -1,6 +1,6 @@
 """Experiments that compare methods on pairs of networks, from digits to CIFAR-100."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,12 +8,16 @@ import numpy as np
 import optax
 
 from experiments.baselines.networks import PAIRS, PairSpec
-from experiments.common.classification import Classification, ImagesConfig, image_batch
+from experiments.common.classification import (
+    Classification,
+    ImagesConfig,
+    Programs,
+    image_batch,
+)
 from experiments.common.configs import NetworkConfig, OptimizerConfig, choose
-from jaxkd import distill
 from jaxkd.network import Network
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
-from jaxkd.types import Batch, Method, Program
+from jaxkd.types import Batch, Program
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,6 @@ class PairsConfig:
     teacher_optimizer: OptimizerConfig = OptimizerConfig("adam", 3e-3)
 
 
-Programs = Callable[
-    [Any, Network, Network, optax.GradientTransformation], Mapping[str, Program]
-]
-"""``(config, student, teacher, optimizer) ->`` programs by their rows' names."""
-
 Measure = Callable[
     [Classification, Network, np.ndarray], Callable[[Any, History], Values]
 ]
@@ -57,18 +56,6 @@ def networks(spec: PairSpec, classes: int) -> tuple[Network, Network]:
         for network in (spec.student, spec.teacher)
     )
     return student, teacher
-
-
-def distilled(methods: Mapping[str, Method]) -> Programs:
-    """Return the programs that distil by each of some methods."""
-
-    def programs(config, student, teacher, optimizer):
-        return {
-            name: distill(student, teacher, method, optimizer)
-            for name, method in methods.items()
-        }
-
-    return programs
 
 
 def pair_arms(

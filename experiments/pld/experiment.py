@@ -10,9 +10,9 @@ pairs, 250 epochs of AdamW.
 
 import jax.numpy as jnp
 
-from experiments.common.classification import ImagesConfig
+from experiments.common.classification import ImagesConfig, distilled
 from experiments.common.configs import OptimizerConfig
-from experiments.common.pairs import PairsConfig, distilled, pair_arms, pair_programs
+from experiments.common.pairs import PairsConfig, pair_arms, pair_programs
 from jaxkd.losses import plackett_luce_loss, teacher_ranking
 from jaxkd.methods import combine, cross_entropy, dist, from_loss, kd, pld
 from jaxkd.reporting.claims import contrast
