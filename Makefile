@@ -18,7 +18,15 @@ ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia*),)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: demo test test-slow check docs bench setup clean
+# Python keeps what it compiles: JAX's files anew are seconds of every process.
+unexport PYTHONDONTWRITEBYTECODE
+
+# The contracts, a mesh, checkpoints and kernels with the oldest JAX that is supported.
+OLDEST := --with jax==0.11.2
+OLDEST_TESTS := tests/programs/test_update.py tests/sharding/test_mesh.py \
+  tests/training/test_checkpoint.py tests/kernels/test_nm_matmul.py
+
+.PHONY: demo test test-slow test-oldest check docs bench setup clean
 
 setup: .venv/.ready
 
@@ -31,13 +39,16 @@ setup: .venv/.ready
 
 demo: setup  ## distil students on real digits, print the table, write plots
 	rm -rf $(DEMO)
-	$(RUN) jaxkd run baselines --preset demo --seeds 3 --folder $(DEMO) --results $(DEMO)/results.json
+	$(RUN) jaxkd run baselines --preset demo --seeds 3 --folder $(DEMO)
 
 test: setup  ## the tests, but for the slow ones
 	$(RUN) pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: setup  ## whole small runs, several processes, programs that compile slowly
 	$(RUN) pytest -n 2 --dist loadfile -m slow
+
+test-oldest: setup  ## a choice of tests with the oldest JAX that is supported
+	$(RUN) $(OLDEST) pytest -n 2 --dist loadfile -m "not slow" $(OLDEST_TESTS)
 
 check: setup  ## format, lint, types
 	$(RUN) ruff format --check .

@@ -1,37 +1,33 @@
 """The command ``jaxkd``: experiments, their reports, exports, and teacher caches."""
 
 import dataclasses
-import inspect
 import json
+import math
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import jax
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxkd import __version__
 from jaxkd.checks import unknown_name
-from jaxkd.recipes.cache_teacher import cache_teacher
-from jaxkd.reporting.experiment import (
-    RUN_FILE,
-    Experiment,
-    Run,
-    load_experiment,
-    on_first_process,
-    read_part,
-    slugs,
+from jaxkd.cli_runs import (
+    RUNS,
+    RunFolder,
+    Slug,
+    console,
+    resume,
+    run_command,
+    show_results,
 )
-
-console = Console()
-
-Slug = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN-FOLDER")]
+from jaxkd.recipes.cache_teacher import cache_teacher
+from jaxkd.reporting.experiment import load_experiment, slugs
+from jaxkd.reporting.run import read_part
 
 
 def list_experiments() -> None:
@@ -68,7 +64,7 @@ def show(slug: Slug) -> None:
     table.add_column("field", no_wrap=True)
     for name in experiment.presets:
         table.add_column(name, overflow="fold")
-    rows = {name: dataclasses.asdict(c) for name, c in experiment.presets.items()}
+    rows = {name: dict(_fields(c)) for name, c in experiment.presets.items()}
     for field in dict.fromkeys(f for row in rows.values() for f in row):
         table.add_row(
             field, *(escape(_text(row.get(field, ""))) for row in rows.values())
@@ -81,6 +77,16 @@ def show(slug: Slug) -> None:
     console.print(f"\n[bold]results[/bold]  {', '.join(map(str, found)) or 'none yet'}")
 
 
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a configuration and of those in it, by dotted names."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
 def _text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -90,30 +96,46 @@ def report(
     preset: str = "small",
     results: Path | None = None,
     markdown: bool = False,
+    commit_results: bool = False,
 ) -> None:
     """Print an experiment's table and claims, and write its plots and HTML page.
 
     Args:
         slug: name of an experiment, as `jaxkd list` prints it.
-        preset: whose results to read.
-        results: the results file, instead of the experiment's own.
+        preset: whose committed results to read; page and plots go to
+            runs/SLUG-PRESET-report.
+        results: a results file, instead of the committed one; page and plots go to a
+            folder beside it, of its name.
         markdown: print Markdown for a README, and write nothing.
+        commit_results: write the plots beside the committed results.
     """
-    from jaxkd.reporting.report import markdown_report, print_report, write_report
+    from jaxkd.reporting.report import markdown_report, report_folder
     from jaxkd.reporting.results import read_results
 
     experiment = load_experiment(slug)
     experiment.preset(preset)
-    path = results or _results_file(experiment, preset)
-    found = read_results(path)
+    committed = experiment.committed(preset)
+    found = read_results(results or committed)
     if markdown:
-        print(markdown_report(found, experiment.claims, experiment.paper))
+        print(
+            markdown_report(
+                found, experiment.claims, experiment.paper, experiment.varies
+            )
+        )
         return
-    print_report(console, found, experiment.claims, experiment.paper)
-    written = write_report(
-        found, experiment.claims, path.parent / found.preset, experiment.paper
-    )
-    console.print("\nwritten: " + ", ".join(str(p) for p in written), soft_wrap=True)
+    folder = RUNS / f"{slug}-{preset}-report"
+    if results is not None:
+        folder = report_folder(results)
+    elif commit_results:
+        folder = report_folder(committed)
+    show_results(experiment, found, folder)
+
+
+def claims() -> None:
+    """Count the claims that hold, by all experiments' committed results."""
+    from jaxkd.reporting.summary import print_summary
+
+    print_summary(console)
 
 
 def compile_(
@@ -122,11 +144,12 @@ def compile_(
     topology: str | None = None,
     mesh: str | None = None,
     only: str | None = None,
+    commit_results: bool = False,
 ) -> int:
     """Compile what a preset trains for a TPU slice that need not be here.
 
-    Prints what a step of each program needs of a chip, and writes it to the
-    experiment's results/compiled.json. The exit status is 1 if one does not fit.
+    Prints what a step of each program needs of a chip, and writes it to
+    runs/SLUG-compiled.json. The exit status is 1 if one does not fit.
 
     Args:
         slug: name of an experiment, as `jaxkd list` prints it.
@@ -135,6 +158,7 @@ def compile_(
             experiment's own.
         mesh: how the slice is used, such as data or fsdp; None for the experiment's.
         only: the name of one program.
+        commit_results: write to the experiment's results/compiled.json instead.
     """
     from jaxkd.reporting.plans import print_plans, read_plans, write_plans
     from jaxkd.training.ahead import DoesNotFit, plan_step
@@ -149,7 +173,9 @@ def compile_(
     if only is not None and only not in programs:
         raise ValueError(unknown_name(f"program of {slug}", only, programs))
     topology, mesh = topology or experiment.topology, mesh or experiment.mesh
-    path = experiment.folder / "results" / "compiled.json"
+    path = RUNS / f"{slug}-compiled.json"
+    if commit_results:
+        path = experiment.committed("compiled")
     plans, failures = {}, 0
     for name in programs if only is None else [only]:
         console.print(f"{name} for {topology}, mesh {mesh} …", soft_wrap=True)
@@ -164,35 +190,6 @@ def compile_(
     if plans:
         console.print(f"written: {path}", soft_wrap=True)
     return 1 if failures else 0
-
-
-def resume(folder: RunFolder) -> None:
-    """Go on with a run that was stopped; finished parts are not done again.
-
-    Args:
-        folder: of the run, as `jaxkd run` printed it.
-    """
-    file = folder / RUN_FILE
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing: {folder} is not the folder of a run. `jaxkd run` "
-            "prints where it keeps one"
-        )
-    try:
-        saved = json.loads(file.read_text())
-        slug, preset, seeds = saved["experiment"], saved["preset"], saved["seeds"]
-        values, results = saved["config"], saved["results"]
-        commit, dirty = saved["code"]
-        experiment = load_experiment(slug)
-        config = type(experiment.preset(preset))(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        )
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is damaged or of another version ({error!r}): start again with "
-            "`jaxkd run`"
-        ) from None
-    _execute(experiment, preset, config, seeds, folder, Path(results), (commit, dirty))
 
 
 def export(
@@ -210,7 +207,7 @@ def export(
     Args:
         folder: of a run.
         to: the folder to write; must not exist.
-        part: which student, such as mlp/kd/seed0; None for the run's most accurate.
+        part: which student, such as mlp/kd/seed0; None for the run's best.
     """
     from jaxkd.interop import export_program, load_pretrained
 
@@ -219,7 +216,7 @@ def export(
     }
     if not students:
         raise FileNotFoundError(f"{folder} holds no trained student to export")
-    part = part or max(students, key=lambda name: _accuracy(folder / name))
+    part = part or max(students, key=lambda name: _score(folder / name))
     if part not in students:
         raise ValueError(unknown_name("part", part, students))
     if to.exists():
@@ -233,130 +230,10 @@ def export(
     console.print(f"exported {part} to {to}", soft_wrap=True)
 
 
-def _accuracy(part: Path) -> float:
+def _score(part: Path) -> float:
     records = read_part(part)
-    return next(r.value for r in records if r.metric == "last_accuracy")
-
-
-def _results_file(experiment: Experiment, preset: str) -> Path:
-    return experiment.folder / "results" / f"{preset}.json"
-
-
-def _run_command(arguments: Sequence[str]) -> Callable[..., None]:
-    """Return ``run`` with the fields of the named experiment's preset as options."""
-    slug = next((a for a in arguments if not a.startswith("-")), None)
-    experiment = None if slug is None else load_experiment(slug)
-    preset = _option(arguments, "--preset") or "small"
-    default = None if experiment is None else experiment.preset(preset)
-
-    def run(
-        slug: Slug,
-        preset: str = "small",
-        seeds: int = 3,
-        folder: Path | None = None,
-        results: Path | None = None,
-        config: Any = default,
-    ) -> None:
-        """Run an experiment, write its results, and print its report.
-
-        Name an experiment before --help to see the fields of its configuration, all of
-        which can be set here.
-
-        Args:
-            slug: name of an experiment, as `jaxkd list` prints it.
-            preset: configuration to start from.
-            seeds: how many; they are 0, 1, ….
-            folder: where to keep checkpoints and parts; must be new.
-            results: the file to write; None for the experiment's results/PRESET.json.
-            config: overrides of the preset's fields.
-        """
-        assert experiment is not None
-        if seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, got {seeds}")
-        folder = (
-            folder or Path("runs") / f"{slug}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-        )
-        if on_first_process(folder.exists):
-            raise FileExistsError(
-                f"{folder} exists: go on with it by `jaxkd resume {folder}`, or name a "
-                "new folder"
-            )
-        from jaxkd.reporting.results import code_state
-
-        folder.mkdir(parents=True, exist_ok=jax.process_count() > 1)
-        results = results or _results_file(experiment, preset)
-        saved = {
-            "experiment": slug,
-            "preset": preset,
-            "seeds": seeds,
-            "config": dataclasses.asdict(config),
-            "results": str(results),
-            "code": code_state(),
-        }
-        if jax.process_index() == 0:
-            (folder / RUN_FILE).write_text(json.dumps(saved, indent=2))
-        _execute(experiment, preset, config, seeds, folder, results, saved["code"])
-
-    if default is None:
-        signature = inspect.signature(run)
-        del run.__annotations__["config"]
-        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[p for n, p in signature.parameters.items() if n != "config"]
-        )
-    else:
-        run.__annotations__["config"] = tyro.conf.OmitArgPrefixes[type(default)]
-    return run
-
-
-def _option(arguments: Sequence[str], name: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == name and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-    return None
-
-
-def _execute(
-    experiment: Experiment,
-    preset: str,
-    config: Any,
-    seeds: int,
-    folder: Path,
-    results: Path,
-    code: tuple[str | None, bool],
-) -> None:
-    from jaxkd.reporting.results import write_atomically, write_results
-    from jaxkd.training.progress import ProgressBar
-
-    console.print(
-        f"{experiment.slug}, preset {preset}, {seeds} seeds; if it stops: "
-        f"jaxkd resume {folder}",
-        soft_wrap=True,
-    )
-    clock = folder / "seconds.txt"
-    seconds = float(clock.read_text()) if clock.is_file() else 0.0
-    started = time.perf_counter()
-    try:
-        with ProgressBar(console) as progress:
-            records = experiment.run(config, range(seeds), Run(folder, progress))
-    finally:
-        seconds += time.perf_counter() - started
-        if jax.process_index() == 0:
-            write_atomically(clock, f"{seconds:.3f}")
-    if jax.process_index():
-        return
-    results.parent.mkdir(parents=True, exist_ok=True)
-    write_results(
-        results,
-        experiment=experiment.slug,
-        preset=preset,
-        config=config,
-        records=records,
-        seconds=seconds,
-        code=code,
-    )
-    report(experiment.slug, preset, results)
+    found = {record.metric: record.value for record in records}
+    return found.get("last_accuracy", -found.get("nll", math.inf))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -365,13 +242,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     An error of the user's is one line on standard error, without a traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"jaxkd {__version__}")
+        return 0
     try:
         command = arguments[0] if arguments else "--help"
         commands = {
             "list": list_experiments,
             "show": show,
-            "run": _run_command(arguments[1:] if command == "run" else []),
+            "run": run_command(arguments[1:] if command == "run" else []),
             "report": report,
+            "claims": claims,
             "resume": resume,
             "export": export,
             "compile": compile_,

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental.sparse import BCSR
 from jaxtyping import Array, Float, Int
 
 CPU_BLOCK = 256
@@ -148,6 +147,8 @@ def _add_rows(nodes: int, values, senders, receivers, x) -> Array:
     2 to 3 times as fast on CPUs as adding up blocks. In a loop over steps XLA sorts the
     edges once, before it.
     """
+    from jax.experimental.sparse import BCSR  # It imports SciPy: a second.
+
     order = jnp.argsort(receivers, stable=True)
     starts = jnp.searchsorted(receivers[order], jnp.arange(nodes + 1))
     # The product reads what it is told to, in or out of bounds.

@@ -1,16 +1,16 @@
 """The command line, from a run to a report, a resumed run and an exported student."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxkd
 from jaxkd import data, interop, models
 from jaxkd.cli import main
+from jaxkd.reporting.experiment import load_experiment
 from jaxkd.reporting.results import read_results
 
 
@@ -19,15 +19,14 @@ def finished(tmp_path_factory):
     """Run two methods for two epochs with two seeds."""
     folder = tmp_path_factory.mktemp("cli")
     arguments = "run baselines --preset small --seeds 2 --epochs 2 --teacher-epochs 1"
-    arguments += " --methods cross_entropy mlp/kd"
-    arguments += f" --folder {folder}/run --results {folder}/results.json"
+    arguments += f" --methods cross_entropy mlp/kd --folder {folder}/run"
     assert main(arguments.split()) == 0
     return folder
 
 
 @pytest.mark.slow
 def test_run_writes_results_report_and_students(finished, capsys):
-    results = read_results(finished / "results.json")
+    results = read_results(finished / "run" / "results.json")
     assert results.config["epochs"] == 2
     rows = {(r.setting, r.method, r.seed) for r in results.records}
     assert rows == {
@@ -36,12 +35,14 @@ def test_run_writes_results_report_and_students(finished, capsys):
         *(("mlp", m, s) for m in ("cross_entropy", "kd") for s in (0, 1)),
         *(("cnn", "cross_entropy", s) for s in (0, 1)),
     }
-    assert main(["report", "baselines", "--results", f"{finished}/results.json"]) == 0
+    assert (
+        main(["report", "baselines", "--results", f"{finished}/run/results.json"]) == 0
+    )
     printed = capsys.readouterr().out
     assert "±" in printed
     assert "NOT ESTABLISHED" in printed
-    page = finished / "small" / "report.html"
-    assert "data:image/png;base64" in page.read_text()
+    for folder in (finished / "run", finished / "run" / "results"):
+        assert "data:image/png;base64" in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -49,7 +50,7 @@ def test_markdown_goes_to_standard_output_and_nothing_is_written(
     finished, tmp_path, capsys
 ):
     copy = tmp_path / "results.json"
-    copy.write_bytes((finished / "results.json").read_bytes())
+    copy.write_bytes((finished / "run" / "results.json").read_bytes())
     assert main(["report", "baselines", "--results", str(copy), "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "**mlp**" in lines
@@ -63,7 +64,7 @@ def test_markdown_goes_to_standard_output_and_nothing_is_written(
 
 @pytest.mark.slow
 def test_resume_repeats_only_what_is_missing(finished):
-    first = read_results(finished / "results.json")
+    first = read_results(finished / "run" / "results.json")
     before = first.records
     part = finished / "run" / "mlp" / "kd" / "seed1"
     kept = finished / "run" / "mlp" / "kd" / "seed0" / "records.json"
@@ -71,7 +72,7 @@ def test_resume_repeats_only_what_is_missing(finished):
     times = kept.stat().st_mtime_ns
     assert main(["resume", f"{finished}/run"]) == 0
     assert kept.stat().st_mtime_ns == times
-    second = read_results(finished / "results.json")
+    second = read_results(finished / "run" / "results.json")
     after = second.records
     assert second.seconds > first.seconds
 
@@ -115,6 +116,7 @@ def test_a_network_of_text_is_exported_without_a_program(tmp_path):
         ("run baselines --seeds 0", "--seeds must be at least 1"),
         ("run baselines --dataset digit --folder {tmp}/a", "did you mean 'digits'"),
         ("run baselines --methods kdd --folder {tmp}/b --teacher-epochs 1", "'kdd'"),
+        ("run baselines --epochs 2 --commit-results", "for preset 'small' as it is"),
         ("run baselines --folder {tmp}", "exists: go on with it by `jaxkd resume"),
         ("run baselines --dataset mnist --folder {tmp}/c", "JAXKD_DATA is not set"),
         ("report baselines --results {tmp}/none.json", "none.json"),
@@ -126,13 +128,14 @@ def test_mistakes_get_one_line_with_the_remedy(
     arguments, message, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.delenv("JAXKD_DATA", raising=False)
-    arguments += f" --results {tmp_path}/r.json" if arguments.startswith("run") else ""
     if "kdd" in arguments:
         arguments += " --epochs 1"
     assert main(arguments.format(tmp=tmp_path).split()) == 1
     captured = capsys.readouterr()
     assert message in captured.err.replace("\n", " ")
     assert "Traceback" not in captured.err
+    if "kdd" not in arguments:
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -149,6 +152,31 @@ def test_a_damaged_run_file_is_named(content, finished, tmp_path, capsys):
     found = capsys.readouterr().err.replace("\n", " ")
     assert f"{tmp_path}/run.json is damaged or of another version" in found
     assert "start again with `jaxkd run`" in found
+
+
+def test_a_results_file_cannot_send_its_report_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    committed = load_experiment("pld").committed("small")
+    found = json.loads(committed.read_text()) | {"preset": "../../elsewhere"}
+    mine = tmp_path / "deep" / "er" / "mine.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(json.dumps(found))
+    assert main(["report", "pld", "--results", str(mine)]) == 0
+    assert (mine.parent / "mine" / "report.html").is_file()
+    assert list(tmp_path.iterdir()) == [tmp_path / "deep"]
+    assert sorted(p.name for p in mine.parent.iterdir()) == ["mine", "mine.json"]
+
+
+def test_a_report_of_committed_results_goes_to_the_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "pld"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == "pld-small-report"
+
+
+def test_the_version_is_said(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxkd {jaxkd.__version__}\n"
 
 
 def test_list_and_show(capsys):
@@ -170,18 +198,3 @@ def test_help(arguments, capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert ("--train-examples" if "run" in arguments else "resume") in shown
-
-
-@pytest.mark.slow
-def test_import_is_light():
-    code = (
-        "import sys, jaxkd; heavy = {'tensorflow', 'torch', 'matplotlib', 'sklearn'};"
-        "print(json.dumps(sorted(heavy & set(sys.modules))))"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", "import json;" + code],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(found.stdout) == []

@@ -44,11 +44,10 @@ def full_scale(config):
 def folder(tmp_path, monkeypatch):
     presets = {"paper": Config((128, 2**21)), "small": Config((128,))}
     experiment = Experiment(
-        *("toy", "Toy", "", tmp_path, presets, lambda *_: [], [], {}),
-        full_scale=full_scale,
-        topology="v5e:2x2",
+        presets, full_scale=full_scale, topology="v5e:2x2", folder=tmp_path / "toy"
     )
     monkeypatch.setattr(cli, "load_experiment", lambda slug: experiment)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -60,7 +59,8 @@ def test_a_program_that_does_not_fit_is_the_status(folder, capsys):
     assert "The biggest buffers: 64.00 GiB" in printed
     assert "width 128: code" in printed
     # What fits has been written all the same.
-    assert set(read_plans(folder / "results" / "compiled.json")) == {"width 128"}
+    assert set(read_plans(folder / "runs" / "toy-compiled.json")) == {"width 128"}
+    assert not (folder / "toy").exists()
 
 
 @pytest.mark.slow
@@ -68,8 +68,9 @@ def test_one_program_on_another_slice(folder, capsys):
     arguments = ["compile", "toy", "--only", "width 128", "--topology", "2xv6e:2x2"]
     assert cli.main([*arguments, "--mesh", "data"]) == 1
     assert "is for 1 slices, but the devices are of 2" in capsys.readouterr().err
-    assert cli.main(["compile", "toy", "--preset", "small", "--mesh", "fsdp"]) == 0
-    plan = read_plans(folder / "results" / "compiled.json")["width 128"]
+    arguments = ["compile", "toy", "--preset", "small", "--mesh", "fsdp"]
+    assert cli.main([*arguments, "--commit-results"]) == 0
+    plan = read_plans(folder / "toy" / "results" / "compiled.json")["width 128"]
     assert (plan.topology, plan.mesh["fsdp"]) == ("v5e:2x2", 4)
     assert cli.main(["compile", "toy", "--only", "width 3"]) == 1
     assert "unknown program of toy 'width 3'" in capsys.readouterr().err

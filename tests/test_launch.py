@@ -37,7 +37,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def launch(folder, results, processes=2):
+def launch(folder, processes=2):
     """Start the processes as SLURM would, and return what they have written."""
     port = free_port()
     started = []
@@ -45,7 +45,7 @@ def launch(folder, results, processes=2):
         command = [sys.executable, LAUNCH, *RUN, "--folder", folder]
         started.append(
             subprocess.Popen(
-                [*map(str, command), "--results", str(results)],
+                [*map(str, command)],
                 cwd=ROOT,
                 env=slurm(index, processes, port),
                 stdout=subprocess.PIPE,
@@ -64,8 +64,9 @@ def launch(folder, results, processes=2):
 
 @pytest.mark.slow
 def test_processes_run_an_experiment_as_one_and_go_on_with_it(tmp_path):
-    folder, results = tmp_path / "run", tmp_path / "results.json"
-    launch(folder, results)
+    folder = tmp_path / "run"
+    launch(folder)
+    results = folder / "results.json"
     records = json.loads(results.read_text())["records"]
     assert {record["method"] for record in records} == {
         *("teacher", "cross_entropy", "kd")
@@ -73,7 +74,7 @@ def test_processes_run_an_experiment_as_one_and_go_on_with_it(tmp_path):
     part = next(folder.glob("**/kd/seed0/records.json"))
     part.unlink()
     results.unlink()
-    output = launch(folder, results)
+    output = launch(folder)
     assert "jaxkd resume" in output[0]
     again = json.loads(results.read_text())["records"]
     values = [[(r["method"], r["value"]) for r in found] for found in (records, again)]

@@ -1,7 +1,11 @@
 """The API reference: every module of the package, found at every build."""
 
+import ast
+import importlib
+import inspect
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
@@ -26,13 +30,33 @@ def modules() -> list[tuple[str, bool]]:
     return found
 
 
+def exports(name: str) -> list[str]:
+    """Return a package's own functions and classes, and its ``import x as x``."""
+    found = []
+    for node in ast.parse(inspect.getsource(importlib.import_module(name))).body:
+        if isinstance(node, ast.ImportFrom):
+            found += [alias.name for alias in node.names if alias.asname == alias.name]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found += [node.name] * (not node.name.startswith("_"))
+    return found
+
+
+def restore_docstring(app: Sphinx, what: str, name: str, obj: Any, *rest: Any) -> None:
+    """Give a method's module its own docstring: it has that of its constructor."""
+    if what == "module" and hasattr(obj, "__wrapped__"):
+        own = ast.get_docstring(ast.parse(inspect.getsource(obj))) or ""
+        lines = rest[-1]
+        lines[:] = own.split("\n")
+
+
 def write_reference(app: Sphinx) -> None:
     """Write the page into the source folder, where Sphinx reads it."""
     lines = [HEAD]
     for name, package in modules():
         lines.append(f"{'##' if name.count('.') == 1 else '###'} {name}\n")
-        document = not package or name.startswith("jaxkd.kernels.")
-        option = "" if document else "\n   :no-members:"
+        option = "\n   :no-members:" if package else ""
+        if name.startswith("jaxkd.kernels.") and package:
+            option = f"\n   :members: {', '.join(exports(name))}"
         lines.append(f"```{{eval-rst}}\n.. automodule:: {name}{option}\n```\n")
     (Path(app.srcdir) / "api.md").write_text("\n".join(lines))
 
@@ -40,4 +64,5 @@ def write_reference(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("builder-inited", write_reference)
+    app.connect("autodoc-process-docstring", restore_docstring)
     return {"parallel_read_safe": True}

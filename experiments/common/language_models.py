@@ -1,32 +1,22 @@
 """What experiments with a Llama teaching a smaller one share: sizes, runs, records."""
 
-import functools
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from experiments.common.text import language_records, load_text, train_on_text
-from jaxkd import data, distill, methods, models
-from jaxkd.checks import unknown_name
+from experiments.common.configs import OptimizerConfig, choose
+from experiments.common.corpus import CorpusConfig, read
+from jaxkd import distill, methods, models
 from jaxkd.compression.quantise.mixed_bits import quantized
-from jaxkd.evaluation.language import fidelity_evaluator, token_evaluator
-from jaxkd.interop import load_pretrained
 from jaxkd.kernels.linear_distill import Divergence
 from jaxkd.models.language.rope import RopeScaling
 from jaxkd.network import Network
 from jaxkd.programs import on_policy
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Method, Program, Variables
-
-SLICE = "v5e:16x16"
-MESH = "v5e-256"
+from jaxkd.reporting.run import Arm, History, Run, Task, Values
+from jaxkd.types import Batch, Method, Program
 
 _LLAMA3 = {"kv_heads": 8, "rope_theta": 500_000.0, "epsilon": 1e-5}
 _LONG = {"rope_scaling": RopeScaling(factor=8.0), **_LLAMA3}
@@ -86,10 +76,7 @@ class LanguageConfig:
 
     Attributes:
         setting: the name of the table.
-        text: ``tiny_shakespeare``, or a folder of token files below JAXKD_DATA.
-        vocabulary: of the token files.
-        length: tokens of a window.
-        test_windows: to evaluate on; 0 for all.
+        corpus: the text.
         teacher: a name of `SIZES`.
         student: likewise.
         plain: whether attention's scores and all activations are kept in memory.
@@ -97,22 +84,16 @@ class LanguageConfig:
         teacher_bits: what the teacher's blocks are rounded to, such as ``int8``, or "".
         teacher_steps: of its training here.
         start_steps: that every student first learns from the text alone.
-        methods: the rows.
+        methods: the rows; empty for all.
         label_weight: of the cross-entropy beside a divergence.
         steps: of every student.
-        batch_size: windows.
-        learning_rate: of AdamW at its highest, decaying to 0 by a cosine.
-        warmup: steps that it rises for.
-        weight_decay: of AdamW.
+        optimizer: of all training.
         prompt: tokens of a window that sampled text continues.
         compute: dtype of the student's passes, and of the teacher.
     """
 
     setting: str = "tiny_shakespeare"
-    text: str = "tiny_shakespeare"
-    vocabulary: int = 0
-    length: int = 64
-    test_windows: int = 512
+    corpus: CorpusConfig = CorpusConfig()
     teacher: str = "chars-256"
     student: str = "chars-128"
     plain: bool = False
@@ -123,22 +104,11 @@ class LanguageConfig:
     methods: tuple[str, ...] = ()
     label_weight: float = 0.5
     steps: int = 160
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    warmup: int = 20
-    weight_decay: float = 1e-4
+    optimizer: OptimizerConfig = OptimizerConfig(
+        "adamw", 3e-3, 1e-4, warmup=20, clip=1.0
+    )
     prompt: int = 32
     compute: str = "float32"
-
-    def optimizer(self, steps: int) -> optax.GradientTransformation:
-        """Return AdamW with clipped gradients, for that many steps."""
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, self.warmup, steps
-        )
-        return optax.chain(
-            optax.clip_by_global_norm(1.0),
-            optax.adamw(rate, weight_decay=self.weight_decay),
-        )
 
     def networks(self, vocabulary: int) -> tuple[Network, Network]:
         """Return student and teacher."""
@@ -167,7 +137,9 @@ def method_row(build: Callable[[LanguageConfig], Method]) -> Row:
     """Return the row that distils with a method."""
 
     def row(config: LanguageConfig, student: Network, teacher: Network) -> Program:
-        return distill(student, teacher, build(config), config.optimizer(config.steps))
+        return distill(
+            student, teacher, build(config), config.optimizer.build(config.steps)
+        )
 
     return row
 
@@ -175,7 +147,7 @@ def method_row(build: Callable[[LanguageConfig], Method]) -> Row:
 def labels_row(config: LanguageConfig, student: Network, _: Network) -> Program:
     """Return training on the text alone."""
     method = methods.cross_entropy()
-    return distill(student, None, method, config.optimizer(config.steps))
+    return distill(student, None, method, config.optimizer.build(config.steps))
 
 
 def word_row(divergence: Divergence) -> Row:
@@ -204,8 +176,8 @@ def sampled_row(
             student,
             teacher,
             method,
-            config.optimizer(config.steps),
-            max_new_tokens=config.length - config.prompt,
+            config.optimizer.build(config.steps),
+            max_new_tokens=config.corpus.length - config.prompt,
             student_share=student_share,
             teacher_share=teacher_share,
             teacher_mixture=teacher_mixture,
@@ -228,131 +200,66 @@ def _prompted(program: Program, prompt: int) -> Program:
             "response_mask": jnp.ones_like(rest),
         }
 
-    return Program(
-        lambda key, batch: program.init(key, split(batch)),
-        lambda state, batch: program.step(state, split(batch)),
+    return program._replace(
+        init=lambda key, batch: program.init(key, split(batch)),
+        step=lambda state, batch: program.step(state, split(batch)),
     )
 
 
-def check_methods(config: LanguageConfig, rows: Mapping[str, Row]) -> None:
-    """Refuse methods that are no rows.
-
-    Raises:
-        ValueError: it names the rows that there are.
-    """
-    for name in config.methods:
-        if name not in rows:
-            raise ValueError(unknown_name("method", name, rows))
-
-
-def run_language(
-    config: LanguageConfig,
+def language_arms(
     rows: Mapping[str, Row],
-    seeds: Sequence[int],
-    run: Run,
-    further: Callable[[list[dict[str, Any]]], dict[str, float]] = lambda history: {},
-) -> list[Record]:
-    """Train the teacher, or read it, and students by every method.
+    measure: Callable[[Any, History], Values] = lambda state, history: {},
+) -> Callable[[LanguageConfig, Run, int], Iterator[tuple[Arm, Task]]]:
+    """Return the arms of an experiment: the teacher, trained or read, and its students.
+
+    Students that begin from the text (``start_steps``) do so with every seed anew, and
+    their arms are made for each. The teacher is one for all, a row of the first seed's.
 
     Args:
-        config: of the preset.
-        rows: of the table; those of ``config.methods`` are run.
-        seeds: of the students and the order of their windows.
-        run: keeps checkpoints and records.
-        further: a student's evaluations ``->`` metrics beside the usual ones.
+        rows: of the table.
+        measure: ``(state, evaluations) ->`` metrics beside the usual ones.
     """
-    check_methods(config, rows)
-    train, test = load_text(
-        config.text, config.length, config.vocabulary, config.test_windows
-    )
-    student, teacher = config.networks(train.classes)
-    fit = functools.partial(
-        train_on_text, run, train=train, batch_size=config.batch_size, mesh=MESH
-    )
 
-    def from_text(network: Network, steps: int, seed: int, name: str) -> Variables:
-        """Return what training on the text alone makes of a network."""
-        method, folder = methods.cross_entropy(), run.folder / name
-        program = distill(network, None, method, config.optimizer(steps))
-        state, _ = fit(program, steps=steps, seed=seed, folder=folder, name=name)
-        return state.student
+    def arms(config: LanguageConfig, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+        chosen = choose("method", config.methods, rows)
+        corpus = config.corpus.load()
+        student, network = config.networks(corpus.vocabulary)
+        if config.weights:
+            teacher = read(network, config.weights)
+        else:
+            steps = config.teacher_steps
+            teacher = corpus.learn(run, network, config.optimizer, steps)
+        taught = config.frozen(teacher.deployed)
+        if seed == 0:
+            teacher = replace(teacher, deployed=taught)
+            yield teacher, corpus.task(config.setting, config.steps)
+        if config.start_steps:
+            start = config.optimizer, config.start_steps, "start", 1000 + seed
+            student = corpus.learn(run, student, *start).deployed
+        task = corpus.task(config.setting, config.steps, taught)
+        for name, row in chosen.items():
+            program = row(config, student, taught)
+            yield Arm(name, program, student, measure=measure), task
 
-    started = time.perf_counter()
-    if config.weights:
-        folder = data.data_file(f"{config.weights}/config.json").parent
-        variables = load_pretrained(folder)[1]
-    else:
-        variables = from_text(teacher, config.teacher_steps, 0, "teacher")
-    taught = config.frozen(teacher.with_variables(variables))
-    frozen = taught.init(jax.random.key(0))
-    seconds = time.perf_counter() - started
-    records = run.part(
-        "teacher scores",
-        lambda _: language_records(
-            config.setting,
-            "teacher",
-            0,
-            [token_evaluator(taught, test)(frozen)],
-            seconds,
-        ),
-    )
-
-    @functools.cache
-    def beginner(seed: int) -> Network:
-        """Return the student as it is before it is taught."""
-        if not config.start_steps:
-            return student
-        name = f"start/seed{seed}"
-        learnt = from_text(student, config.start_steps, 1_000 + seed, name)
-        return student.with_variables(learnt)
-
-    @functools.cache
-    def program(name: str, student: Network) -> Program:
-        return rows[name](config, student, taught)
-
-    evaluate = token_evaluator(student, test)
-    fidelity = fidelity_evaluator(student, taught, frozen, test)
-
-    def one(folder: Path, seed: int, name: str) -> list[Record]:
-        student = beginner(seed)
-        started = time.perf_counter()
-
-        def measure(state: Any) -> dict[str, float]:
-            return {**evaluate(state.student), **fidelity(state.student)}
-
-        _, history = fit(
-            program(name, student),
-            steps=config.steps,
-            seed=seed,
-            folder=folder,
-            name=f"{name} seed {seed}",
-            evaluate=measure,
-        )
-        seconds = time.perf_counter() - started
-        history[-1] |= further(history)
-        return language_records(config.setting, name, seed, history, seconds)
-
-    for name in config.methods:
-        for seed in seeds:
-            records += run.part(
-                f"{name}/seed{seed}",
-                lambda folder, seed=seed, name=name: one(folder, seed, name),
-            )
-    return records
+    return arms
 
 
 def language_programs(
-    config: LanguageConfig, rows: Mapping[str, Row]
-) -> dict[str, tuple[Program, Batch]]:
-    """Return the step of each method of a preset, and the shapes of its batch."""
-    check_methods(config, rows)
-    student, teacher = config.networks(config.vocabulary)
-    tokens = jax.ShapeDtypeStruct((config.batch_size, config.length), jnp.int32)
-    bits = config.teacher_bits and f" {config.teacher_bits}"
-    return {
-        f"{config.teacher}{bits}, {config.student}, {name}": (
-            rows[name](config, student, config.frozen(teacher)),
-            {"input_ids": tokens, "label": tokens},
-        )
-        for name in config.methods
-    }
+    rows: Mapping[str, Row],
+) -> Callable[[LanguageConfig], dict[str, tuple[Program, Batch]]]:
+    """Return ``config ->`` the step of each of its rows, and its batch's shapes."""
+
+    def full_scale(config: LanguageConfig) -> dict[str, tuple[Program, Batch]]:
+        corpus = config.corpus
+        student, teacher = config.networks(corpus.vocabulary)
+        tokens = jax.ShapeDtypeStruct((corpus.batch_size, corpus.length), jnp.int32)
+        bits = config.teacher_bits and f" {config.teacher_bits}"
+        return {
+            f"{config.teacher}{bits}, {config.student}, {name}": (
+                row(config, student, config.frozen(teacher)),
+                {"input_ids": tokens, "label": tokens},
+            )
+            for name, row in choose("method", config.methods, rows).items()
+        }
+
+    return full_scale

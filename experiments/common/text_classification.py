@@ -1,7 +1,6 @@
 """Experiments in which a BERT teaches a smaller one to classify sentences."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,19 +12,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
 
-from experiments.common.training import (
-    Task,
-    teacher_records,
-    train_on_labels,
-    train_students,
-)
+from experiments.common.classification import Classification, Programs
+from experiments.common.configs import OptimizerConfig, choose
 from jaxkd import data
-from jaxkd.evaluation.classification import predictor
 from jaxkd.interop import load_pretrained
 from jaxkd.models import bert
 from jaxkd.network import Network
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Arm, Run, Task
 from jaxkd.types import Batch, Program
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -54,7 +47,8 @@ class TextConfig:
         epochs: of a student.
         teacher_epochs: of the teacher.
         batch_size: sentences.
-        learning_rate: of AdamW at first, falling to 0 in a line.
+        optimizer: of both.
+        methods: the rows; empty for all.
     """
 
     setting: str = "sst2"
@@ -67,25 +61,13 @@ class TextConfig:
     epochs: int = 3
     teacher_epochs: int = 1
     batch_size: int = 64
-    learning_rate: float = 1e-3
-
-    def optimizer(self, steps: int) -> optax.GradientTransformation:
-        """Return AdamW without decay, for that many steps."""
-        rate = optax.linear_schedule(self.learning_rate, 0.0, steps)
-        return optax.chain(
-            optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.0)
-        )
+    optimizer: OptimizerConfig = OptimizerConfig("adamw", schedule="linear", clip=1.0)
+    methods: tuple[str, ...] = ()
 
     def network(self, size: str) -> Network:
         """Return a network that begins from nothing."""
         positions = max(*self.lengths, 64)
         return bert(self.vocabulary, positions, **SIZES[size])
-
-
-Methods = Callable[
-    [Network, Network, optax.GradientTransformation], Mapping[str, Program]
-]
-"""``(student, teacher, optimizer) ->`` programs by their method's name."""
 
 
 def word_pieces(texts: Iterable[str], vocabulary: int) -> data.FileTokenizer:
@@ -118,62 +100,64 @@ def sentences() -> Iterable[str]:
     return data.texts(records, "sentence")
 
 
-def run_text(
-    config: TextConfig, methods: Methods, seeds: Sequence[int], run: Run
-) -> list[Record]:
-    """Train or read the teacher, then all methods' students of every seed.
+def text_arms(
+    programs: Programs,
+) -> Callable[[Any, Run, int], Iterator[tuple[Arm, Task]]]:
+    """Return the arms of an experiment: the teacher, trained or read, and students.
 
     Args:
-        config: of the preset.
-        methods: to compare.
-        seeds: of the students.
-        run: keeps checkpoints and records.
+        programs: of the rows.
     """
-    if config.weights:
-        folders = [
-            data.data_file(f"{name}/config.json").parent for name in config.weights
-        ]
-        (teacher, first), (student, start) = map(load_pretrained, folders)
-        teacher, student = teacher.with_variables(first), student.with_variables(start)
-        tokenizer = data.load_tokenizer(folders[0])
-    else:
-        tokenizer = word_pieces(sentences(), config.vocabulary)
-        teacher, student = map(config.network, (config.teacher, config.student))
-    dataset = data.sst2(tokenizer, config.lengths)
-    task = Task(
-        setting=config.setting,
-        train=dataset.train,
-        test=dataset.test,
-        epochs=config.teacher_epochs,
-        batch_size=config.batch_size,
-        optimizer=config.optimizer,
-    )
-    started = time.perf_counter()
-    variables = train_on_labels(run, task, teacher, "teacher")
-    seconds = time.perf_counter() - started
-    logits = predictor(teacher, task.test)(variables)
-    records = teacher_records(task, logits, seconds)
-    order = np.random.default_rng(0).permutation(len(dataset.train))
-    some = data.Subset(dataset.train, order[: config.train_examples])
-    mine = replace(task, train=some, epochs=config.epochs)
-    taught = teacher.with_variables(variables)
-    for name, program in methods(student, taught, mine.optimizer(mine.steps)).items():
-        records += train_students(
-            run, mine, name, program, student, seeds, teacher_logits=logits
+
+    def arms(config: TextConfig, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+        if config.weights:
+            folders = [
+                data.data_file(f"{name}/config.json").parent for name in config.weights
+            ]
+            network, student = (
+                found.with_variables(variables)
+                for found, variables in map(load_pretrained, folders)
+            )
+            tokenizer = data.load_tokenizer(folders[0])
+        else:
+            tokenizer = word_pieces(sentences(), config.vocabulary)
+            network, student = map(config.network, (config.teacher, config.student))
+        untaught = programs(config, student, network, optax.identity())
+        names = choose("method", config.methods, untaught)
+        dataset = data.sst2(tokenizer, config.lengths)
+        learnt = Classification(
+            dataset.train,
+            dataset.test,
+            config.teacher_epochs,
+            config.batch_size,
+            config.optimizer,
         )
-    return records
+        teacher = learnt.teacher(run, network, config.setting, seed)
+        yield teacher, learnt.task(config.setting)
+        order = np.random.default_rng(0).permutation(len(dataset.train))
+        some = data.Subset(dataset.train, order[: config.train_examples])
+        mine = replace(learnt, train=some, epochs=config.epochs)
+        optimizer = config.optimizer.build(mine.steps)
+        rows = programs(config, student, teacher.deployed, optimizer)
+        task = mine.task(config.setting, mine.logits(teacher.deployed))
+        for name in names:
+            yield Arm(name, rows[name], student), task
+
+    return arms
 
 
 def text_programs(
-    config: TextConfig, methods: Methods, method: str
-) -> dict[str, tuple[Program, Batch]]:
-    """Return one method's program, and the shapes of its longest batch."""
-    student, teacher = map(config.network, (config.student, config.teacher))
-    program = methods(student, teacher, config.optimizer(1000))[method]
-    tokens = jax.ShapeDtypeStruct((config.batch_size, max(config.lengths)), jnp.int32)
-    batch = {
-        "input_ids": tokens,
-        "attention_mask": tokens,
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-    }
-    return {f"{config.teacher}-{config.student}": (program, batch)}
+    programs: Programs, method: str
+) -> Callable[[TextConfig], dict[str, tuple[Program, Batch]]]:
+    """Return ``config ->`` one row's program, and the shapes of its longest batch."""
+
+    def full_scale(config: TextConfig) -> dict[str, tuple[Program, Batch]]:
+        student, teacher = map(config.network, (config.student, config.teacher))
+        rows = programs(config, student, teacher, config.optimizer.build(1000))
+        shape = config.batch_size, max(config.lengths)
+        tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+        label = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+        batch = {"input_ids": tokens, "attention_mask": tokens, "label": label}
+        return {f"{config.teacher}-{config.student}": (rows[method], batch)}
+
+    return full_scale

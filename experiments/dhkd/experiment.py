@@ -8,7 +8,7 @@ one backbone, of which the second is dropped, do not.
 two gradients in the classifier and in the backbone; ``paper`` is the CIFAR-100 recipe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,16 +18,19 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from experiments.common.pairs import PairsConfig, pair_programs, run_pairs
+from experiments.common.classification import ImagesConfig
+from experiments.common.configs import OptimizerConfig
+from experiments.common.pairs import PairsConfig, pair_arms, pair_programs
 from jaxkd import distill
 from jaxkd.losses import binary_kl_norm_loss
 from jaxkd.methods import combine, cross_entropy, dhkd, from_loss, kd
 from jaxkd.network import Network
 from jaxkd.programs import distill_aligned, distill_merged, gradient_cosine
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Method, Metrics, Program
+from jaxkd.reporting.run import History, Run, Values, run_arms
+from jaxkd.types import Method, Metrics, Program
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,19 @@ PAPER_PAIRS = (
     "resnet32x4-resnet8x4",
     "resnet32x4-shufflenet_v2",
 )
+SGD = OptimizerConfig("sgd", 0.05, 5e-4, "steps", milestones=(150, 180, 210))
 PRESETS = {
     "small": Config(),
     "paper": Config(
-        dataset="tfds/cifar100",
         pairs=PAPER_PAIRS,
         train_examples=(0,),
-        epochs=240,
-        batch_size=64,
-        optimizer="sgd",
-        learning_rate=0.05,
-        weight_decay=5e-4,
-        milestones=(150, 180, 210),
+        task=ImagesConfig("tfds/cifar100", epochs=240, batch_size=64),
+        optimizer=SGD,
         teacher_epochs=240,
-        teacher_learning_rate=0.05,
+        teacher_optimizer=SGD,
         hidden=200,
     ),
 }
-SLICE = "v5e:2x4"
 
 PARTS = ("backbone", "classifier")
 CLAIMS = [
@@ -97,15 +95,15 @@ def logits_loss(clip_eps: float | None = None) -> Method:
     )
 
 
-def methods(
+def programs(
+    config: Config,
     student: Network,
     teacher: Network,
     optimizer: optax.GradientTransformation,
-    hidden: int,
 ) -> dict[str, Program]:
     """Return the programs, every loss with weight 1 but in KD."""
     labels = (1.0, cross_entropy())
-    deep = (1.0, dhkd(2.0, hidden))
+    deep = (1.0, dhkd(2.0, config.hidden))
 
     def summed(method: Method) -> Program:
         return distill(student, teacher, method, optimizer)
@@ -122,7 +120,7 @@ def methods(
         "dhkd": watched(labels, deep),
         "dhkd_aligned": distill_aligned(student, teacher, labels, deep, optimizer),
         "one_head_clipped": watched(labels, (1.0, logits_loss(CLIP))),
-        "dhkd_clipped": watched(labels, (1.0, dhkd(2.0, hidden, clip_eps=CLIP))),
+        "dhkd_clipped": watched(labels, (1.0, dhkd(2.0, config.hidden, clip_eps=CLIP))),
     }
 
 
@@ -143,7 +141,7 @@ def parts(gradient: PyTree) -> dict[str, PyTree]:
     return {"classifier": own[last], "backbone": rest}
 
 
-def mean_cosines(state: Any, history: list[dict]) -> Mapping[str, float]:
+def mean_cosines(state: Any, history: History) -> Values:
     """Return each part's cosine, averaged over the second half of the evaluations."""
     late = history[len(history) // 2 :]
     return {
@@ -167,18 +165,14 @@ def gradients_apart(record: Record) -> Record:
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     """Train a teacher of each pair, and the students of all methods."""
-
-    def build(*arguments) -> dict[str, Program]:
-        return methods(*arguments, hidden=config.hidden)
-
-    records = run_pairs(config, build, seeds, run, measure=mean_cosines)
-    return [gradients_apart(record) for record in records]
+    arms = pair_arms(programs, measure=lambda *_: mean_cosines)
+    return [gradients_apart(record) for record in run_arms(arms, config, seeds, run)]
 
 
-def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
-    """Return the aligned program of each pair, with the shapes of its batch."""
-
-    def build(*arguments) -> dict[str, Program]:
-        return methods(*arguments, hidden=config.hidden)
-
-    return pair_programs(config, build, "dhkd_aligned")
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    full_scale=pair_programs(programs, "dhkd_aligned"),
+    seeds={"small": 5},
+)

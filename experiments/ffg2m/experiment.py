@@ -188,9 +188,9 @@ def _of_the_graph(program: Program) -> Program:
     def graph(batch: Batch) -> Batch:
         return {k: value for k, value in batch.items() if k != "validation_nodes"}
 
-    return Program(
-        lambda key, batch: program.init(key, graph(batch)),
-        lambda state, batch: program.step(state, graph(batch)),
+    return program._replace(
+        init=lambda key, batch: program.init(key, graph(batch)),
+        step=lambda state, batch: program.step(state, graph(batch)),
     )
 
 

@@ -13,27 +13,23 @@ with logits, scores and all activations in memory, which does not fit.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.common.language_models import (
-    MESH as MESH,
-)
-from experiments.common.language_models import (
-    SLICE as SLICE,
-)
+from experiments.common.configs import OptimizerConfig
+from experiments.common.corpus import CorpusConfig
 from experiments.common.language_models import (
     LanguageConfig,
     Row,
     labels_row,
+    language_arms,
     language_programs,
     method_row,
-    run_language,
     sampled_row,
 )
 from jaxkd import combine, methods
 from jaxkd.kernels import linear_distill as divergences
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Program
+from jaxkd.reporting.run import Run, run_arms
 
 DIVERGENCES = {
     "forward_kl": divergences.forward_kl,
@@ -60,18 +56,13 @@ CLAIMS = [
 
 _LLAMA3_8B = LanguageConfig(
     setting="llama3",
-    text="llama3_tokens",
-    vocabulary=128_256,
-    length=4096,
-    test_windows=0,
+    corpus=CorpusConfig("llama3_tokens", 128_256, 4096, 0, batch_size=256),
     teacher="llama3.1-8b",
     student="llama3.2-1b",
     weights="llama3.1-8b",
     methods=("forward_kl",),
     steps=10_000,
-    batch_size=256,
-    learning_rate=1e-4,
-    warmup=500,
+    optimizer=OptimizerConfig("adamw", 1e-4, 1e-4, warmup=500, clip=1.0),
     compute="bfloat16",
 )
 
@@ -128,7 +119,7 @@ PRESETS = {
     "on_policy": LanguageConfig(
         setting=CONTINUED,
         start_steps=400,
-        learning_rate=2e-3,
+        optimizer=OptimizerConfig("adamw", 2e-3, 1e-4, warmup=20, clip=1.0),
         methods=("cross_entropy", "forward_kl", "seq_kd", "gkd", "minillm"),
     ),
     "paper": _LLAMA3_8B,
@@ -140,9 +131,15 @@ PRESETS = {
 
 def run(config: LanguageConfig, seeds: Sequence[int], run: Run) -> list[Record]:
     """Train the teacher, or read it, and students by every method."""
-    return run_language(config, ROWS, seeds, run)
+    begun = config.start_steps > 0
+    return run_arms(language_arms(ROWS), config, seeds, run, anew=begun)
 
 
-def full_scale(config: LanguageConfig) -> dict[str, tuple[Program, Batch]]:
-    """Return the step of each method of the preset, and its batch."""
-    return language_programs(config, ROWS)
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    full_scale=language_programs(ROWS),
+    topology="v5e:16x16",
+    mesh="v5e-256",
+)

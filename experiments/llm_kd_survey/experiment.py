@@ -9,27 +9,22 @@ student on a text.
 1.5B and 120M that MiniLLM and DistiLLM take, as Llamas of those sizes.
 """
 
-from collections.abc import Sequence
-
+from experiments.common.configs import OptimizerConfig
+from experiments.common.corpus import CorpusConfig
 from experiments.common.language_models import (
     LanguageConfig,
     Row,
     labels_row,
+    language_arms,
     language_programs,
     method_row,
-    run_language,
     sampled_row,
     word_row,
 )
 from jaxkd import methods
 from jaxkd.kernels import linear_distill as divergences
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Program
-
-SLICE = "v5e:2x4"
-MESH = "fsdp"
+from jaxkd.reporting.experiment import Experiment
 
 SETTING = "tiny_shakespeare"
 CLAIMS = [
@@ -64,43 +59,31 @@ ROWS: dict[str, Row] = {
 
 PRESETS = {
     "small": LanguageConfig(
+        corpus=CorpusConfig(test_windows=1024, batch_size=32),
         teacher="chars-192",
         student="chars-32",
-        teacher_steps=600,
         steps=400,
-        batch_size=32,
-        learning_rate=4e-3,
-        warmup=20,
-        test_windows=1024,
-        methods=tuple(ROWS),
+        optimizer=OptimizerConfig("adamw", 4e-3, 1e-4, warmup=20, clip=1.0),
     ),
     "paper": LanguageConfig(
         setting="dolly",
-        text="dolly_tokens",
-        vocabulary=50_257,
-        length=512,
-        test_windows=0,
+        corpus=CorpusConfig("dolly_tokens", 50_257, 512, 0, batch_size=32),
         teacher="llama-1.5b",
         student="llama-120m",
         weights="llama-1.5b",
         methods=("forward_kl", "skew_reverse_kl"),
         # Twenty epochs of 11,435 answers in batches of 32.
         steps=7140,
-        batch_size=32,
-        learning_rate=5e-4,
-        warmup=100,
-        weight_decay=0.01,
+        optimizer=OptimizerConfig("adamw", 5e-4, 0.01, warmup=100, clip=1.0),
         prompt=256,
         compute="bfloat16",
     ),
 }
 
-
-def run(config: LanguageConfig, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train the teacher, or read it, and students by every method."""
-    return run_language(config, ROWS, seeds, run)
-
-
-def full_scale(config: LanguageConfig) -> dict[str, tuple[Program, Batch]]:
-    """Return the step of each method of the preset, and its batch."""
-    return language_programs(config, ROWS)
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    arms=language_arms(ROWS),
+    claims=CLAIMS,
+    full_scale=language_programs(ROWS),
+    mesh="fsdp",
+)

@@ -8,20 +8,16 @@ They report it above KD and DIST, with no weight of a cross-entropy term to tune
 pairs, 250 epochs of AdamW.
 """
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
-import optax
 
-from experiments.common.pairs import PairsConfig, pair_programs, run_pairs
-from jaxkd import distill
+from experiments.common.classification import ImagesConfig, distilled
+from experiments.common.configs import OptimizerConfig
+from experiments.common.pairs import PairsConfig, pair_arms, pair_programs
 from jaxkd.losses import plackett_luce_loss, teacher_ranking
 from jaxkd.methods import combine, cross_entropy, dist, from_loss, kd, pld
-from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Method, Program
+from jaxkd.reporting.experiment import Experiment
+from jaxkd.types import Method
 
 PAPER_PAIRS = (
     "wrn40_2-wrn40_1",
@@ -29,22 +25,18 @@ PAPER_PAIRS = (
     "resnet32x4-resnet8x4",
     "resnet50-mobilenet_v2",
 )
+ADAMW = OptimizerConfig("adamw", 1e-3, weight_decay=0.5)
 PRESETS = {
     "small": PairsConfig(),
     "paper": PairsConfig(
-        dataset="tfds/cifar100",
         pairs=PAPER_PAIRS,
         train_examples=(0,),
-        epochs=250,
-        batch_size=128,
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.5,
+        task=ImagesConfig("tfds/cifar100", epochs=250, batch_size=128),
+        optimizer=ADAMW,
         teacher_epochs=250,
-        teacher_learning_rate=1e-3,
+        teacher_optimizer=ADAMW,
     ),
 }
-SLICE = "v5e:2x4"
 
 TABLE_1 = {
     "cross_entropy": "70.26 67.57 71.56 64.42",
@@ -104,29 +96,21 @@ def listmle() -> Method:
     return from_loss(loss, name="listmle")
 
 
-def methods(
-    student: Network, teacher: Network, optimizer: optax.GradientTransformation
-) -> dict[str, Program]:
-    """Return the programs, with the paper's weights on CIFAR-100; PLD stands alone."""
-    terms = {
-        "cross_entropy": cross_entropy(),
-        "kd": combine((0.1, cross_entropy()), (0.9, kd(4.0))),
-        "dist": combine((1.0, cross_entropy()), (1.0, dist(2.0, 2.0, 4.0))),
-        "pld_t1": pld(1.0),
-        "pld": pld(4.0),
-        "listmle": listmle(),
-    }
-    return {
-        name: distill(student, teacher, method, optimizer)
-        for name, method in terms.items()
-    }
+METHODS = {
+    "cross_entropy": cross_entropy(),
+    "kd": combine((0.1, cross_entropy()), (0.9, kd(4.0))),
+    "dist": combine((1.0, cross_entropy()), (1.0, dist(2.0, 2.0, 4.0))),
+    "pld_t1": pld(1.0),
+    "pld": pld(4.0),
+    "listmle": listmle(),
+}
+"""The rows, with the paper's weights on CIFAR-100; PLD stands alone."""
 
-
-def run(config: PairsConfig, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train a teacher of each pair, and the students of all methods."""
-    return run_pairs(config, methods, seeds, run)
-
-
-def full_scale(config: PairsConfig) -> dict[str, tuple[Program, Batch]]:
-    """Return PLD's program of each pair, with the shapes of its batch."""
-    return pair_programs(config, methods, "pld")
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    arms=pair_arms(distilled(METHODS)),
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=pair_programs(distilled(METHODS), "pld"),
+    seeds={"small": 5},
+)

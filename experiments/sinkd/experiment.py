@@ -9,34 +9,34 @@ on GLUE and SuperGLUE.
 and its hyper-parameters for it.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
-import optax
+import numpy as np
 
-from experiments.baselines.networks import PAIRS
-from experiments.common.pairs import PairsConfig, run_pairs
-from experiments.common.text_classification import TextConfig, run_text, text_programs
-from experiments.common.training import Measure, build
-from jaxkd import data, distill
+from experiments.common.classification import Classification, ImagesConfig, distilled
+from experiments.common.pairs import PairsConfig, pair_arms
+from experiments.common.text_classification import TextConfig, text_arms, text_programs
 from jaxkd.evaluation.classification import predictor
 from jaxkd.kernels import linear_distill as divergences
 from jaxkd.losses import sinkd_loss
 from jaxkd.methods import combine, cross_entropy, divergence_kd, sinkd
 from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Method, Program
+from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.run import Run
+from jaxkd.types import Method
 
-SLICE = "v5e:2x4"
-
+TEXT = TextConfig()
 PRESETS: dict[str, Any] = {
     "small": PairsConfig(
-        pairs=("mlp8",), train_examples=(200,), epochs=60, batch_size=16
+        pairs=("mlp8",),
+        train_examples=(200,),
+        task=ImagesConfig(epochs=60, batch_size=16),
     ),
-    "paper": TextConfig(
+    "paper": replace(
+        TEXT,
         teacher="base",
         student="base-6",
         weights=("bert-base-uncased", "bert-6-uncased"),
@@ -46,7 +46,7 @@ PRESETS: dict[str, Any] = {
         epochs=2,
         teacher_epochs=2,
         batch_size=32,
-        learning_rate=4e-5,
+        optimizer=replace(TEXT.optimizer, learning_rate=4e-5),
     ),
 }
 
@@ -87,50 +87,36 @@ def terms(alpha: float, temperature: float) -> dict[str, Method]:
     }
 
 
-def methods(
-    student: Network,
-    teacher: Network,
-    optimizer: optax.GradientTransformation,
-    alpha: float = 0.8,
-    temperature: float = 3.0,
-) -> dict[str, Program]:
-    """Return the programs; ``sinkd`` has the published weight."""
-    return {
-        name: distill(student, teacher, method, optimizer)
-        for name, method in terms(alpha, temperature).items()
-    }
+def sinkhorn_distance(
+    images: Classification, student: Network, teacher_logits: np.ndarray
+) -> Any:
+    """Return what measures the test set's Sinkhorn distance, an example."""
+    predict = predictor(student, images.test)
 
-
-def sst2_methods(
-    student: Network, teacher: Network, optimizer: optax.GradientTransformation
-) -> dict[str, Program]:
-    """Return the programs with the paper's weights for SST-2."""
-    return methods(student, teacher, optimizer, alpha=0.9, temperature=2.0)
-
-
-def run(config: Any, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train the teacher, and the students of all methods."""
-    if isinstance(config, TextConfig):
-        return run_text(config, sst2_methods, seeds, run)
-    return run_pairs(config, methods, seeds, run, sinkhorn_distance(config))
-
-
-def sinkhorn_distance(config: PairsConfig) -> Measure:
-    """Return the measure of the test set's Sinkhorn distance, an example."""
-    dataset, (pair,) = data.load(config.dataset), config.pairs
-    predict_student, predict_teacher = (
-        predictor(build(spec, dataset.train.classes), dataset.test)
-        for spec in (PAIRS[pair].student, PAIRS[pair].teacher)
-    )
-
-    def measure(state: Any, history: list[dict]) -> dict[str, float]:
-        z_s, z_t = predict_student(state.student), predict_teacher(state.teacher)
-        total = sinkd_loss(jnp.asarray(z_s), jnp.asarray(z_t))
+    def measure(state: Any, history: Any) -> dict[str, float]:
+        z_s = predict(state.student)
+        total = sinkd_loss(jnp.asarray(z_s), jnp.asarray(teacher_logits))
         return {"sinkhorn": float(total) / len(z_s)}
 
     return measure
 
 
-def full_scale(config: TextConfig) -> dict[str, tuple[Program, Batch]]:
-    """Return SinKD's program for SST-2, and the shapes of its batch."""
-    return text_programs(config, sst2_methods, "sinkd")
+SST2 = distilled(terms(alpha=0.9, temperature=2.0))
+"""With the paper's weights for SST-2; the small run has others."""
+DIGITS = distilled(terms(alpha=0.8, temperature=3.0))
+
+
+def arms(config: Any, run: Run, seed: int) -> Any:
+    """Return the rows of digits, or of sentences."""
+    if isinstance(config, TextConfig):
+        return text_arms(SST2)(config, run, seed)
+    return pair_arms(DIGITS, sinkhorn_distance)(config, run, seed)
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    arms=arms,
+    claims=CLAIMS,
+    full_scale=text_programs(SST2, "sinkd"),
+    seeds={"small": 5},
+)

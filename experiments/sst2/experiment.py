@@ -8,12 +8,12 @@ Their students begin from a pretraining that this experiment does not have.
 ``paper`` fine-tunes BERT-base and a pretrained student of 6 blocks.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import optax
 
-from experiments.common.text_classification import TextConfig, run_text, text_programs
-from jaxkd import distill
+from experiments.common.classification import distilled
+from experiments.common.text_classification import TextConfig, text_arms, text_programs
 from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.methods import (
     combine,
@@ -26,15 +26,14 @@ from jaxkd.methods import (
 )
 from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Program
+from jaxkd.reporting.experiment import Experiment
+from jaxkd.types import Program
 
-SLICE = "v5e:2x4"
-
+SMALL = TextConfig()
 PRESETS = {
-    "small": TextConfig(),
-    "paper": TextConfig(
+    "small": SMALL,
+    "paper": replace(
+        SMALL,
         teacher="base",
         student="base-6",
         weights=("bert-base-uncased", "bert-6-uncased"),
@@ -44,7 +43,7 @@ PRESETS = {
         epochs=3,
         teacher_epochs=3,
         batch_size=32,
-        learning_rate=4e-5,
+        optimizer=replace(SMALL.optimizer, learning_rate=4e-5),
     ),
 }
 
@@ -66,8 +65,11 @@ CLAIMS = [
 ]
 
 
-def methods(
-    student: Network, teacher: Network, optimizer: optax.GradientTransformation
+def programs(
+    config: TextConfig,
+    student: Network,
+    teacher: Network,
+    optimizer: optax.GradientTransformation,
 ) -> dict[str, Program]:
     """Return the programs; all but the first have half the weight on the labels."""
     labels, soft = (0.5, cross_entropy()), (0.5, kd(2.0))
@@ -82,21 +84,16 @@ def methods(
             labels, soft, (0.5, relation_kd([last], [teachers], heads=2))
         ),
     }
-    return {
-        name: distill(student, teacher, method, optimizer)
-        for name, method in terms.items()
-    }
+    return dict(distilled(terms)(config, student, teacher, optimizer))
 
 
 def _last(network: Network) -> int:
     return sum(tap.startswith("block") and "." not in tap for tap in network.taps) - 1
 
 
-def run(config: TextConfig, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train or read the teacher, and the students of all methods."""
-    return run_text(config, methods, seeds, run)
-
-
-def full_scale(config: TextConfig) -> dict[str, tuple[Program, Batch]]:
-    """Return the program with hidden states, and the shapes of its batch."""
-    return text_programs(config, methods, "hidden")
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    arms=text_arms(programs),
+    claims=CLAIMS,
+    full_scale=text_programs(programs, "hidden"),
+)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxkd.models.language.cache import CACHE_AXES
 from jaxkd.network import Network
 from jaxkd.types import Batch, Program, Variables
 
@@ -98,4 +99,5 @@ def _programs(
         state = {**state, "cache": outputs.features["cache"]}
         return state, {"loss": outputs.logits.max()}
 
-    return Program(init, prefill), Program(init, decode)
+    axes = {**network.axes, **CACHE_AXES}
+    return Program(init, prefill, axes=axes), Program(init, decode, axes=axes)

@@ -9,18 +9,20 @@ They report it above ten other methods on MT-Bench for three pairs.
 ``paper`` has the shapes of Phi-3-mini and TinyLlama on 64 windows of 2,048 tokens.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from experiments.common.configs import OptimizerConfig
+from experiments.common.corpus import CorpusConfig
 from experiments.common.language_models import (
     LanguageConfig,
     Row,
     labels_row,
+    language_arms,
     language_programs,
     method_row,
-    run_language,
     word_row,
 )
 from jaxkd import methods
@@ -28,12 +30,9 @@ from jaxkd.kernels import linear_distill as divergences
 from jaxkd.losses import kd_loss, taid_target, weighted_mean
 from jaxkd.losses.divergences import kl_divergence
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Method, Program
-
-SLICE = "v5e:2x4"
-MESH = "fsdp"
+from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.run import History
+from jaxkd.types import Method
 
 SETTING = "tiny_shakespeare"
 CLAIMS = [
@@ -94,7 +93,7 @@ def moving(
     return method._replace(loss=loss)
 
 
-def further(history: list[dict]) -> dict[str, float]:
+def target_nearer(state: Any, history: History) -> dict[str, float]:
     """Return how much nearer than the teacher the target is after a fifth of the steps.
 
     In nats, of the last batch.
@@ -119,42 +118,32 @@ ROWS: dict[str, Row] = {
 
 PRESETS = {
     "small": LanguageConfig(
+        corpus=CorpusConfig(test_windows=1024, batch_size=32),
         teacher="chars-192",
         student="chars-32",
-        teacher_steps=600,
         steps=400,
-        batch_size=32,
-        learning_rate=4e-3,
-        warmup=20,
-        test_windows=1024,
+        optimizer=OptimizerConfig("adamw", 4e-3, 1e-4, warmup=20, clip=1.0),
         methods=tuple(row for row in ROWS if row != "taid_heads"),
     ),
     "paper": LanguageConfig(
         setting="phi3",
-        text="ultrachat_phi3_tokens",
-        vocabulary=32_064,
-        length=2048,
-        test_windows=0,
+        corpus=CorpusConfig("ultrachat_phi3_tokens", 32_064, 2048, 0, batch_size=64),
         teacher="phi3-mini",
         student="tinyllama-1.1b",
         weights="phi3-mini",
         methods=("taid_heads",),
         # Five epochs of 200,000 conversations in batches of 64.
         steps=15_600,
-        batch_size=64,
-        learning_rate=1e-4,
-        warmup=0,
-        weight_decay=0.01,
+        optimizer=OptimizerConfig("adamw", 1e-4, 0.01, clip=1.0),
         compute="bfloat16",
     ),
 }
 
-
-def run(config: LanguageConfig, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train the teacher, or read it, and students by every method."""
-    return run_language(config, ROWS, seeds, run, further)
-
-
-def full_scale(config: LanguageConfig) -> dict[str, tuple[Program, Batch]]:
-    """Return the step of each method of the preset, and its batch."""
-    return language_programs(config, ROWS)
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    arms=language_arms(ROWS, target_nearer),
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=language_programs(ROWS),
+    mesh="fsdp",
+)

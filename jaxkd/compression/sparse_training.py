@@ -6,6 +6,8 @@ network, so that any program trains them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -25,8 +27,8 @@ from jaxkd.compression.prune.sparsity import (
 )
 from jaxkd.kernels.nm_matmul import sr_ste
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain, parameter_axes
-from jaxkd.types import Variables
+from jaxkd.sharding.axes import constrain, declared_axes
+from jaxkd.types import Axes, Variables
 
 
 def weight_scale(
@@ -62,7 +64,7 @@ def scaled(network: Network, scope: str, groups: int = 2) -> Network:
 
     Args:
         network: to be trained.
-        scope: the weights' paths, as in `compression.sparsity`.
+        scope: the weights' paths, as in `compression.prune.sparsity`.
         groups: contiguous groups of inputs.
 
     Raises:
@@ -85,22 +87,25 @@ def scaled(network: Network, scope: str, groups: int = 2) -> Network:
         return {**variables, "params": params}
 
     def apply(variables, inputs, **kwargs):
-        params = fold_scales(variables["params"])
+        params = fold_scales(variables["params"], network.axes)
         outputs, after = network.apply(
             {**variables, "params": params}, inputs, **kwargs
         )
         return outputs, {**after, "params": variables["params"]}
 
-    return Network(init, apply, network.taps, network.reads)
+    return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
-def fold_scales(params: Mapping[str, PyTree]) -> PyTree:
+def fold_scales(
+    params: Mapping[str, PyTree], axes: Axes = MappingProxyType({})
+) -> PyTree:
     """Return the params of a `scaled` network as the plain network's.
 
     Zeros stay zeros, so a pruned network's folded weights are as sparse.
 
     Args:
         params: ``{"network", "scales"}``.
+        axes: of the network, for params on a mesh.
     """
     scales = {
         name.removesuffix(".scale"): scale
@@ -108,18 +113,18 @@ def fold_scales(params: Mapping[str, PyTree]) -> PyTree:
     }
 
     def fold(name: str, weight: Array) -> Array:
-        return _in_place(name, weight_scale(weight, scales[name]))
+        return _in_place(axes, name, weight_scale(weight, scales[name]))
 
     return map_weights(fold, params["network"], scales)
 
 
-def _in_place(name: str, weight: Array) -> Array:
+def _in_place(axes: Axes, name: str, weight: Array) -> Array:
     """Pin a weight that is computed to where on a mesh the stored one lies.
 
     XLA may else gather it, and every chip multiplies by all of it.
     """
-    axes = parameter_axes(name.split("."), weight.ndim)
-    return weight if axes is None else constrain(weight, *axes)
+    declared = declared_axes(axes, name.split("."), weight.ndim)
+    return weight if declared is None else constrain(weight, *declared)
 
 
 @flax.struct.dataclass
@@ -153,7 +158,7 @@ def straight_through(
 
     Args:
         network: to be trained.
-        scope: the weights' paths, as in `compression.sparsity`.
+        scope: the weights' paths, as in `compression.prune.sparsity`.
         decay: λ_w of SR-STE; 0 where the optimizer decays them (`ast_adam`).
         mask_every: training steps between new masks.
         n: weights kept of every m.
@@ -184,7 +189,9 @@ def straight_through(
         kept = named(masks)
         pull = jnp.asarray(decay, jnp.float32)
         sparse = map_weights(
-            lambda name, weight: _in_place(name, sr_ste(weight, kept[name], pull)),
+            lambda name, weight: _in_place(
+                network.axes, name, sr_ste(weight, kept[name], pull)
+            ),
             params,
             kept,
         )
@@ -197,7 +204,7 @@ def straight_through(
         stats = MaskedStats(after["stats"], stats.count + train, masks)
         return outputs, {**variables, "stats": stats}
 
-    return Network(init, apply, network.taps, network.reads)
+    return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
 def finalize(
@@ -209,7 +216,7 @@ def finalize(
 
     Args:
         params: a network's, or a `scaled` network's.
-        scope: the weights' paths, as in `compression.sparsity`.
+        scope: the weights' paths, as in `compression.prune.sparsity`.
         n: weights kept of every m.
         m: consecutive inputs.
 

@@ -1,9 +1,10 @@
 """The data sets by name: embedded, files below JAXKD_DATA, and tensorflow-datasets."""
 
+import functools
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from jaxkd.checks import unknown_name
 from jaxkd.data.sources import Dataset, Example, RecordSource, Source
 from jaxkd.data.transforms import CropResize
+from jaxkd.registry import constructors
 
 DATA_VARIABLE = "JAXKD_DATA"
 """The environment variable that names the folder of downloaded data sets."""
@@ -251,22 +253,21 @@ def _cropped(record: Example, rng: np.random.Generator | None) -> Example:
     return {"image": image, "label": np.int32(record["label"])}
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "digits": digits,
-    "fashion_mnist": fashion_mnist,
-    "mnist": mnist,
-    "tfds/cifar10": lambda: tfds_dataset("cifar10", mean=CIFAR10_MEAN, std=CIFAR10_STD),
-    "tfds/cifar100": lambda: tfds_dataset(
-        "cifar100", mean=CIFAR100_MEAN, std=CIFAR100_STD
-    ),
+PREPARED: Mapping[str, Mapping[str, Any]] = {
+    "cifar10": {"mean": CIFAR10_MEAN, "std": CIFAR10_STD},
+    "cifar100": {"mean": CIFAR100_MEAN, "std": CIFAR100_STD},
     # The labels of ImageNet's own test split are not public.
-    "tfds/imagenet2012": lambda: tfds_dataset(
-        "imagenet2012", test="validation", decode=_cropped
-    ),
+    "imagenet2012": {"test": "validation", "decode": _cropped},
 }
-"""Data sets by name."""
+"""Arguments of `tfds_dataset` by the name of its data set."""
+
+DATASETS: dict[str, Callable[[], Dataset]] = constructors(
+    globals(), Dataset, besides=("tfds_dataset",)
+) | {
+    f"tfds/{name}": functools.partial(tfds_dataset, name, **arguments)
+    for name, arguments in PREPARED.items()
+}
+"""Data sets by name: the functions above, and ``tfds/NAME``."""
 
 
 def load(name: str) -> Dataset:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxkd.checks import check_batch, unknown_name
 from jaxkd.data.datasets import data_file, read_arrays
 from jaxkd.graphs import Graph, SparseMatrix, pad_graph, undirected
+from jaxkd.registry import constructors
 
 DENSE = 0.08
 """Share of entries above which features are kept dense: on CPUs the dense product with
@@ -214,15 +215,8 @@ def coauthor_physics() -> GraphDataset:
     return _read("coauthor_physics", "graph/coauthor_physics.npz", normalize=False)
 
 
-GRAPHS: dict[str, Callable[[], GraphDataset]] = {
-    "amazon_photo": amazon_photo,
-    "citeseer": citeseer,
-    "coauthor_cs": coauthor_cs,
-    "coauthor_physics": coauthor_physics,
-    "cora": cora,
-    "pubmed": pubmed,
-}
-"""Graphs by name."""
+GRAPHS: dict[str, Callable[[], GraphDataset]] = constructors(globals(), GraphDataset)
+"""Graphs by name: the functions above."""
 
 
 def load_graph(name: str) -> GraphDataset:

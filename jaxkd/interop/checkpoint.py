@@ -102,7 +102,8 @@ def read_variables(
 
     placed: dict[str, Any] = {}
     if mesh is not None:
-        placed = _flat(state_sharding(unflatten_dict(shapes, sep="/"), mesh))
+        tree = unflatten_dict(shapes, sep="/")
+        placed = _flat(state_sharding(tree, mesh, network.axes))
     arrays = {path: read(path, placed.get(path)) for path in shapes}
     return {"params": {}, "stats": {}, **unflatten_dict(arrays, sep="/")}
 

@@ -1,5 +1,11 @@
 """Distillation methods, one module a paper: constructors that return a `Method`."""
 
+import functools
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
 from jaxkd.methods.ab import ab as ab
 from jaxkd.methods.akl import akl as akl
 from jaxkd.methods.at import at as at
@@ -78,3 +84,26 @@ METHODS = constructors(
     ),
 )
 """Method constructors by name."""
+
+
+class _Constructor(ModuleType):
+    """A method's module, which is called as the function of its own name.
+
+    ``methods.taid(...)`` and ``import jaxkd.methods.taid as m`` read one attribute of
+    this package, so it must be both.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, (self.__name__,)
+
+
+for _name, _value in list(globals().items()):
+    _module: Any = sys.modules.get(f"{__name__}.{_name}")
+    if _module and getattr(_value, "__module__", "") == _module.__name__:
+        # Signature and help are the function's, found by ``__wrapped__``.
+        functools.update_wrapper(_module, _value, ("__doc__",), ())
+        _module.__class__ = _Constructor
+        globals()[_name] = _module

@@ -57,7 +57,7 @@ def paraphrased(
         return Outputs(outputs.logits, {t: features[t] for t in taps}), variables
 
     taps = (*teacher.taps, "factor", "reconstruction")
-    return Network(init, apply, taps, teacher.reads)
+    return Network(init, apply, taps, teacher.reads, axes=teacher.axes)
 
 
 def paraphraser_loss(tap: str) -> Method:

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxkd.losses.basics import as_float, frozen, l2_normalize
 from jaxkd.losses.language import relation_loss
 from jaxkd.methods.base import from_loss, from_module, pair_taps
+from jaxkd.models.parts.linear import Linear
 from jaxkd.types import Method
 
 
@@ -35,7 +36,7 @@ def hidden_kd(
 
     def build(student, teacher, rngs):
         return nnx.List(
-            nnx.Linear(
+            Linear(
                 student.features[s].shape[-1],
                 teacher.features[t].shape[-1],
                 use_bias=False,

@@ -8,7 +8,13 @@ from jaxtyping import Array, Float
 
 from jaxkd.adapters import merge_module
 from jaxkd.losses.divergences import ofa_loss
-from jaxkd.methods.base import example_weights, from_loss, from_module, pair_taps
+from jaxkd.methods.base import (
+    example_weights,
+    from_loss,
+    from_module,
+    pair_taps,
+    summed,
+)
 from jaxkd.methods.modules.exits import exit_branch
 from jaxkd.types import Method, MethodVariables, Outputs
 
@@ -86,7 +92,7 @@ def ofakd(
         of_logits, (_, more) = final.loss(
             {"params": {}, "state": {}}, student, teacher, batch, *rest
         )
-        total = of_logits + branch_weight * of_exits
+        total = summed((1.0, of_logits), (branch_weight, of_exits))
         return total, (state, {"ofakd": total, **more, **found})
 
     return exits._replace(loss=loss)

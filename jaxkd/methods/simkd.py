@@ -84,7 +84,8 @@ def simkd_student(
             {**variables, "stats": stats},
         )
 
-    return Network(init, apply, (*student.taps, "projected"), student.reads)
+    taps = (*student.taps, "projected")
+    return Network(init, apply, taps, student.reads, axes=student.axes)
 
 
 def simkd(teacher_tap: str) -> Method:

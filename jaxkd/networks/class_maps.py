@@ -1,5 +1,7 @@
 """Class activation maps as a feature of any network that pools before its head."""
 
+from dataclasses import replace
+
 from jaxkd.checks import unknown_name
 from jaxkd.losses.channels import class_activation_maps
 from jaxkd.network import Network
@@ -38,4 +40,5 @@ def with_class_maps(
             features[name] = class_activation_maps(outputs.features[tap], kernel)
         return Outputs(outputs.logits, features), changed
 
-    return Network(network.init, apply, (*network.taps, name), network.reads)
+    taps = (*network.taps, name)
+    return replace(network, apply=apply, taps=taps, spec=None, cuts=())

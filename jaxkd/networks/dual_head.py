@@ -84,4 +84,4 @@ def dual_head(
         }
 
     valid = (*network.taps, CE_TAP, KD_TAP)
-    return Network(init, apply, valid, network.reads)
+    return Network(init, apply, valid, network.reads, axes=network.axes)

@@ -89,7 +89,12 @@ def ensemble(
             "stats": stats,
         }
 
-    return Network(init, apply, valid, reads)
+    axes = {
+        (str(i), *path): axes
+        for i, network in enumerate(networks)
+        for path, axes in network.axes.items()
+    }
+    return Network(init, apply, valid, reads, axes=axes)
 
 
 def _of_member(named: Mapping[str, Any], position: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Training some of a network's weights and leaving the others as they are."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
         stats = {**variables["stats"], "own": changed["stats"]}
         return outputs, {**variables, "stats": stats}
 
-    return Network(init, apply, network.taps, network.reads, cuts=network.cuts)
+    return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
 def all_weights(variables: Variables) -> Variables:

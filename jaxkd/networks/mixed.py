@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxkd.network import Network
+from jaxkd.network import Network, axes_of
 from jaxkd.types import Outputs
 
 
@@ -70,4 +70,4 @@ def mixed(first: Network, second: Network, share: float) -> Network:
         features = {tap: PairCache(*(o.features[tap] for o in outputs)) for tap in taps}
         return Outputs(logits, features), variables
 
-    return Network(init, apply, ("cache",), reads)
+    return Network(init, apply, ("cache",), reads, axes=axes_of(first, second))

@@ -24,7 +24,6 @@ from jaxkd.reporting.records import Record, summarize
 from jaxkd.reporting.records import methods as methods_run
 from jaxkd.reporting.statistics import (
     LEVEL,
-    Kind,
     check_margin,
     holm,
     paired_test,
@@ -100,7 +99,7 @@ def contrast(
     b: Side,
     metric: str,
     margin: float = 0.0,
-    kind: Kind = "superiority",
+    kind: str = "superiority",
     *,
     setting: str = "",
     lower: bool | None = None,

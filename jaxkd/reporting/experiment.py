@@ -1,101 +1,26 @@
-"""Experiments: how they are found, run in parts that survive a stop, and described.
+"""Experiments: what a paper's experiment is made of, and how one is found by its name.
 
-An experiment is a file ``experiments/<slug>/experiment.py`` with a docstring, frozen
-dataclass configurations ``PRESETS``, ``run(config, seeds, run) -> records``, ``CLAIMS``
-and, where the paper has a table, ``PAPER`` (method -> metric -> value). What a preset
-trains at full scale, ``full_scale(config) -> {name: (program, batch's shapes)}``, is
-compiled ahead of time for the TPU slice ``SLICE``, on a mesh ``MESH`` (``"data"``).
+``experiments/<slug>/experiment.py`` exports one ``EXPERIMENT``. Its presets are frozen
+dataclasses, in which smaller ones may stand; its ``arms`` are the rows of its tables.
 """
 
 import dataclasses
 import importlib
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from jaxkd.checks import unknown_name
-from jaxkd.files import write_atomically
 from jaxkd.reporting.claims import Claim
 from jaxkd.reporting.records import Record
-from jaxkd.training.progress import ProgressBar
+from jaxkd.reporting.run import Arm, Run, Task, run_arms
+from jaxkd.reporting.tables import Paper
 from jaxkd.types import Batch, Program
 
-RUN_FILE = "run.json"
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where one run of an experiment keeps what it has done.
-
-    Several processes (``jax.distributed``) work at the same part together.
-
-    Attributes:
-        folder: holds a folder for each part, with its checkpoints and records. It is
-            one folder for all processes, on a disk that they share.
-        progress: a bar to draw on, or None.
-    """
-
-    folder: Path
-    progress: ProgressBar | None = None
-
-    def part(self, name: str, compute: Callable[[Path], list[Record]]) -> list[Record]:
-        """Return a part's records: those on disk if it was finished, or computed now.
-
-        Args:
-            name: of the part, unique in the run; may contain slashes.
-            compute: gets the part's folder, where an unfinished part finds its
-                checkpoints again.
-
-        Raises:
-            ValueError: the records on disk are damaged.
-            OSError: the records cannot be written.
-        """
-        folder = self.folder / name
-        done = folder / "records.json"
-        if on_first_process(done.is_file):
-            return read_part(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        records = compute(folder)
-        if jax.process_index() == 0:
-            write_atomically(done, json.dumps([dataclasses.asdict(r) for r in records]))
-        return records
-
-
-def on_first_process(ask: Callable[[], bool]) -> bool:
-    """Return what the first of all processes finds, for all to do the same."""
-    if jax.process_count() == 1:
-        return ask()
-    from jax.experimental.multihost_utils import broadcast_one_to_all
-
-    return bool(broadcast_one_to_all(np.asarray(ask())))
-
-
-def read_part(folder: Path) -> list[Record]:
-    """Return the records of a finished part of a run.
-
-    Args:
-        folder: the part's.
-
-    Raises:
-        ValueError: they are damaged; the message names the file and the remedy.
-    """
-    path = folder / "records.json"
-    try:
-        return [
-            Record(**{**entry, "curve": tuple(entry["curve"])})
-            for entry in json.loads(path.read_text())
-        ]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is half-written or corrupt ({error!r}): delete it, and `jaxkd "
-            "resume` repeats this part"
-        ) from None
+SEEDS = 3
+"""Of a run, where an experiment does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -103,30 +28,39 @@ class Experiment:
     """One paper's experiment.
 
     Attributes:
-        slug: the name of its folder.
+        presets: configurations by name; ``small`` runs here, ``paper`` is the paper's.
+        arms: ``(config, run, seed) ->`` the rows with what each is trained and tested
+            on. It refuses names it does not know before it trains anything.
+        run: ``(config, seeds, run) -> records``, in place of ``arms`` where training
+            rows is not all there is.
+        claims: what the records are to show.
+        paper: the paper's numbers, by method and metric.
+        full_scale: ``config -> {name: (program, shapes of its batch)}``, for compiling.
+        topology: the TPU slice that full scale is meant for.
+        mesh: how the slice is used, a name of ``jaxkd.training.MESHES``.
+        seeds: of a run, by preset; others have `SEEDS`.
+        varies: what is another with every seed. With ``teacher`` or ``split`` the arms
+            are made anew for each.
+        slug: the name of its folder; this and what follows is known when it is loaded.
         title: the first line of its docstring.
         summary: the rest.
         folder: holds ``experiment.py``, ``README.md`` and ``results``.
-        presets: configurations by name.
-        run: ``(config, seeds, run) -> records``.
-        claims: what the records are to show.
-        paper: the paper's numbers, by method and metric.
-        full_scale: ``config -> {name: (program, shapes of its batch)}``, or None.
-        topology: the TPU slice that full scale is meant for.
-        mesh: how the slice is used, a name of ``jaxkd.training.MESHES``.
     """
 
-    slug: str
-    title: str
-    summary: str
-    folder: Path
     presets: Mapping[str, Any]
-    run: Callable[[Any, Sequence[int], Run], list[Record]]
-    claims: Sequence[Claim]
-    paper: Mapping[str, Mapping[str, float]]
+    arms: Callable[[Any, Run, int], Iterable[tuple[Arm, Task]]] | None = None
+    run: Callable[[Any, Sequence[int], Run], list[Record]] | None = None
+    claims: Sequence[Claim] = ()
+    paper: Paper = field(default_factory=dict)
     full_scale: Callable[[Any], Mapping[str, tuple[Program, Batch]]] | None = None
     topology: str = "v5e:2x4"
     mesh: str = "data"
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    varies: tuple[str, ...] = ("student", "order")
+    slug: str = ""
+    title: str = ""
+    summary: str = ""
+    folder: Path = Path()
 
     def preset(self, name: str) -> Any:
         """Return the configuration of that name.
@@ -138,6 +72,28 @@ class Experiment:
             raise ValueError(unknown_name(f"preset of {self.slug}", name, self.presets))
         return self.presets[name]
 
+    def committed(self, name: str) -> Path:
+        """Return the file of results that is part of the source, such as a preset's."""
+        return self.folder / "results" / f"{name}.json"
+
+    def records(self, config: Any, seeds: Sequence[int], run: Run) -> list[Record]:
+        """Return what a run of all arms measures.
+
+        Args:
+            config: a preset's, or like one.
+            seeds: of the run.
+            run: keeps what is done.
+
+        Raises:
+            ValueError: the experiment has neither ``arms`` nor ``run``.
+        """
+        if self.run is not None:
+            return self.run(config, seeds, run)
+        if self.arms is None:
+            raise ValueError(f"experiment {self.slug!r} has neither arms nor run")
+        anew = not {"teacher", "split"}.isdisjoint(self.varies)
+        return run_arms(self.arms, config, seeds, run, anew=anew)
+
 
 def experiments_folder() -> Path:
     """Return the folder of experiments: ``./experiments``, or the source checkout's.
@@ -145,7 +101,7 @@ def experiments_folder() -> Path:
     Raises:
         FileNotFoundError: neither exists.
     """
-    checkout = Path(__file__).resolve().parent.parent / "experiments"
+    checkout = Path(__file__).resolve().parents[2] / "experiments"
     for folder in (Path("experiments"), checkout):
         if folder.is_dir():
             return folder
@@ -171,13 +127,17 @@ def load_experiment(slug: str) -> Experiment:
     root = str(folder.parent.parent.resolve())
     if root not in sys.path:
         sys.path.insert(0, root)
-    module = importlib.import_module(f"experiments.{slug}.experiment")
+    module: Any = importlib.import_module(f"experiments.{slug}.experiment")
     title, _, summary = (module.__doc__ or slug).partition("\n")
+    found = getattr(module, "EXPERIMENT", None) or _from_globals(module)
+    return dataclasses.replace(
+        found, slug=slug, title=title.strip(), summary=summary.strip(), folder=folder
+    )
+
+
+def _from_globals(module: Any) -> Experiment:
+    """Return the experiment of a module that has its parts as globals."""
     return Experiment(
-        slug=slug,
-        title=title.strip(),
-        summary=summary.strip(),
-        folder=folder,
         presets=module.PRESETS,
         run=module.run,
         claims=module.CLAIMS,
@@ -186,3 +146,31 @@ def load_experiment(slug: str) -> Experiment:
         topology=getattr(module, "SLICE", "v5e:2x4"),
         mesh=getattr(module, "MESH", "data"),
     )
+
+
+def config_from_json(preset: Any, values: Mapping[str, Any]) -> Any:
+    """Return a configuration like a preset, with the values that JSON has kept of it.
+
+    Args:
+        preset: a dataclass, in which others may stand.
+        values: its fields as ``dataclasses.asdict`` names them; lists become tuples.
+
+    Raises:
+        TypeError: the fields are not the preset's.
+    """
+    names = {f.name for f in dataclasses.fields(preset)}
+    if names != set(values):
+        raise TypeError(f"other fields: {', '.join(sorted(names ^ set(values)))}")
+    return dataclasses.replace(
+        preset, **{n: _restored(getattr(preset, n), v) for n, v in values.items()}
+    )
+
+
+def _restored(before: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(before):
+        return config_from_json(before, value)
+    if isinstance(value, list):
+        return tuple(_restored(None, item) for item in value)
+    if isinstance(value, dict):
+        return {name: _restored(None, item) for name, item in value.items()}
+    return value

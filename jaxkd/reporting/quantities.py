@@ -38,7 +38,7 @@ class Quantity:
     arm: str = ""
     setting: str = ""
 
-    def __rmul__(self, factor: float) -> "Quantity":
+    def __rmul__(self, factor: float | int) -> "Quantity":
         """Return the quantity times a number."""
 
         def read(records: Sequence[Record], metric: str, setting: str) -> Values:
@@ -71,7 +71,7 @@ class Quantity:
         return Quantity(name, read, self.arm, self.setting)
 
 
-Side = str | float | Quantity
+Side = str | float | int | Quantity
 
 
 def cell(
@@ -125,7 +125,8 @@ def values_of(
     Raises:
         NotComparable: there is none, or one is not finite.
     """
-    values = {r.seed: r.value for r in select(records, arm, metric, setting)}
+    found = select(records, arm, metric, setting)
+    values: dict[Hashable, float] = {r.seed: r.value for r in found}
     where = f"{arm}'s {metric}{within(setting)}"
     if not values:
         raise NotComparable(f"no records of {where}")
@@ -140,7 +141,8 @@ def quantity(side: Side, metric: str) -> Quantity:
         return side
     if isinstance(side, str):
         return cell(side)
-    return Quantity(compact(metric, side, 6), lambda *_: float(side))
+    number = float(side)
+    return Quantity(compact(metric, number, 6), lambda *_: number)
 
 
 def paired(

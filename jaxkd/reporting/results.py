@@ -213,9 +213,10 @@ def _to_json(record: Record) -> dict[str, Any]:
 def _remedy(path: Path) -> str:
     if path.parent.name == "results":
         return (
-            f"make it with `jaxkd run {path.parent.parent.name} --preset {path.stem}`"
+            f"make it with `jaxkd run {path.parent.parent.name} --preset {path.stem} "
+            "--commit-results`"
         )
-    return f"make it with `jaxkd run EXPERIMENT --preset PRESET --results {path}`"
+    return "make it with `jaxkd run EXPERIMENT --preset PRESET`"
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""How many claims hold: over all experiments' committed results, before and after Holm.
-
-``python -m jaxkd.reporting.summary`` prints it.
-"""
+"""How many claims hold, by all experiments' committed results: ``jaxkd claims``."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -53,7 +50,3 @@ def _counts(found: list[Verdict]) -> list[str]:
         for s in Status
     ]
     return [*cells, str(len(found))]
-
-
-if __name__ == "__main__":
-    print_summary(Console())

@@ -67,7 +67,7 @@ def declared_axes(
     return (None,) * (ndim - len(found)) + tuple(found)
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
+def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     """Pin an activation's place on the mesh; without a mesh nothing happens.
 
     Args:
@@ -95,19 +95,25 @@ def logical_spec(
 
     Args:
         shape: of the array.
-        axes: their logical axes, or axes of the mesh, one or several together.
+        axes: their logical axes, or axes of the mesh, one or several together. Those of
+            the mesh that one axis is split over are not there for later ones.
         mesh: devices along each of its axes.
     """
     placed: list[tuple[str, ...] | None] = []
+    free = set(mesh)
     for size, axis in zip(shape, axes, strict=True):
         names = (axis,) if isinstance(axis, str) else axis or ()
         over = tuple(
-            part for name in names for part in RULES.get(name, (name,)) if part in mesh
+            part for name in names for part in RULES.get(name, (name,)) if part in free
         )
         parts = 1
         for name in over:
             parts *= mesh[name]
-        placed.append(over if parts > 1 and size % parts == 0 else None)
+        if parts > 1 and size % parts == 0:
+            placed.append(over)
+            free -= set(over)
+        else:
+            placed.append(None)
     return PartitionSpec(*placed)
 
 

@@ -1,4 +1,4 @@
-"""Axes that a model declares in the standard ways of Flax, NNX and Linen, by path."""
+"""Axes that Flax models declare at their weights: NNX metadata and Linen boxes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

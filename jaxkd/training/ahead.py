@@ -232,7 +232,7 @@ def plan_step(
     where = make_mesh(mesh, devices)
     started = time.perf_counter()
     state = jax.eval_shape(on_mesh(program.init, where), jax.random.key(0), batch)
-    placed = _placed(state, state_sharding(state, where))
+    placed = _placed(state, state_sharding(state, where, program.axes))
     shardings = jax.tree.map(lambda x: x.sharding, placed)
     everywhere = NamedSharding(where, PartitionSpec())
     step = jax.jit(

@@ -266,7 +266,7 @@ def _compiled(same: _Same, mesh: Mesh, batch: _Shapes) -> _Compiled:
     example = jax.tree.unflatten(batch.structure, batch.leaves)
     init, train = on_mesh(program.init, mesh), on_mesh(program.step, mesh)
     shapes = jax.eval_shape(init, jax.random.key(0), example)
-    shardings = state_sharding(shapes, mesh)
+    shardings = state_sharding(shapes, mesh, program.axes)
     everywhere = NamedSharding(mesh, PartitionSpec())
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -1,5 +1,6 @@
 """Sparse networks: masks by path, scales, straight-through forwards, deployment."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,7 +143,7 @@ def test_packed_weights_unpack_to_themselves():
     packed = pack_weights(pruned, SCOPE)
     bytes_ = sum(x.nbytes for x in jax.tree.leaves(packed["blocks"]["up"]["kernel"]))
     assert bytes_ < 0.6 * pruned["blocks"]["up"]["kernel"].nbytes
-    jax.tree.map(np.testing.assert_array_equal, unpack_weights(packed), pruned)
+    chex.assert_trees_all_equal(unpack_weights(packed), pruned)
     with pytest.raises(ValueError, match=r"prune it first"):
         pack_weights(params, SCOPE)
 

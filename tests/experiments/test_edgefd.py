@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 
 from experiments.edgefd import experiment
-from experiments.edgefd.claims import close_to
 from experiments.edgefd.config import PRESETS, Config, table
 from experiments.edgefd.division import divide, load_dataset, rounds_of
 from experiments.edgefd.filters import FILTERS, Federation, filter_quality
-from jaxkd.reporting.claims import Status
 from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
 
 METHODS = ["local", "fedmd", "dsfl", "selective_fd", "edgefd", "oracle"]
 
@@ -98,20 +95,6 @@ def test_a_filters_quality_in_numbers(federation):
     masks[0, :15] = masks[0, 30:35] = True
     quality = filter_quality(masks, federation)
     assert quality == {"filter_precision": 0.75, "filter_recall": 0.25}
-
-
-def test_claims_of_a_value():
-    claim = close_to("edgefd", "filter_recall", 0.9, 0.05, "weak")
-
-    def judge(value):
-        records = [
-            Record("edgefd", s, "filter_recall", value, 0.0, "weak") for s in (0, 1)
-        ]
-        return claim.judge(records).status
-
-    assert judge(0.94) is Status.HOLDS
-    assert judge(0.84) is Status.FAILS
-    assert claim.judge([]).status is Status.NOT_ESTABLISHED
 
 
 @pytest.mark.slow

@@ -10,14 +10,13 @@ from scipy.sparse import csr_array
 from tiny import call
 
 from experiments.ffg2m import experiment
-from experiments.ffg2m.claims import CLAIMS, on_every_seed
+from experiments.ffg2m.claims import CLAIMS
 from experiments.ffg2m.config import METHODS, PAPER, PRESETS, SETTINGS, Setting
 from jaxkd import Outputs
 from jaxkd.data.graphs import GraphDataset
 from jaxkd.graphs import Graph, SparseMatrix, undirected
-from jaxkd.reporting.claims import Status
 from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record, select
+from jaxkd.reporting.records import select
 from jaxkd.types import TrainState
 
 
@@ -119,20 +118,6 @@ def test_the_full_scale_programs_have_shapes():
 def test_every_graph_and_teacher_has_claims():
     assert {claim.setting for claim in CLAIMS} == set(SETTINGS)
     assert {name for p in PRESETS.values() for name in p.settings} <= set(SETTINGS)
-
-
-def test_on_every_seed():
-    def records(low, high):
-        return [
-            Record(method, seed, "x", value, 1.0, "s")
-            for method, values in (("a", low), ("b", high))
-            for seed, value in enumerate(values)
-        ]
-
-    claim = on_every_seed("a", ("b",), "x", "s")
-    assert claim.judge(records([1.0, 2.0], [2.0, 3.0])).status is Status.HOLDS
-    assert claim.judge(records([1.0, 4.0], [2.0, 3.0])).status is Status.FAILS
-    assert claim.judge(records([1.0, 4.0], [])).status is Status.NOT_ESTABLISHED
 
 
 def test_every_objective_weighs_the_labels_and_the_teacher():

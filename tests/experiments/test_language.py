@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from experiments.common import language_models
+from experiments.common.corpus import Corpus, CorpusConfig
 from experiments.language import experiment as language
 from experiments.llm_kd_survey import experiment as survey
 from experiments.taid import experiment as taid
 from jaxkd import data
 from jaxkd.kernels.quant_matmul import QuantizedWeights
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.run import Run
 from jaxkd.training import MESHES
 
 TINY = {"width": 8, "layers": 1, "heads": 2, "hidden": 8}
@@ -35,19 +36,20 @@ def parameters(tree) -> int:
 )
 def test_full_scale_has_the_papers_sizes(experiment, preset, teacher, student):
     config = experiment.PRESETS[preset]
-    program, batch = next(iter(experiment.full_scale(config).values()))
+    program, batch = next(iter(experiment.EXPERIMENT.full_scale(config).values()))
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
     for tree, billions in ((state.teacher, teacher), (state.student, student)):
         assert parameters(tree["params"]) == pytest.approx(billions * 1e9, rel=5e-3)
     dtypes = {x.dtype.name for x in jax.tree.leaves(state.teacher)}
     assert dtypes == {"bfloat16"} | ({"int8"} if preset == "paper_int8" else set())
     assert {x.dtype.name for x in jax.tree.leaves(state.student)} == {"float32"}
-    assert batch["input_ids"].shape == (config.batch_size, config.length)
+    corpus = config.corpus
+    assert batch["input_ids"].shape == (corpus.batch_size, corpus.length)
 
 
 def test_the_slice_has_its_mesh():
-    shape, chips = MESHES[language.MESH], 16 * 16
-    assert language.SLICE.endswith("16x16")
+    shape, chips = MESHES[language.EXPERIMENT.mesh], 16 * 16
+    assert language.EXPERIMENT.topology.endswith("16x16")
     assert shape.data * shape.fsdp * shape.tensor == chips
 
 
@@ -55,21 +57,22 @@ def short_run(experiment, methods, tmp_path, monkeypatch, **changes):
     """Return (method, metric) -> value of a run of seconds on random tokens."""
     tokens = np.random.default_rng(0).integers(0, 11, 2000).astype("u1")
     windows = tuple(data.Windows("toy", x, 8, 11) for x in (tokens, tokens[:200]))
-    monkeypatch.setattr(language_models, "load_text", lambda *_: windows)
+    monkeypatch.setattr(CorpusConfig, "load", lambda _: Corpus(*windows, 16))
     monkeypatch.setitem(language_models.SIZES, "tiny", TINY)
+    small = experiment.PRESETS["small"]
     config = replace(
-        experiment.PRESETS["small"],
+        small,
+        corpus=CorpusConfig(length=8),
+        optimizer=replace(small.optimizer, warmup=1),
         teacher="tiny",
         student="tiny",
         teacher_steps=3,
         steps=5,
-        warmup=1,
-        length=8,
         prompt=4,
         methods=methods,
         **changes,
     )
-    records = experiment.run(config, [0], Run(tmp_path))
+    records = experiment.EXPERIMENT.records(config, [0], Run(tmp_path))
     found = {(r.method, r.metric): r.value for r in records}
     assert {method for method, _ in found} == {"teacher", *methods}
     for method in methods:
@@ -91,7 +94,7 @@ def test_words_and_sampled_texts(tmp_path, monkeypatch):
 def test_students_that_begin_from_the_text(tmp_path, monkeypatch):
     found = short_run(language, ("minillm",), tmp_path, monkeypatch, start_steps=2)
     assert found["minillm", "reverse_teacher_kl"] >= 0
-    assert (tmp_path / "start" / "seed0" / "checkpoints" / "2").is_dir()
+    assert (tmp_path / "start" / "seed1000" / "checkpoints" / "2").is_dir()
 
 
 @pytest.mark.slow
@@ -102,16 +105,9 @@ def test_taid_with_and_without_logits(tmp_path, monkeypatch):
     assert ("taid_heads", "target_nearer") not in found
 
 
-def test_every_small_preset_names_rows_and_the_survey_has_all():
-    for experiment in (language, taid, survey):
-        assert set(experiment.PRESETS["small"].methods) <= set(experiment.ROWS)
-        assert len(experiment.PRESETS["small"].methods) >= 6
-    assert len(survey.PRESETS["small"].methods) == len(survey.ROWS) == 12
-
-
 def test_unknown_methods_and_absent_text_are_said(tmp_path):
     wrong = replace(language.PRESETS["small"], methods=("forward",))
     with pytest.raises(ValueError, match="unknown method 'forward'"):
-        language.run(wrong, [0], Run(tmp_path))
+        language.EXPERIMENT.records(wrong, [0], Run(tmp_path))
     with pytest.raises(FileNotFoundError, match="llama3_tokens"):
-        language.run(language.PRESETS["paper"], [0], Run(tmp_path))
+        language.EXPERIMENT.records(language.PRESETS["paper"], [0], Run(tmp_path))

@@ -1,75 +1,42 @@
-"""The experiments on pairs of networks: protocols, shapes at full scale, a tiny run."""
+"""The experiments on pairs of networks: tiny runs."""
 
 from dataclasses import replace
 
-import jax
 import pytest
 
 from experiments.dhkd import experiment as dhkd
 from experiments.pld import experiment as pld
-from jaxkd.reporting.experiment import Run
+from experiments.sinkd import experiment as sinkd
 from jaxkd.reporting.records import methods, settings
+from jaxkd.reporting.run import Run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", [pld, dhkd])
-def test_full_scale_programs_have_shapes(experiment):
-    programs = experiment.full_scale(experiment.PRESETS["paper"])
-    assert tuple(programs) == experiment.PAPER_PAIRS
-    # The first pair stands for all: tracing the deep ones takes long.
-    program, batch = programs["resnet56-resnet20"]
-    state = jax.eval_shape(program.init, jax.random.key(0), batch)
-    _, metrics = jax.eval_shape(program.step, state, batch)
-    assert metrics["loss"].shape == ()
-    size = experiment.PRESETS["paper"].batch_size
-    assert batch["image"].shape == (size, 32, 32, 3)
-
-
-def test_protocol_of_pld():
-    paper = pld.PRESETS["paper"]
-    assert (paper.epochs, paper.batch_size, paper.optimizer) == (250, 128, "adamw")
-    assert (paper.learning_rate, paper.weight_decay) == (1e-3, 0.5)
-    assert pld.PAPER["resnet56-resnet20/pld"] == {"last_accuracy": 0.7028}
-
-
-def test_protocol_of_dhkd():
-    paper = dhkd.PRESETS["paper"]
-    assert (paper.epochs, paper.batch_size, paper.optimizer) == (240, 64, "sgd")
-    assert (paper.learning_rate, paper.weight_decay) == (0.05, 5e-4)
-    assert (paper.milestones, paper.hidden) == ((150, 180, 210), 200)
-
-
-def tiny(experiment, names, tmp_path, monkeypatch):
+def tiny(experiment, names, tmp_path):
     """Run two epochs of some of the methods; compiling them all takes a minute."""
-    every = experiment.methods
-
-    def some(*arguments, **options):
-        programs = every(*arguments, **options)
-        return {name: programs[name] for name in names}
-
-    monkeypatch.setattr(experiment, "methods", some)
+    small = experiment.PRESETS["small"]
     config = replace(
-        experiment.PRESETS["small"],
+        small,
+        methods=names,
         train_examples=(20,),
-        batch_size=10,
-        epochs=2,
+        task=replace(small.task, batch_size=10, epochs=2, evaluate_every=1),
         teacher_epochs=1,
-        evaluate_every=1,
     )
-    return experiment.run(config, (0,), Run(tmp_path))
+    return experiment.EXPERIMENT.records(config, (0,), Run(tmp_path))
 
 
 @pytest.mark.slow
-def test_a_tiny_run_of_pld(tmp_path, monkeypatch):
-    records = tiny(pld, ("pld", "listmle"), tmp_path, monkeypatch)
+def test_a_tiny_run_of_pld(tmp_path):
+    records = tiny(pld, ("pld", "listmle"), tmp_path)
     assert settings(records) == ["20 images"]
     assert methods(records, "20 images") == ["teacher", "pld", "listmle"]
+    curves = {r.method: len(r.curve) for r in records if r.metric == "last_accuracy"}
+    assert curves == {"teacher": 0, "pld": 2, "listmle": 2}
 
 
 @pytest.mark.slow
-def test_a_tiny_run_of_dhkd_records_the_gradients_apart(tmp_path, monkeypatch):
+def test_a_tiny_run_of_dhkd_records_the_gradients_apart(tmp_path):
     names = "one_head", "dhkd", "dhkd_aligned"
-    records = tiny(dhkd, names, tmp_path, monkeypatch)
+    records = tiny(dhkd, names, tmp_path)
     assert settings(records) == ["20 images", "gradients, 20 images"]
     rows = methods(records, "gradients, 20 images")
     assert rows == [f"{name} {part}" for name in names[:2] for part in dhkd.PARTS]
@@ -79,6 +46,14 @@ def test_a_tiny_run_of_dhkd_records_the_gradients_apart(tmp_path, monkeypatch):
     assert [r.value for r in records if r.method == "dhkd classifier"] == [0.0]
 
 
-def test_an_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match="unknown optimizer 'adma': did you mean 'ada"):
-        replace(pld.PRESETS["small"], optimizer="adma").make_optimizer(1.0, 1)
+@pytest.mark.slow
+def test_a_tiny_run_of_sinkd_measures_the_distance(tmp_path):
+    records = tiny(sinkd, ("sinkd_0.03",), tmp_path)
+    found = {(r.method, r.metric): r.value for r in records}
+    assert 0 < found["sinkd_0.03", "sinkhorn"] < 2
+
+
+def test_an_unknown_row_is_refused_before_a_teacher_is_trained(tmp_path):
+    with pytest.raises(ValueError, match="unknown method 'pdl': did you mean 'pld'"):
+        tiny(pld, ("pdl",), tmp_path)
+    assert list(tmp_path.iterdir()) == []

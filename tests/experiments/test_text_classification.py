@@ -1,4 +1,4 @@
-"""The experiments in which a BERT teaches a smaller one, and SinKD's on digits."""
+"""The experiments in which a BERT teaches a smaller one."""
 
 from dataclasses import replace
 
@@ -6,17 +6,18 @@ import jax
 import pytest
 
 from experiments.common import text_classification
-from experiments.sinkd import experiment as sinkd
-from experiments.sst2 import experiment as sst2
+from experiments.sst2.experiment import SMALL
 from jaxkd import data
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import load_experiment
+from jaxkd.reporting.run import Run
 
 GOOD, BAD = "a good film , truly good", "a bad film , truly bad"
 
 
-@pytest.mark.parametrize("experiment", [sst2, sinkd])
-def test_full_scale_has_berts_sizes(experiment):
-    config = experiment.PRESETS["paper"]
+@pytest.mark.parametrize("slug", ["sst2", "sinkd"])
+def test_full_scale_has_berts_sizes(slug):
+    experiment = load_experiment(slug)
+    config = experiment.preset("paper")
     ((program, batch),) = experiment.full_scale(config).values()
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
     _, metrics = jax.eval_shape(program.step, state, batch)
@@ -25,13 +26,6 @@ def test_full_scale_has_berts_sizes(experiment):
         found = sum(x.size for x in jax.tree.leaves(tree["params"]))
         assert found == pytest.approx(millions * 1e6, rel=0.01)
     assert batch["input_ids"].shape == (32, 128)
-
-
-def test_protocol_of_sinkd():
-    paper = sinkd.PRESETS["paper"]
-    assert (paper.epochs, paper.learning_rate, paper.batch_size) == (2, 4e-5, 32)
-    small = sinkd.PRESETS["small"]
-    assert (small.epochs, small.batch_size, small.train_examples) == (60, 16, (200,))
 
 
 def test_word_pieces_are_berts():
@@ -58,14 +52,9 @@ def test_sentences_in_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(text_classification, "sentences", lambda: [GOOD, BAD] * 9)
     tiny = {"width": 32, "layers": 1, "heads": 2, "hidden": 32}
     monkeypatch.setitem(text_classification.SIZES, "toy", tiny)
-    every = sst2.methods
-    monkeypatch.setattr(
-        sst2,
-        "methods",
-        lambda *networks: {"relations": every(*networks)["relations"]},
-    )
     config = replace(
-        sst2.PRESETS["small"],
+        SMALL,
+        methods=("relations",),
         teacher="toy",
         student="toy",
         vocabulary=40,
@@ -74,26 +63,10 @@ def test_sentences_in_seconds(tmp_path, monkeypatch):
         epochs=40,
         teacher_epochs=15,
         batch_size=8,
-        learning_rate=5e-3,
+        optimizer=replace(SMALL.optimizer, learning_rate=5e-3),
     )
-    records = sst2.run(config, [0], Run(tmp_path))
+    records = load_experiment("sst2").records(config, [0], Run(tmp_path))
     found = {(r.method, r.metric): r.value for r in records}
     for method in ("teacher", "relations"):
         assert found[method, "last_accuracy"] == 1
     assert found["relations", "teacher_kl"] >= 0
-
-
-@pytest.mark.slow
-def test_digits_in_seconds(tmp_path, monkeypatch):
-    every = sinkd.terms
-    monkeypatch.setattr(
-        sinkd,
-        "terms",
-        lambda *weights: {"sinkd_0.03": every(*weights)["sinkd_0.03"]},
-    )
-    config = replace(
-        sinkd.PRESETS["small"], epochs=2, teacher_epochs=2, train_examples=(64,)
-    )
-    records = sinkd.run(config, [0], Run(tmp_path))
-    found = {(r.method, r.metric): r.value for r in records}
-    assert 0 < found["sinkd_0.03", "sinkhorn"] < 2

@@ -1,7 +1,6 @@
 """The Pallas version of the linear heads' distillation: values, meshes, memory."""
 
 import functools
-import sys
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxkd.kernels.linear_distill import (
+    blocks,
     forward_kl,
     jensen_shannon,
     linear_distill,
@@ -24,11 +24,9 @@ from jaxkd.kernels.linear_distill import (
 )
 from jaxkd.kernels.linear_distill.reference import reference
 from jaxkd.kernels.linear_distill.rows import Objective
+from jaxkd.kernels.linear_distill.tpu import tpu
 from jaxkd.training.ahead import compile_for, slice_devices
 from jaxkd.training.costs import program_costs
-
-BLOCKS: Any = sys.modules["jaxkd.kernels.linear_distill.blocks"]
-TPU: Any = sys.modules["jaxkd.kernels.linear_distill.tpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +35,7 @@ def small_blocks(request, monkeypatch):
     if "compiled" not in request.node.name:
         small = {"REDUCING": (8, 4), "DIFFERENTIATING": (4, 8), "LANES": 4, "ROWS": 4}
         for name, value in small.items():
-            monkeypatch.setattr(BLOCKS, name, value)
+            monkeypatch.setattr(blocks, name, value)
 
 
 def arguments(tokens=13, vocabulary=11, dtype="f8"):
@@ -64,7 +62,7 @@ def results(version, arrays, labels, interpolation=None):
 
 def both(objective, arrays, labels, interpolation=None):
     versions = (
-        functools.partial(TPU.tpu, objective, True),
+        functools.partial(tpu, objective, True),
         functools.partial(reference, objective),
     )
     return [results(v, arrays, labels, interpolation) for v in versions]
@@ -106,7 +104,7 @@ def test_low_precision_against_float64(dtype, tolerance):
     # The sums are in the weights' dtype: float32, as `linear_distill` gives them.
     arrays = (*arrays[:4], *(w.astype("f4") for w in arrays[4:]))
     objective = Objective(jensen_shannon(), 1.0, None, None)
-    found = results(functools.partial(TPU.tpu, objective, True), arrays, labels)
+    found = results(functools.partial(tpu, objective, True), arrays, labels)
     assert [x.dtype for x in found[1]] == [x.dtype for x in arrays]
     with jax.enable_x64(True):
         arrays = [jnp.asarray(np.asarray(x, "f8")) for x in arrays]
@@ -120,7 +118,7 @@ def test_masked_tokens_and_extreme_logits():
     masked = (weights == 0)[:, None]
     heads = 1e2 * jnp.sign(w), -1e2 * tw
     objective = Objective(jensen_shannon(), 1.0, None, None)
-    version = functools.partial(TPU.tpu, objective, True)
+    version = functools.partial(tpu, objective, True)
     good = 1e2 * jnp.sign(h), heads[0], 1e2 * th, heads[1], weights, weights
     bad = jnp.where(masked, jnp.nan, good[0]), heads[0]
     bad = *bad, jnp.where(masked, jnp.inf, good[2]), *good[3:]
@@ -133,7 +131,7 @@ def test_labels_outside_the_vocabulary_are_nan():
     arrays, labels = arguments(dtype="f4")
     arrays = (*arrays[:5], jnp.ones(13))
     objective = Objective(forward_kl, 1.0, None, None)
-    total, _, each = TPU.tpu(objective, True, *arrays, labels.at[2].set(11), None)
+    total, _, each = tpu(objective, True, *arrays, labels.at[2].set(11), None)
     assert np.flatnonzero(np.isnan(each)).tolist() == [2]
     assert np.isnan(total)
 
@@ -143,7 +141,7 @@ def test_no_tokens():
     objective = Objective(forward_kl, 1.0, None, None)
 
     def loss(*arrays):
-        return TPU.tpu(objective, True, *arrays, None, None)[0]
+        return tpu(objective, True, *arrays, None, None)[0]
 
     value, slopes = jax.value_and_grad(loss, (0, 1))(*arrays)
     assert value == 0
@@ -161,7 +159,7 @@ def test_a_split_vocabulary():
 
     def local(*arrays):
         # Only this interpreter knows what varies over a mesh; it has no float64.
-        total, *values = TPU.tpu(objective, pltpu.InterpretParams(), *arrays, None)
+        total, *values = tpu(objective, pltpu.InterpretParams(), *arrays, None)
         return lax.psum(total, "data"), *values
 
     function = jax.shard_map(
@@ -249,6 +247,6 @@ def test_what_has_no_kernel_is_refused(monkeypatch):
         pallas(*(x.astype("f2") for x in (h, w, th, tw)))
     with pytest.raises(NotImplementedError, match="Pallas kernels for tpu, not for"):
         jax.jit(pallas)(h, w, th, tw)
-    monkeypatch.setattr(BLOCKS, "BLOCKS", 1000)
+    monkeypatch.setattr(blocks, "BLOCKS", 1000)
     with pytest.raises(ValueError, match="widths 3 and 5 are too large for"):
-        results(functools.partial(TPU.tpu, objective, True), *arguments(dtype="f4"))
+        results(functools.partial(tpu, objective, True), *arguments(dtype="f4"))

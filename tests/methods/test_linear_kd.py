@@ -1,5 +1,6 @@
 """Distillation by hidden states and heads is that by logits, on any mesh."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ def trained(networks, method, mesh=None):
     init, step = on_mesh(program.init, mesh), on_mesh(program.step, mesh)
     batch = shard_batch(batch, mesh)
     shapes = jax.eval_shape(init, jax.random.key(1), batch)
-    places = state_sharding(shapes, mesh, min_size=1)
+    places = state_sharding(shapes, mesh, program.axes, min_size=1)
     state = jax.jit(init, out_shardings=places)(jax.random.key(1), batch)
     state, metrics = jax.jit(step)(state, batch)
     return float(metrics["loss"]), jax.device_get(state.student["params"])
@@ -53,10 +54,7 @@ def trained(networks, method, mesh=None):
 
 def assert_same(found, expected):
     assert found[0] == pytest.approx(expected[0], rel=1e-9)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10),
-        *(found[1], expected[1]),
-    )
+    chex.assert_trees_all_close(found[1], expected[1], rtol=1e-8, atol=1e-10)
 
 
 @pytest.fixture(scope="module")

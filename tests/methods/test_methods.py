@@ -40,7 +40,8 @@ HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
 LANGUAGE = {"minillm", "uld"}
 # Their losses compare the examples of a batch with one another.
-RELATE = {"cc", "dist", "diswot", "pkt", "rkd", "sinkd", "sp"}
+RELATE = {"cc", "dist", "diswot", "kdcl", "pkt", "rkd", "sinkd", "sp"}
+GRAPHS = {"ffg2m", "high_frequency", "low_frequency"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 
@@ -195,6 +196,8 @@ def test_parts_of_a_batch_add_up_to_it(case):
     A loss that relates the examples of a batch adds up to a mean over its parts.
     """
     name, _, variables, student, teacher, grad = case
+    if name in GRAPHS:
+        pytest.skip("a graph is one example: no part of it is a batch")
     some = jnp.arange(BATCH) % 3 == 0
     masks = [m.astype(float) for m in (jnp.ones(BATCH, bool), some, ~some)]
     whole, *parts = (
@@ -203,7 +206,8 @@ def test_parts_of_a_batch_add_up_to_it(case):
     np.testing.assert_allclose(
         sum(part.weight for part in parts), whole.weight, rtol=1e-6
     )
-    if name not in RELATE:
+    # A batch's statistics, and memory banks, are its own too.
+    if name not in RELATE and not jax.tree.leaves(variables["state"]):
         np.testing.assert_allclose(
             sum(part.total for part in parts), whole.total, rtol=1e-4, atol=1e-5
         )

@@ -1,5 +1,6 @@
 """Labels of mixed examples: probabilities where they fit, an error elsewhere."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,7 @@ def test_certain_probabilities_are_class_indices(smoothing):
         jax.value_and_grad(loss)(jnp.asarray(LOGITS), jnp.asarray(labels))
         for labels in (HARD, np.eye(3, dtype=np.float32)[HARD])
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), hard, soft)
+    chex.assert_trees_all_close(hard, soft, rtol=1e-6)
 
 
 def test_the_method_takes_probabilities_and_honours_the_mask():

@@ -4,6 +4,7 @@ import functools
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 
 from jaxkd.interop import load_pretrained
 from jaxkd.models import clip
-from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {
@@ -118,11 +118,7 @@ def test_both_towers_learn_however_they_are_compiled(variables):
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        plain,
-        other,
-    )
+    chex.assert_trees_all_close(plain, other, rtol=1e-3, atol=1e-4)
 
 
 def test_bfloat16_is_close(variables):
@@ -157,11 +153,3 @@ def test_wrong_inputs_are_refused(variables):
         apply({"input_ids": jnp.zeros((1, 8), int)})
     with pytest.raises(ValueError, match="image has shape"):
         apply({"pixel_values": IMAGES[:, :4]})
-
-
-def test_weights_are_known_by_their_layers():
-    tower = ("params", "text")
-    assert parameter_axes((*tower, "embed", "embedding"), 2) == ("vocabulary", "embed")
-    assert parameter_axes((*tower, "embedder", "kernel"), 2) == ("embed", None)
-    split = (None, "hidden", "embed")
-    assert parameter_axes((*tower, "blocks", "mlp", "fc2", "kernel"), 3) == split

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +80,7 @@ def test_on_a_mesh_only_weights_are_sent(case):
     mesh = training.make_mesh("fsdp")
     batch = {name: jnp.repeat(x, 64, axis=0) for name, x in inputs().items()}
     placed = jax.device_put(
-        variables, training.state_sharding(variables, mesh, min_size=32)
+        variables, training.state_sharding(variables, mesh, network.axes, min_size=32)
     )
     forward = jax.jit(on_mesh(lambda v, x: network.apply(v, x)[0].logits, mesh))
     program = forward.lower(placed, training.shard_batch(batch, mesh)).compile()
@@ -156,11 +157,7 @@ def test_dropout_and_remat_change_nothing_in_evaluation():
 
     ((found, gradient), (same, same_gradient)), dropped = values(variables["params"])
     np.testing.assert_allclose(same, found, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
-        gradient,
-        same_gradient,
-    )
+    chex.assert_trees_all_close(gradient, same_gradient, rtol=1e-3, atol=1e-6)
     assert abs(dropped - found) > 1e-3 * found
 
 

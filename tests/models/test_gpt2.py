@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +75,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled(variables):
         return jax.jit(jax.grad(loss))(variables)
 
     plain, other = gradient(scan=False), gradient(remat=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
+    chex.assert_trees_all_close(plain, other, rtol=1e-7, atol=1e-6)
     assert np.abs(plain["params"]["positions"]["embedding"]).max() > 0
 
 

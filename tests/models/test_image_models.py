@@ -1,5 +1,7 @@
 """The image models: published sizes, taps, gradients, precision, and refusals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,24 +81,32 @@ def test_published_parameter_counts(build, arguments, expected):
 
 TINY = {"classes": 5, "image_size": 8, "patch_size": 4}
 SMALL = {
-    "cifar_resnet": models.cifar_resnet(8, 5, widths=(4, 4, 8, 8)),
-    "option_a": models.cifar_resnet(8, 5, widths=(4, 4, 8, 8), shortcut="identity"),
-    "wide_resnet": models.wide_resnet(10, 1, 5, dropout=0.1),
-    "vgg": models.vgg(8, 5),
-    "mobilenet_v2": models.mobilenet_v2(0.1, 5),
-    "shufflenet_v1": models.shufflenet_v1(5),
-    "shufflenet_v2": models.shufflenet_v2(5),
-    "imagenet_resnet": models.imagenet_resnet(18, 5),
-    "convnext": models.convnext((4, 1, 1, 1, 1), 5),
-    "swin": models.swin(
+    "cifar_resnet": lambda: models.cifar_resnet(8, 5, widths=(4, 4, 8, 8)),
+    "option_a": lambda: models.cifar_resnet(
+        8, 5, widths=(4, 4, 8, 8), shortcut="identity"
+    ),
+    "wide_resnet": lambda: models.wide_resnet(10, 1, 5, dropout=0.1),
+    "vgg": lambda: models.vgg(8, 5),
+    "mobilenet_v2": lambda: models.mobilenet_v2(0.1, 5),
+    "shufflenet_v1": lambda: models.shufflenet_v1(5),
+    "shufflenet_v2": lambda: models.shufflenet_v2(5),
+    "imagenet_resnet": lambda: models.imagenet_resnet(18, 5),
+    "convnext": lambda: models.convnext((4, 1, 1, 1, 1), 5),
+    "swin": lambda: models.swin(
         (4, 1, 1, 2, 1, 1, 1, 2, 2), 5, image_size=16, patch_size=1, window=2
     ),
-    "vit": models.vit((12, 2, 3), distilled=True, drop_path=0.1, **TINY),
-    "mlp_mixer": models.mlp_mixer((12, 2, 8, 16), **TINY),
-    "resmlp": models.resmlp((12, 2), **TINY),
+    "vit": lambda: models.vit((12, 2, 3), distilled=True, drop_path=0.1, **TINY),
+    "mlp_mixer": lambda: models.mlp_mixer((12, 2, 8, 16), **TINY),
+    "resmlp": lambda: models.resmlp((12, 2), **TINY),
 }
 TOKENS = ("swin", "vit", "mlp_mixer", "resmlp")
 CONVOLUTIONAL = [n for n in SMALL if n not in TOKENS]
+
+
+@functools.cache
+def small(name):
+    """Return a network: built when a test asks for it, not to list the tests."""
+    return SMALL[name]()
 
 
 def side(name):
@@ -114,27 +124,36 @@ def shapes(network, size, train=False, dtype=jnp.float32, taps=None):
 
 # The stem and the stages of the benchmarks' networks on 32x32 images.
 STAGES = {
-    "resnet56": (models.cifar_resnet(56), [(32, 16), (32, 16), (16, 32), (8, 64)]),
+    "resnet56": (
+        lambda: models.cifar_resnet(56),
+        [(32, 16), (32, 16), (16, 32), (8, 64)],
+    ),
     "resnet8x4": (
-        models.cifar_resnet(8, widths=X4),
+        lambda: models.cifar_resnet(8, widths=X4),
         [(32, 32), (32, 64), (16, 128), (8, 256)],
     ),
-    "wrn40_2": (models.wide_resnet(40, 2), [(32, 16), (32, 32), (16, 64), (8, 128)]),
-    "vgg13": (models.vgg(13), [(32, 64), (16, 128), (8, 256), (4, 512), (4, 512)]),
+    "wrn40_2": (
+        lambda: models.wide_resnet(40, 2),
+        [(32, 16), (32, 32), (16, 64), (8, 128)],
+    ),
+    "vgg13": (
+        lambda: models.vgg(13),
+        [(32, 64), (16, 128), (8, 256), (4, 512), (4, 512)],
+    ),
     "mobilenet_v2": (
-        models.mobilenet_v2(),
+        lambda: models.mobilenet_v2(),
         [(16, 16), (16, 12), (8, 16), (4, 48), (2, 160)],
     ),
     "shufflenet_v1": (
-        models.shufflenet_v1(),
+        lambda: models.shufflenet_v1(),
         [(32, 24), (16, 240), (8, 480), (4, 960)],
     ),
     "shufflenet_v2": (
-        models.shufflenet_v2(),
+        lambda: models.shufflenet_v2(),
         [(32, 24), (16, 116), (8, 232), (4, 464)],
     ),
     "resnet50": (
-        models.imagenet_resnet(50, 100, stem="cifar"),
+        lambda: models.imagenet_resnet(50, 100, stem="cifar"),
         [(32, 64), (32, 256), (16, 512), (8, 1024), (4, 2048)],
     ),
 }
@@ -142,7 +161,8 @@ STAGES = {
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_have_the_benchmarks_sizes(name):
-    network, expected = STAGES[name]
+    build, expected = STAGES[name]
+    network = build()
     outputs, _ = shapes(network, 32)
     for i, (height, channels) in enumerate(expected):
         for tap in (f"stage{i}", f"stage{i}.pre"):
@@ -172,7 +192,7 @@ def trained():
     def step(name):
         if name in found:
             return found[name]
-        network, size = SMALL[name], side(name)
+        network, size = small(name), side(name)
         image = jax.random.normal(jax.random.key(1), (4, size, size, 3))
 
         @jax.jit
@@ -220,7 +240,7 @@ def test_a_step_reaches_every_parameter(trained, name):
 @pytest.mark.parametrize("name", SMALL)
 def test_no_variable_is_weakly_typed(name):
     # The first step would make it strong, and the second compile all anew.
-    variables = jax.eval_shape(SMALL[name].init, jax.random.key(0))
+    variables = jax.eval_shape(small(name).init, jax.random.key(0))
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(variables))
 
 
@@ -247,8 +267,8 @@ def test_the_map_before_the_relu_makes_the_stage(trained, name):
 def test_bf16_stays_bf16_in_training_and_evaluation(name):
     for train in (False, True):
         for network in (
-            SMALL[name].astype(jnp.bfloat16),
-            SMALL[name].computing_in(jnp.bfloat16),
+            small(name).astype(jnp.bfloat16),
+            small(name).computing_in(jnp.bfloat16),
         ):
             outputs, after = shapes(network, side(name), train)
             found = {leaf.dtype for leaf in jax.tree.leaves(outputs)}
@@ -259,7 +279,7 @@ def test_bf16_stays_bf16_in_training_and_evaluation(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_an_image_of_another_kind_is_refused(name, unchecked_shapes):
-    network = SMALL[name]
+    network = small(name)
     variables = jax.eval_shape(network.init, jax.random.key(0))
     for shape in ((2, side(name), side(name), 1), (2, side(name), side(name))):
         with pytest.raises(ValueError, match=r"image has shape .* build"):

@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from jaxkd.generation import GREEDY, generate
 from jaxkd.interop import load_pretrained
 from jaxkd.models import mamba2
-from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {"vocabulary": 17, "width": 16, "layers": 2, "head_dim": 8, "state_size": 4}
@@ -81,11 +81,7 @@ def test_a_text_read_in_parts_is_read_as_a_whole(variables, parts):
         logits.append(outputs.logits)
     joined = np.concatenate(logits, axis=1)
     np.testing.assert_allclose(joined, whole.logits, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        cache,
-        whole.features["cache"],
-    )
+    chex.assert_trees_all_close(cache, whole.features["cache"], rtol=1e-7, atol=1e-5)
 
 
 def test_padding_before_a_text_leaves_no_trace(variables):
@@ -95,10 +91,8 @@ def test_padding_before_a_text_leaves_no_trace(variables):
     found = forward()(variables, inputs)
     alone = forward()(variables, {"input_ids": IDS})
     np.testing.assert_allclose(found.logits[:, 5:], alone.logits, atol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        found.features["cache"],
-        alone.features["cache"],
+    chex.assert_trees_all_close(
+        found.features["cache"], alone.features["cache"], rtol=1e-7, atol=1e-5
     )
 
 
@@ -133,11 +127,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled(variables):
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        plain,
-        other,
-    )
+    chex.assert_trees_all_close(plain, other, rtol=1e-4, atol=1e-6)
 
 
 def test_the_head_and_the_last_features_make_the_logits(variables):
@@ -203,13 +193,3 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 def test_inputs_that_are_no_tokens_are_refused(variables):
     with pytest.raises(ValueError, match="reads a dict with input_ids"):
         mamba2(**SMALL).apply(variables, {"image": IDS})
-
-
-def test_weights_are_known_by_their_layers():
-    mixer = ("params", "blocks", "mixer")
-    split = (None, "embed", "heads")
-    assert parameter_axes((*mixer, "in_projection", "kernel"), 3) == split
-    assert parameter_axes((*mixer, "out", "kernel"), 3) == (None, "heads", "embed")
-    split = (None, None, None, "heads")
-    assert parameter_axes((*mixer, "conv", "kernel"), 4) == split
-    assert parameter_axes((*mixer, "skip"), 2) is None

@@ -4,6 +4,7 @@ import functools
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 from jaxkd.generation import GREEDY, generate
 from jaxkd.interop import load_pretrained
 from jaxkd.models import t5
-from jaxkd.sharding.axes import parameter_axes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 SMALL = {
@@ -166,11 +166,7 @@ def test_the_blocks_are_the_same_however_they_are_compiled():
 
     plain, other = gradient(), gradient(scan=False, remat=True)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        plain,
-        other,
-    )
+    chex.assert_trees_all_close(plain, other, rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_both_stacks_have_their_shapes(variables):
@@ -230,16 +226,3 @@ def test_wrong_inputs_are_refused(variables):
         apply(later)
     with pytest.raises(ValueError, match=r"'encoder.final' with a cache: the encoder"):
         apply({**later, "cache": cache.grown(1)}, taps=("encoder.final",))
-
-
-def test_weights_are_known_by_their_layers():
-    blocks = ("params", "decoder", "blocks")
-    split = (None, "embed", "heads")
-    assert parameter_axes((*blocks, "cross", "query", "kernel"), 3) == split
-    assert parameter_axes((*blocks, "mlp", "down", "kernel"), 3) == (
-        None,
-        "hidden",
-        "embed",
-    )
-    relative = ("params", "encoder", "relative", "embedding")
-    assert parameter_axes(relative, 2) == (None, "heads")

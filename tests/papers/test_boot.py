@@ -1,5 +1,6 @@
 """BOOT and the denoising method: what is trained, drawn, masked and refused."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,11 +122,7 @@ def test_masked_examples_have_no_influence_and_all_masked_is_zero(stepped):
     masked, metrics = step(state, batch(8, mask=mask))
     few, expected = step(state, batch(5))
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
-        masked.student,
-        few.student,
-    )
+    chex.assert_trees_all_close(masked.student, few.student, rtol=1e-3, atol=1e-6)
     _, none = step(state, batch(8, mask=0 * mask))
     assert none["loss"] == 0
     assert none["grad_norm"] == 0

@@ -1,5 +1,6 @@
 """AdamS and AST's optimizer: an independent float64 reference, laws, bad input."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +130,7 @@ def test_without_pull_it_is_adam_on_the_moments_own_square(x64):
     never = adams(0.05, 0.3, lambda step: 0.0, SCOPE)
     everything = adams(0.05, 0.3, optax.linear_schedule(0.0, 1.0, 9), SCOPE, n=4)
     first, second = (trained(o, params)[0] for o in (never, everything))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    chex.assert_trees_all_equal(first, second)
     theta = np.array(params["layer"]["kernel"])
     mu = nu = np.zeros_like(theta)
     for t in range(STEPS):
@@ -235,7 +236,7 @@ def test_masks_lie_on_a_mesh_as_their_weights_do():
     tokens = jax.ShapeDtypeStruct((8, 4), jnp.int32)
     batch = {"input_ids": tokens, "label": tokens}
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
-    placed = state_sharding(state, make_mesh(MeshShape(fsdp=2, tensor=2)))
+    placed = state_sharding(state, make_mesh(MeshShape(fsdp=2, tensor=2)), program.axes)
     weights = named({"student": placed.student["params"]})
     masks = named(placed.opt_state.mask)
     assert len(masks) == 7

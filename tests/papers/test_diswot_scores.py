@@ -1,5 +1,6 @@
 """DisWOT's score: the authors' numbers, closed forms, and what is refused."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,9 +150,7 @@ def test_gaussian_reinit_follows_the_parameters_names():
         "fc": {"kernel": leaf(8, 40), "bias": leaf(40)},
     }
     params = gaussian_reinit(shapes, jax.random.key(1))
-    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
-        lambda x: x.shape, shapes
-    )
+    chex.assert_trees_all_equal_shapes(params, shapes)
     assert jnp.all(params["bn1"]["scale"] == 1)
     assert jnp.all(params["bn1"]["bias"] == 0)
     assert jnp.all(params["fc"]["bias"] == 0)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from jaxkd.reporting.records import Record, methods, select, settings, summarize
 from jaxkd.reporting.tables import (
+    PaperValue,
     comparison,
     format_summary,
     format_value,
@@ -23,6 +24,10 @@ def records(method, values, metric="last_accuracy", setting="", wall_time=4.0):
         Record(method, seed, metric, value, wall_time + seed, setting)
         for seed, value in enumerate(values)
     ]
+
+
+def read(value):
+    return PaperValue(value, "Table 1", checked=True)
 
 
 def printed(width, *args, **kwargs):
@@ -91,12 +96,13 @@ def test_values_that_are_not_finite_are_shown_as_such():
 
 
 def test_comparison_follows_first_appearance():
-    rows = comparison(TWO, ["last_accuracy", "nll"], {"kd": {"last_accuracy": 0.7}})
+    paper = {"kd": {"last_accuracy": read(0.7)}}
+    rows = comparison(TWO, ["last_accuracy", "nll"], paper)
     assert [row.method for row in rows] == ["teacher", "cross_entropy", "kd"]
     assert [row.seeds for row in rows] == [1, 3, 3]
     assert [row.seconds for row in rows] == [4.0, 5.0, 5.0]
     assert rows[2].summaries["last_accuracy"].mean == pytest.approx(0.94)
-    assert rows[2].paper == {"last_accuracy": 0.7}
+    assert rows[2].paper == {"last_accuracy": read(0.7)}
     assert set(rows[0].summaries) == {"last_accuracy"}
     assert comparison(TWO, ["ece"]) == []
 
@@ -106,9 +112,12 @@ def test_a_settings_own_paper_value_goes_first():
         *records("kd", [0.9], setting="mlp"),
         *records("kd", [0.9], setting="cnn"),
     ]
-    paper = {"kd": {"last_accuracy": 0.6}, "cnn/kd": {"last_accuracy": 0.8}}
+    paper = {
+        "kd": {"last_accuracy": read(0.6)},
+        "cnn/kd": {"last_accuracy": read(0.8)},
+    }
     rows = comparison(both, ["last_accuracy"], paper)
-    assert [row.paper["last_accuracy"] for row in rows] == [0.6, 0.8]
+    assert [row.paper["last_accuracy"] for row in rows] == [read(0.6), read(0.8)]
 
 
 def test_the_confidence_interval_is_students():
@@ -127,7 +136,7 @@ def test_the_confidence_interval_is_students():
 
 
 def test_markdown_marks_the_best_student_and_not_the_teacher():
-    table = markdown_table(TWO, ["last_accuracy", "nll"], {"kd": {"nll": 0.3}})
+    table = markdown_table(TWO, ["last_accuracy", "nll"], {"kd": {"nll": read(0.3)}})
     assert table.splitlines() == [
         "| method | last % | 95 % interval | NLL | paper, NLL | seeds | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -137,6 +146,19 @@ def test_markdown_marks_the_best_student_and_not_the_teacher():
     ]
 
 
+def test_a_paper_s_number_that_was_not_read_is_marked():
+    paper = {
+        "cross_entropy": {"nll": PaperValue(0.2, "Table 1", checked=False)},
+        "kd": {"nll": 0.3},
+    }
+    for text in (
+        markdown_table(TWO, ["nll"], paper),
+        printed(80, TWO, ["nll"], paper),
+    ):
+        assert text.count("0.200†") == text.count("0.300†") == 1
+        assert text.count("† recalled, not read in the paper or its code") == 1
+
+
 def test_markdown_escapes_its_own_characters():
     table = markdown_table(records("a|b*<i>", [0.5], setting="x_`y"), ["last_accuracy"])
     assert r"a\|b\*\<i\>" in table
@@ -144,7 +166,8 @@ def test_markdown_escapes_its_own_characters():
 
 
 def test_the_printed_table_holds_the_numbers():
-    text = printed(80, TWO, ["last_accuracy", "nll"], {"kd": {"last_accuracy": 0.7066}})
+    paper = {"kd": {"last_accuracy": read(0.7066)}}
+    text = printed(80, TWO, ["last_accuracy", "nll"], paper)
     assert [" ".join(line.split()) for line in text.splitlines()[:4]] == [
         "method last % paper, last % NLL n s",
         "teacher 99.0 – – 1 4.0",

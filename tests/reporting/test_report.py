@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxkd.reporting.claims import exceeds, not_below
+from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.plots import curves, plot_comparison, plot_curves
 from jaxkd.reporting.records import Record
-from jaxkd.reporting.report import markdown_report, print_report, write_report
+from jaxkd.reporting.report import (
+    markdown_report,
+    print_report,
+    report_folder,
+    write_report,
+)
 from jaxkd.reporting.results import Results
+from jaxkd.reporting.tables import PaperValue
 
 EVIL = "<script>alert('蒸留 & $x_')</script>"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -39,10 +45,17 @@ RECORDS = [
 ]
 
 CLAIMS = [
-    exceeds("kd", "cross_entropy", "last_accuracy", setting="mlp"),
-    exceeds("cross_entropy", "kd", "last_accuracy", setting="mlp"),
-    not_below(EVIL, "kd", "last_accuracy", setting="cnn <i>"),
+    contrast("kd", "cross_entropy", "last_accuracy", setting="mlp"),
+    contrast("cross_entropy", "kd", "last_accuracy", setting="mlp"),
+    contrast(EVIL, 0.6, "last_accuracy", setting="cnn <i>"),
+    observed("kd", "<", 4.0, "first_loss", setting="mlp"),
 ]
+
+
+PAPER = {
+    "kd": {"last_accuracy": PaperValue(0.75, "Table 1", checked=False)},
+    "cross_entropy": {"last_accuracy": PaperValue(0.65, "Table 1", checked=True)},
+}
 
 
 def results(found):
@@ -90,9 +103,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "new"
-    return write_report(
-        results(RECORDS), CLAIMS, folder, {"kd": {"last_accuracy": 0.75}}
-    )
+    return write_report(results(RECORDS), CLAIMS, folder, PAPER, ("split", "student"))
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +141,12 @@ def test_the_page_stands_alone(source, written):
 def test_the_page_holds_numbers_claims_and_origin(source):
     text = Page(source).text
     for expected in (
-        *("baselines, preset small", "92.0 ± 1.2", "82.0 ± 1.2", "99.0", "75.0"),
-        *("HOLDS", "FAILS", "NOT ESTABLISHED", "difference 10.00", "has one seed"),
+        *("baselines, preset small", "92.0 ± 1.2", "82.0 ± 1.2", "99.0", "75.0†"),
+        *("HOLDS", "FAILS", "NOT ESTABLISHED", "difference 10 in 3 pairs", "one pair"),
         *("c" * 40 + " and changes", "0.11.1", "A <processor>", "epochs", "200"),
         *("first_loss", "61 seconds", "1 HOLDS, 1 FAILS, 1 NOT ESTABLISHED"),
+        *("1 OBSERVED (against)", "kd 5: in 0 of 1", "between seeds: split, student."),
+        *("† recalled, not read in the paper", "Holm's correction"),
     ):
         assert expected in text, expected
 
@@ -165,13 +178,15 @@ def test_a_report_of_nothing_is_refused(tmp_path):
 
 def test_the_terminal_gets_tables_and_claims():
     console = Console(width=100, record=True, file=io.StringIO())
-    print_report(console, results(RECORDS), CLAIMS, {"kd": {"last_accuracy": 0.75}})
+    print_report(console, results(RECORDS), CLAIMS, PAPER, ("teacher",))
     text = console.export_text()
     for expected in (
-        *("92.0 ± 1.2", "75.0", EVIL, "also measured, on the page: first_loss"),
-        "HOLDS            kd above cross_entropy in last % (mlp)",
-        "FAILS            cross_entropy above kd in last % (mlp)",
-        f"NOT ESTABLISHED  {EVIL} not below kd",
+        *("92.0 ± 1.2", "75.0†", EVIL, "also measured, on the page: first_loss"),
+        "HOLDS                 kd above cross_entropy in last % (mlp)",
+        "FAILS                 cross_entropy above kd in last % (mlp)",
+        f"NOT ESTABLISHED       {EVIL} above 60",
+        "OBSERVED (against)    kd < 4 in first_loss (mlp)",
+        *("What varies between seeds: teacher.", "† recalled", "paired by seed"),
     ):
         assert expected in text, expected
 
@@ -233,9 +248,43 @@ def test_a_name_that_is_no_formula_is_drawn(tmp_path):
 
 def test_the_markdown_report_holds_tables_and_claims():
     text = markdown_report(results(RECORDS), CLAIMS, {"kd": {"last_accuracy": 0.7}})
-    assert "| kd | **92.0 ± 1.2** | 87.0 to 97.0 | 70.0 | 3 | 2.0 |" in text
+    assert "| kd | **92.0 ± 1.2** | 87.0 to 97.0 | 70.0† | 3 | 2.0 |" in text
+    assert "\n† recalled, not read in the paper or its code\n" in text
     assert "| kd above cross\\_entropy" not in text
     assert "| kd above cross_entropy in last % (mlp) | HOLDS | kd 92.0 ± 1.2" in text
     assert "| cross_entropy above kd in last % (mlp) | FAILS |" in text
     assert "<script>" not in text
-    assert "not below" not in markdown_report(results(RECORDS[:3]), CLAIMS)
+    assert "varies" not in text
+    # A claim on what was not run is left out, and no mark needs no legend.
+    short = markdown_report(results(RECORDS[:7]), CLAIMS, varies=("order", "student"))
+    assert "above 60" in text
+    assert "above 60" not in short
+    assert "†" not in short
+    assert "\nWhat varies between seeds: order, student.\n" in short
+
+
+def test_a_verdict_that_holm_changes_is_shown_with_both():
+    # Differences of 0.01, 0.02 and 0.02: p = 0.019 alone, and 0.057 among three.
+    found = [
+        *records("kd", [0.81, 0.84, 0.86], "mlp"),
+        *records("cross_entropy", [0.80, 0.82, 0.84], "mlp"),
+    ]
+    metric = ("kd", "cross_entropy", "last_accuracy")
+    claims = [contrast(*metric, margin, setting="mlp") for margin in (0.0, 0.05, 0.06)]
+    both = "HOLDS (after Holm: NOT ESTABLISHED)"
+    assert f"| {both} | kd 83.7 ± 1.5" in markdown_report(results(found), claims)
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(console, results(found), claims)
+    text = console.export_text()
+    assert "HOLDS                 kd above cross_entropy" in text
+    assert "after Holm NOT ESTABLISHED; kd 83.7" in text
+
+
+def test_two_results_files_do_not_share_a_report():
+    names = ("results/small.json", "results/other.json", "runs/a/small.json")
+    folders = [report_folder(name) for name in names]
+    assert [str(f) for f in folders] == [
+        "results/small",
+        "results/other",
+        "runs/a/small",
+    ]

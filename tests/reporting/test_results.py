@@ -130,9 +130,9 @@ def test_nothing_measured_is_refused(tmp_path):
 
 def test_a_missing_file_says_how_to_make_it(tmp_path):
     path = tmp_path / "crd" / "results" / "demo.json"
-    with pytest.raises(FileNotFoundError, match=r"`jaxkd run crd --preset demo`"):
+    with pytest.raises(FileNotFoundError, match=r"`jaxkd run crd --preset demo --com"):
         read_results(path)
-    with pytest.raises(FileNotFoundError, match=r"jaxkd run EXPERIMENT .* --results"):
+    with pytest.raises(FileNotFoundError, match=r"jaxkd run EXPERIMENT .*PRESET"):
         read_results(tmp_path / "elsewhere.json")
 
 
@@ -252,7 +252,7 @@ def test_a_machine_without_git_has_no_commit(tmp_path, monkeypatch):
 def test_matplotlib_is_not_imported():
     names = "records, claims, results, tables, report"
     program = (
-        f"from jaxkd.evaluation import {names}; import sys; "
+        f"from jaxkd.reporting import {names}; import sys; "
         "sys.exit('matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True)

@@ -1,5 +1,6 @@
 """One function for a space of networks: each is the zoo's own network."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,9 +51,7 @@ def space(request):
 
 def plain(network, params, train):
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
-        lambda x: x.shape, shapes["params"]
-    )
+    chex.assert_trees_all_equal_shapes(params, shapes["params"])
     stats = jax.tree_util.tree_map_with_path(
         lambda path, s: jnp.full(s.shape, float(path[-1].key == "var")), shapes["stats"]
     )

@@ -73,7 +73,7 @@ def test_every_mesh_trains_to_the_numbers_of_one_device(
 ):
     mesh = make_mesh(shape)
     state, history = fit(program, data, key=KEY, mesh=mesh)
-    expected = jax.tree.leaves(state_sharding(state, mesh))
+    expected = jax.tree.leaves(state_sharding(state, mesh, program.axes))
     for array, sharding in zip(jax.tree.leaves(state), expected, strict=True):
         assert array.sharding.is_equivalent_to(sharding, array.ndim)
     # In double precision, since rounding grows tenfold a step in training.
@@ -120,7 +120,7 @@ def test_partition():
     mesh = make_mesh(MeshShape(fsdp=2, tensor=2))
 
     def spec(*shape, min_size=1):
-        return partition(("layer", "kernel"), shape, mesh, min_size)
+        return partition(("layer", "kernel"), shape, mesh, {}, min_size)
 
     assert spec(3, 3, 8, 6) == PartitionSpec(None, None, "fsdp", "tensor")
     assert spec(8, 7) == PartitionSpec("fsdp", None)
@@ -128,7 +128,8 @@ def test_partition():
     assert spec(7, 7) == PartitionSpec(None, None)
     assert spec() == PartitionSpec()
     assert spec(8, 8, min_size=65) == PartitionSpec()
-    assert partition((), (8, 8), make_mesh("one"), 1) == PartitionSpec(None, None)
+    one = make_mesh("one")
+    assert partition((), (8, 8), one, {}, 1) == PartitionSpec(None, None)
 
 
 def test_make_mesh():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,11 +99,7 @@ def test_training_from_it_is_training_with_the_teacher(cache):
     live = train(TEACHER, windows(), method)
     stored = train(None, teachers.CachedTeacher(windows(), cache), method)
     assert live[1].keys() == stored[1].keys()
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        live,
-        stored,
-    )
+    chex.assert_trees_all_close(live, stored, rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_is_off_by_its_rounding(tmp_path, variables, cache):
@@ -125,9 +122,7 @@ def test_full_logits_are_those_of_cached(tmp_path, variables):
     stored = teachers.CachedTeacher(windows(), tmp_path)
     live = train(TEACHER, windows(), methods.kd(2.0))
     read = train(None, stored, methods.cached(methods.kd(2.0)))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), live, read
-    )
+    chex.assert_trees_all_close(live, read, rtol=1e-5, atol=1e-6)
 
 
 class Killed(Exception):
@@ -329,7 +324,9 @@ def test_answers_that_are_not_finite_are_refused(tmp_path, targets):
 
 def test_a_teacher_on_a_mesh_says_the_same(tmp_path, variables, cache):
     mesh = training.make_mesh("fsdp")
-    placed = jax.device_put(variables, training.state_sharding(variables, mesh, 0))
+    placed = jax.device_put(
+        variables, training.state_sharding(variables, mesh, min_size=0)
+    )
     targets = teachers.network_targets(TEACHER, placed, k=K, dtype="float32", mesh=mesh)
     write(tmp_path, targets)
     assert contents(tmp_path) == contents(cache)

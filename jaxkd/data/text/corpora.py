@@ -8,6 +8,7 @@ from jaxkd.data.sources import Dataset
 from jaxkd.data.text.padding import LabelledTexts, label_texts
 from jaxkd.data.text.tokenizers import ByteTokenizer, Tokenizer
 from jaxkd.data.text.windows import Windows
+from jaxkd.registry import constructors
 
 BYTES = ByteTokenizer()
 
@@ -119,5 +120,5 @@ def text_windows(
     return Windows(name, tokens, length, tokenizer.vocabulary)
 
 
-TEXT_CLASSIFICATION = {"sst2": sst2, "mrpc": mrpc, "ag_news": ag_news}
+TEXT_CLASSIFICATION = constructors(globals(), Dataset, besides=("wikitext2",))
 """Data sets to classify, by name: ``(tokenizer, lengths) -> Dataset``."""

@@ -1,23 +1,19 @@
 """The families of Hugging Face models that are read and written."""
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.checks import unknown_name
-from jaxkd.interop.families import bert, clip, gpt2, llama, mamba2, resnet, t5, vit
 from jaxkd.interop.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (
-    bert.FAMILY,
-    clip.FAMILY,
-    gpt2.FAMILY,
-    llama.FAMILY,
-    mamba2.FAMILY,
-    resnet.FAMILY,
-    t5.FAMILY,
-    vit.FAMILY,
+FAMILIES: tuple[Family, ...] = tuple(
+    importlib.import_module(f"{__name__}.{module.name}").FAMILY
+    for module in pkgutil.iter_modules(__path__)
+    if module.name != "base"
 )
-"""One for each constructor."""
+"""One for each constructor, and a module each."""
 
 
 def family_reading(config: Mapping[str, Any]) -> Family:

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkd.kernels.attention import reference, tpu, xla
+from jaxkd.kernels.attention import reference, xla
 from jaxkd.kernels.attention.masks import Band, Tiles
 from jaxkd.kernels.dispatch import Versions, dispatch
-
-__all__ = ["attention", "bigbird_table", "block_sparse_attention"]
 
 Segments = Int[Array, "batch _"] | Bool[Array, "batch _"]
 
@@ -160,6 +158,8 @@ def bigbird_table(
 
 
 def _versions(blocks: Callable[..., Array], band: Band | Tiles) -> Versions:
+    from jaxkd.kernels.attention import tpu  # Pallas: most of a second.
+
     # Splash attention cannot be traced where integers have 64 bits.
     kernel = None if jax.config.read("jax_enable_x64") else tpu.attend
     return Versions(

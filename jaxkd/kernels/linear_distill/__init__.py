@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,19 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxkd.kernels.dispatch import Versions, dispatch
+from jaxkd.kernels.linear_distill.divergences import Divergence as Divergence
+from jaxkd.kernels.linear_distill.divergences import forward_kl as forward_kl
+from jaxkd.kernels.linear_distill.divergences import jensen_shannon as jensen_shannon
+from jaxkd.kernels.linear_distill.divergences import reverse_kl as reverse_kl
+from jaxkd.kernels.linear_distill.divergences import skew_kl as skew_kl
+from jaxkd.kernels.linear_distill.divergences import skew_reverse_kl as skew_reverse_kl
 from jaxkd.kernels.linear_distill.divergences import (
-    Divergence,
-    forward_kl,
-    jensen_shannon,
-    reverse_kl,
-    skew_kl,
-    skew_reverse_kl,
-    soft_cross_entropy,
-    total_variation,
+    soft_cross_entropy as soft_cross_entropy,
 )
+from jaxkd.kernels.linear_distill.divergences import total_variation as total_variation
 from jaxkd.kernels.linear_distill.reference import reference
 from jaxkd.kernels.linear_distill.rows import Objective
-from jaxkd.kernels.linear_distill.tpu import tpu
 from jaxkd.kernels.linear_distill.xla import xla
-
-__all__ = [
-    "Divergence",
-    "LinearDistill",
-    "forward_kl",
-    "jensen_shannon",
-    "linear_distill",
-    "reverse_kl",
-    "skew_kl",
-    "skew_reverse_kl",
-    "soft_cross_entropy",
-    "total_variation",
-]
 
 
 class LinearDistill(NamedTuple):
@@ -185,7 +171,7 @@ def linear_distill(
     versions = Versions(
         reference=functools.partial(reference, objective),
         xla=functools.partial(xla, objective, chunk),
-        tpu=functools.partial(tpu, objective, False),
+        tpu=functools.partial(_tpu, objective, False),
     )
     if implementation == "auto":
         implementation = "xla"
@@ -197,6 +183,12 @@ def linear_distill(
         *(None if labels is None else labels.reshape(-1), interpolation),
     )
     return LinearDistill(loss, *(lax.stop_gradient(x).reshape(batch) for x in values))
+
+
+def _tpu(*arguments: Any) -> Any:
+    from jaxkd.kernels.linear_distill.tpu import tpu  # Pallas: most of a second.
+
+    return tpu(*arguments)
 
 
 def _check_shapes(

@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxkd.kernels.dispatch import Versions, dispatch
-from jaxkd.kernels.nm_matmul import reference, tpu, xla
-from jaxkd.kernels.nm_matmul.masks import nm_mask, sr_ste
-from jaxkd.kernels.nm_matmul.packing import NMWeights, nm_pack, nm_unpack
-
-__all__ = ["NMWeights", "nm_mask", "nm_matmul", "nm_pack", "nm_unpack", "sr_ste"]
+from jaxkd.kernels.nm_matmul import reference, xla
+from jaxkd.kernels.nm_matmul.masks import nm_mask as nm_mask
+from jaxkd.kernels.nm_matmul.masks import sr_ste as sr_ste
+from jaxkd.kernels.nm_matmul.packing import NMWeights as NMWeights
+from jaxkd.kernels.nm_matmul.packing import nm_pack as nm_pack
+from jaxkd.kernels.nm_matmul.packing import nm_unpack as nm_unpack
 
 
 def nm_matmul(
@@ -55,6 +56,8 @@ def nm_matmul(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(implementation: str, x: Array, weights: NMWeights) -> Array:
+    from jaxkd.kernels.nm_matmul import tpu  # Pallas: most of a second.
+
     versions = Versions(reference.product, xla.product, tpu.product)
     return dispatch("nm_matmul", implementation, versions, x, weights)
 
@@ -64,6 +67,8 @@ def _forward(implementation: str, x: Array, weights: NMWeights) -> tuple[Array, 
 
 
 def _backward(implementation: str, kept: Any, gradient: Array) -> tuple[Array, Any]:
+    from jaxkd.kernels.nm_matmul import tpu  # Pallas: most of a second.
+
     x, weights = kept
     versions = Versions(
         reference.transposed_product, xla.transposed_product, tpu.transposed_product

@@ -11,24 +11,12 @@ from jaxkd.checks import unknown_name
 from jaxkd.kernels.dispatch import Versions, dispatch
 from jaxkd.kernels.quant_matmul import reference, xla
 from jaxkd.kernels.quant_matmul.activations import ACTIVATIONS
-from jaxkd.kernels.quant_matmul.weights import (
-    QuantizedWeights,
-    dequantize,
-    fake_quantize,
-    pack_ternary,
-    quantize,
-    unpack_ternary,
-)
-
-__all__ = [
-    "QuantizedWeights",
-    "dequantize",
-    "fake_quantize",
-    "pack_ternary",
-    "quant_matmul",
-    "quantize",
-    "unpack_ternary",
-]
+from jaxkd.kernels.quant_matmul.weights import QuantizedWeights as QuantizedWeights
+from jaxkd.kernels.quant_matmul.weights import dequantize as dequantize
+from jaxkd.kernels.quant_matmul.weights import fake_quantize as fake_quantize
+from jaxkd.kernels.quant_matmul.weights import pack_ternary as pack_ternary
+from jaxkd.kernels.quant_matmul.weights import quantize as quantize
+from jaxkd.kernels.quant_matmul.weights import unpack_ternary as unpack_ternary
 
 
 def quant_matmul(

@@ -8,8 +8,6 @@ from jaxtyping import Array, Float
 from jaxkd.kernels.dispatch import Versions, dispatch
 from jaxkd.kernels.ssd import reference, xla
 
-__all__ = ["SSD", "ssd", "ssd_step"]
-
 
 class SSD(NamedTuple):
     """What a scan returns.

@@ -17,8 +17,11 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd.sharding.axes import constrain
+from jaxkd.types import Axes
 
 AXES = (None, "batch", "heads", None, None)
+CACHE_AXES: Axes = {("cache", part): AXES for part in ("key", "value")}
+"""What the axes of a state's ``cache`` mean, beside `Network.axes` of the weights."""
 
 
 @flax.struct.dataclass

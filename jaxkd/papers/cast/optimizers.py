@@ -73,7 +73,7 @@ def adams(
         decay: λ > 0; the paper's 4e-7 goes with the rate 2e-5 and Llama 2 7B.
         share: α_t in [0, 1] by the step; the paper's is
             ``optax.linear_schedule(0.0, 1.0, steps)`` over the planned steps.
-        scope: the weights' paths, as in `compression.sparsity`.
+        scope: the weights' paths, as in `compression.prune.sparsity`.
         mask_every: steps between new masks, which are of the weights before the step.
         n: weights kept of every m.
         m: consecutive inputs.

@@ -19,7 +19,7 @@ def diswot(
     Dong, Li, Wei 2023, arXiv:2303.15678. The paper's loss L_DisWOT† is cross-entropy +
     KD + both, without further factors: combine this with `cross_entropy` and `kd`. Both
     networks must tap their class activation maps: see
-    ``jaxkd.models.with_class_maps``.
+    ``jaxkd.networks.with_class_maps``.
 
     Args:
         tap: the student's last convolutional map.

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -290,7 +291,7 @@ def older_bert(tensors):
 def test_names_of_older_files_are_known(name, change, tmp_path):
     _, expected = load_pretrained(GOLDEN / name)
     _, found = load_pretrained(renamed(name, tmp_path / "old", change))
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_an_encoder_is_taken_out_from_under_its_head(tmp_path):
@@ -298,9 +299,7 @@ def test_an_encoder_is_taken_out_from_under_its_head(tmp_path):
     base, bare = load_pretrained(GOLDEN / "bert", head=None)
     assert base.taps == network.taps
     for name in ("embeddings", "blocks", "pooler"):
-        jax.tree.map(
-            np.testing.assert_array_equal, bare["params"][name], whole["params"][name]
-        )
+        chex.assert_trees_all_equal(bare["params"][name], whole["params"][name])
     assert set(whole["params"]) - set(bare["params"]) == {"head"}
     save_pretrained(tmp_path, base, bare)
     names = load_file(tmp_path / "model.safetensors")
@@ -323,7 +322,7 @@ def test_the_tensors_say_whether_a_t5_is_tied(tied, scaled, tmp_path):
     save_pretrained(tmp_path, network, variables)
     again, found = load_pretrained(tmp_path)
     assert again.spec == network.spec
-    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    chex.assert_trees_all_equal(found, variables)
     # Before transformers 5 the ties alone told of the scale, if they agree.
     config = json.loads((tmp_path / "config.json").read_text())
     del config["scale_decoder_outputs"]
@@ -368,4 +367,4 @@ def test_a_resnet_that_transformers_lacks_has_the_librarys_format(tmp_path):
     save_pretrained(tmp_path, network, variables)
     assert json.loads((tmp_path / "config.json").read_text())["library"] == "jaxkd"
     _, found = load_pretrained(tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    chex.assert_trees_all_equal(found, variables)
