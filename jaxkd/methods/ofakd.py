@@ -8,7 +8,13 @@ from jaxtyping import Array, Float
 
 from jaxkd.adapters import merge_module
 from jaxkd.losses.divergences import ofa_loss
-from jaxkd.methods.base import example_weights, from_loss, from_module, pair_taps, summed
+from jaxkd.methods.base import (
+    example_weights,
+    from_loss,
+    from_module,
+    pair_taps,
+    summed,
+)
 from jaxkd.methods.modules.exits import exit_branch
 from jaxkd.types import Method, MethodVariables, Outputs
 
