@@ -4,6 +4,9 @@ from jaxkd import losses as losses
 from jaxkd import methods as methods
 from jaxkd import models as models
 from jaxkd import networks as networks
+from jaxkd.adapters import Steps as Steps
+from jaxkd.interop.weights import load_weights as load_weights
+from jaxkd.interop.weights import save_weights as save_weights
 from jaxkd.methods.base import combine as combine
 from jaxkd.methods.base import from_loss as from_loss
 from jaxkd.methods.base import from_module as from_module

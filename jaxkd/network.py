@@ -10,6 +10,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jaxkd.adapters import (
+    NO_EDITS,
+    WHOLE,
+    Adapted,
+    Edits,
+    Segment,
+    adapt_functions,
+    adapt_linen,
+    adapt_nnx,
+    as_variables,
+    merge_module,
+)
+from jaxkd.checks import unknown_name
 from jaxkd.types import Axes, Batch, Inputs, Outputs, Variables
 
 
@@ -23,10 +36,21 @@ class Apply(Protocol):
         inputs: Inputs,
         *,
         taps: tuple[str, ...] = (),
+        edits: Edits = NO_EDITS,
         train: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Outputs, Variables]:
-        """Return the outputs, and the variables with ``stats`` brought up to date."""
+        """Return the outputs, and the variables with ``stats`` brought up to date.
+
+        Args:
+            variables: of the network.
+            inputs: as `Network.read` takes them from a batch.
+            taps: features that the outputs are to have.
+            edits: tap -> ``fn(activation)``, which takes the activation's place: the
+                forward pass goes on with it, and a tap of that name has it.
+            train: whether in training mode.
+            key: of dropout and other random numbers.
+        """
         ...
 
 
@@ -36,13 +60,16 @@ class Network:
 
     Attributes:
         init: ``key -> variables``.
-        apply: ``(variables, inputs, *, taps, train, key) -> (Outputs, variables)``.
+        apply: ``(variables, inputs, *, taps, edits, train, key) -> (Outputs,
+            variables)``, see `Apply`.
         taps: the names of the features that can be asked for.
         reads: the keys of a batch that the network takes, see `read`.
         spec: of the zoo's networks, (name in `jaxkd.models.MODELS`, all arguments of
             that constructor), from which folders of weights say what they hold.
         axes: the logical axes of its weights, as their layers declare them, by the end
             of a weight's path: of a wrapped network those of the network inside.
+        cuts: the taps that `segment` can cut it at, in the order of the forward pass.
+        module: the Flax module that it was made of; of NNX the structure alone.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
@@ -51,11 +78,13 @@ class Network:
     reads: tuple[str, ...] = ("image",)
     spec: tuple[str, Mapping[str, Any]] | None = field(default=None, compare=False)
     axes: Axes = field(default=MappingProxyType({}), compare=False)
+    cuts: tuple[str, ...] = ()
+    module: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_nnx(
         cls,
-        build: Callable[[nnx.Rngs], nnx.Module],
+        build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module,
         *,
         taps: Mapping[str, str] | None = None,
         reads: tuple[str, ...] = ("image",),
@@ -63,21 +92,23 @@ class Network:
         """Make a network from a Flax NNX model, yours or the zoo's.
 
         Args:
-            build: ``nnx.Rngs -> nnx.Module``; the module takes the inputs and returns
-                logits or `Outputs`. If its ``__call__`` has parameters named ``taps``,
-                ``train`` (or ``training``, ``deterministic``) or ``rngs``, they are
-                passed; BatchNorm and Dropout are switched by ``nnx.Module.train/eval``.
+            build: ``nnx.Rngs -> nnx.Module``, or a module that is built, from whose
+                weights ``init`` then starts. It takes the inputs and returns logits or
+                `Outputs`. Of the parameters of its ``__call__`` these are passed:
+                ``steps`` (a `Steps`, for edits and cuts), ``taps``, ``rngs``, and
+                ``train``, ``training``, ``is_training``, ``deterministic`` or
+                ``use_running_average``. BatchNorm and Dropout are switched by
+                ``nnx.Module.train/eval`` too.
             taps: tap name -> path of the submodule whose output it is, such as
                 ``{"mid": "layers.3.mlp"}``. The model needs no edit.
             reads: the keys of a batch that the model takes, any names: of one key the
                 array itself, of several a dict of those that the batch has.
 
         Raises:
-            ValueError: a path in ``taps`` names no submodule.
+            ValueError: a path in ``taps`` names no submodule, or the model needs an
+                argument that is none of these.
         """
-        from jaxkd.adapters import nnx_network
-
-        return replace(nnx_network(build, taps), reads=reads)
+        return cls._of(adapt_nnx(build, taps), reads)
 
     @classmethod
     def from_linen(
@@ -100,11 +131,9 @@ class Network:
             reads: as in `from_nnx`.
 
         Raises:
-            ValueError: a path in ``taps`` names no submodule.
+            ValueError: as `from_nnx`.
         """
-        from jaxkd.adapters import linen_network
-
-        return replace(linen_network(module, example, taps), reads=reads)
+        return cls._of(adapt_linen(module, example, taps), reads)
 
     @classmethod
     def from_apply(
@@ -120,13 +149,24 @@ class Network:
         Args:
             init: ``key -> params``.
             apply: ``(params, inputs) -> logits`` or `Outputs`; keyword parameters
-                named ``taps``, ``train`` and ``key`` are passed where it has them.
+                named ``taps``, ``edits``, ``train`` and ``key`` are passed where it has
+                them.
             taps: the names of the features that ``apply`` can return.
             reads: as in `from_nnx`.
         """
-        from jaxkd.adapters import apply_network
+        return cls._of(adapt_functions(init, apply, taps), reads)
 
-        return replace(apply_network(init, apply, taps), reads=reads)
+    @classmethod
+    def _of(cls, adapted: Adapted, reads: tuple[str, ...]) -> "Network":
+        return cls(
+            adapted.init,
+            adapted.apply,
+            adapted.taps,
+            reads,
+            axes=adapted.axes,
+            cuts=adapted.cuts,
+            module=adapted.module,
+        )
 
     def read(self, batch: Batch, role: str = "") -> Inputs:
         """Return the network's inputs out of a batch.
@@ -157,17 +197,97 @@ class Network:
             )
         return inputs[self.reads[0]] if len(self.reads) == 1 else inputs
 
-    def with_variables(self, variables: Variables) -> "Network":
+    def segment(self, start: str | None = None, stop: str | None = None) -> "Network":
+        """Return the part of this network from one tap to another.
+
+        It is a network over the same variables, and computes nothing else. Its logits
+        are the activation at ``stop``. With a start it reads ``activation`` in place of
+        the first key in `reads`, and of the others (a text's mask, a diffusion model's
+        time) what the batch has: the array alone, or a dict.
+
+        Args:
+            start: the tap whose activation is its input; None for the network's inputs.
+            stop: the tap that it ends in; None for the logits.
+
+        Raises:
+            ValueError: not one of `cuts`, or a start that does not come before the
+                stop.
+        """
+        for name in (start, stop):
+            if name is not None and name not in self.cuts:
+                raise ValueError(unknown_name("cut", name, self.cuts))
+        first = 0 if start is None else self.cuts.index(start) + 1
+        last = len(self.cuts) if stop is None else self.cuts.index(stop) + 1
+        if first >= last and stop is not None:
+            raise ValueError(
+                f"start {start!r} must come before stop {stop!r}: the network can be "
+                f"cut at {', '.join(self.cuts)}, in this order"
+            )
+        inside = self.cuts[first:last]
+
+        def apply(variables, inputs, *, segment: Segment = WHOLE, **kwargs):
+            # Of a segment's segment the names that are given are the inner ones.
+            inner = segment[0] or start, segment[1] or stop
+            return self.apply(variables, inputs, segment=inner, **kwargs)
+
+        return replace(
+            self,
+            apply=apply,
+            taps=tuple(t for t in self.taps if t in inside or t not in self.cuts),
+            reads=self.reads if start is None else ("activation", *self.reads[1:]),
+            spec=None,
+            cuts=inside,
+            module=None,
+        )
+
+    def with_variables(self, variables: Any) -> "Network":
         """Return this network starting from ``variables`` whatever the key.
 
         It makes a trained network a teacher, or gives a student a warm start. Training
         donates its state, so it starts from a copy.
+
+        Args:
+            variables: this network's; or Linen's, ``{"params", "batch_stats", …}``; the
+                parameters alone, of a network that has nothing else; an ``nnx.State``;
+                a built ``nnx.Module``.
+
+        Raises:
+            ValueError: they are not this network's: it names the paths that are
+                missing, left over or of another shape.
         """
+        expected = jax.eval_shape(self.init, jax.random.key(0))
+        placed = as_variables(variables, expected)
 
         def init(key: PRNGKeyArray) -> Variables:
-            return jax.tree.map(jnp.copy, variables)
+            return jax.tree.map(jnp.copy, placed)
 
         return replace(self, init=init)
+
+    def to_nnx(self, variables: Variables) -> nnx.Module:
+        """Return the NNX model that this network was made of, with these weights.
+
+        Raises:
+            ValueError: the network was not made by `from_nnx`, or changed since.
+        """
+        if not isinstance(self.module, nnx.Module):
+            raise ValueError(
+                "this network is not Network.from_nnx's or the zoo's, or wraps it: "
+                "call to_nnx of the network that it was made of"
+            )
+        return merge_module(self.module, variables["params"], variables["stats"])
+
+    def to_linen(self, variables: Variables) -> dict[str, PyTree]:
+        """Return ``{"params", "batch_stats", …}``, as a Linen module's apply takes it.
+
+        Raises:
+            ValueError: the network was not made by `from_linen`, or changed since.
+        """
+        if self.module is None or isinstance(self.module, nnx.Module):
+            raise ValueError(
+                "this network is not Network.from_linen's, or wraps it: call to_linen "
+                "of the network that it was made of"
+            )
+        return {"params": variables["params"], **variables["stats"]}
 
     def astype(self, dtype: Any) -> "Network":
         """Return this network with floating-point parameters and inputs of a dtype.
@@ -182,7 +302,7 @@ class Network:
             return {**variables, "params": _cast(variables["params"], dtype)}
 
         def apply(variables, inputs, *, train=False, **kwargs):
-            inputs = _cast_inputs(inputs, dtype)
+            inputs = _cast_inputs(inputs, self.reads, dtype)
             if train:
                 return self.apply(variables, inputs, train=True, **kwargs)
             outputs, _ = self.apply(_cast(variables, dtype), inputs, **kwargs)
@@ -199,7 +319,7 @@ class Network:
         """
 
         def apply(variables, inputs, *, train=False, **kwargs):
-            inputs = _cast_inputs(inputs, dtype)
+            inputs = _cast_inputs(inputs, self.reads, dtype)
             if not train:
                 outputs, _ = self.apply(_cast(variables, dtype), inputs, **kwargs)
                 return outputs, variables
@@ -217,16 +337,19 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
     )
 
 
-def _cast_inputs(inputs: Inputs, dtype: Any) -> Inputs:
-    """Cast inputs, but not the time of diffusion models: bf16 has 3 digits of it.
+def _cast_inputs(inputs: Inputs, reads: tuple[str, ...], dtype: Any) -> Inputs:
+    """Cast what a network reads of a batch.
 
-    A language model's cache keeps its own dtype too, which may be smaller.
+    Of several inputs, one number an example is kept: bf16 would leave 3 digits of a
+    diffusion model's time. What is no part of a batch, such as a language model's
+    cache, has a dtype of its own.
     """
-    cast: Any = _cast(inputs, dtype)
     if not isinstance(inputs, Mapping):
-        return cast
-    kept = {name: inputs[name] for name in ("time", "cache") if name in inputs}
-    return {**cast, **kept}
+        return _cast(inputs, dtype)
+    return {
+        name: _cast(x, dtype) if name in reads and getattr(x, "ndim", 0) != 1 else x
+        for name, x in inputs.items()
+    }
 
 
 def axes_of(*networks: Network | None) -> Axes:

@@ -93,7 +93,7 @@ def scaled(network: Network, scope: str, groups: int = 2) -> Network:
         )
         return outputs, {**after, "params": variables["params"]}
 
-    return replace(network, init=init, apply=apply, spec=None)
+    return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
 def fold_scales(
@@ -204,7 +204,7 @@ def straight_through(
         stats = MaskedStats(after["stats"], stats.count + train, masks)
         return outputs, {**variables, "stats": stats}
 
-    return replace(network, init=init, apply=apply, spec=None)
+    return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
 def finalize(

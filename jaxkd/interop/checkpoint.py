@@ -210,7 +210,7 @@ def tensor_reader(
         if sources[path].layers is not None:  # The host takes one layer only.
             array = jax.lax.dynamic_slice_in_dim(array, place[0].start, 1)
             place = (slice(0, 1), *place[1:])
-        return _on_host(array)[(*place, ...)]
+        return on_host(array)[(*place, ...)]
 
     def read(name: str) -> np.ndarray:
         source = sources[parts[name][0][0]]
@@ -219,7 +219,8 @@ def tensor_reader(
     return read
 
 
-def _on_host(array: Any) -> np.ndarray:
+def on_host(array: Any) -> np.ndarray:
+    """Return all of an array, of which other processes may have parts."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return process_allgather(array, tiled=True)
     return np.asarray(array)

@@ -29,11 +29,9 @@ def with_class_maps(
     if tap not in network.taps:
         raise ValueError(unknown_name("tap", tap, network.taps))
 
-    def apply(variables, inputs, *, taps=(), train=False, key=None):
+    def apply(variables, inputs, *, taps=(), **kwargs):
         asked = dict.fromkeys(tap if t == name else t for t in taps)
-        outputs, changed = network.apply(
-            variables, inputs, taps=tuple(asked), train=train, key=key
-        )
+        outputs, changed = network.apply(variables, inputs, taps=tuple(asked), **kwargs)
         features = {t: outputs.features[t] for t in taps if t != name}
         if name in taps:
             if head not in variables["params"]:
@@ -43,4 +41,4 @@ def with_class_maps(
         return Outputs(outputs.logits, features), changed
 
     taps = (*network.taps, name)
-    return replace(network, apply=apply, taps=taps, spec=None)
+    return replace(network, apply=apply, taps=taps, spec=None, cuts=())

@@ -57,7 +57,7 @@ def dual_head(
             "stats": variables["stats"],
         }
 
-    def apply(variables, inputs, *, taps=(), train=False, key=None):
+    def apply(variables, inputs, *, taps=(), **kwargs):
         for name in taps:
             if name not in valid:
                 raise ValueError(unknown_name("tap", name, valid))
@@ -66,8 +66,7 @@ def dual_head(
             {"params": variables["params"]["network"], "stats": variables["stats"]},
             inputs,
             taps=tuple(dict.fromkeys((*own, tap))),
-            train=train,
-            key=key,
+            **kwargs,
         )
         x = outputs.features[tap]
         if normalize_to is not None:

@@ -1,13 +1,14 @@
 """Several networks as one: an ensemble of teachers, or peers that learn together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from jaxkd.adapters import NO_EDITS, Edits
 from jaxkd.checks import unknown_name
 from jaxkd.network import Network
 from jaxkd.types import Inputs, Outputs, Variables
@@ -55,19 +56,21 @@ def ensemble(
         inputs: Inputs,
         *,
         taps: tuple[str, ...] = (),
+        edits: Edits = NO_EDITS,
         train: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Outputs, Variables]:
-        for tap in taps:
+        for tap in (*taps, *edits):
             if tap not in valid:
                 raise ValueError(unknown_name("tap", tap, valid))
         all_logits, features, stats = [], {}, {}
         for i, network in enumerate(networks):
-            own = [tap.removeprefix(f"{i}.") for tap in taps if tap.startswith(f"{i}.")]
+            own = _of_member(dict.fromkeys(taps), i)
             outputs, changed = network.apply(
                 member(variables, i),
                 inputs if network.reads == reads else network.read(inputs),
                 taps=tuple(tap for tap in own if tap != "logits"),
+                edits=_of_member(edits, i),
                 train=train,
                 key=None if key is None else jax.random.fold_in(key, i),
             )
@@ -94,6 +97,16 @@ def ensemble(
     return Network(init, apply, valid, reads, axes=axes)
 
 
+def _of_member(named: Mapping[str, Any], position: int) -> dict[str, Any]:
+    """Return what the names of one member stand for, by the member's own names."""
+    prefix = f"{position}."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in named.items()
+        if name.startswith(prefix)
+    }
+
+
 def _mean(logits: jax.Array, mean: str) -> jax.Array:
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if mean == "logits":
@@ -118,15 +131,10 @@ def with_logits(network: Network, tap: str) -> Network:
         tap: of logits (batch, classes), such as ``0.logits``.
     """
 
-    def apply(variables, inputs, *, taps=(), train=False, key=None):
-        outputs, changed = network.apply(
-            variables,
-            inputs,
-            taps=tuple(dict.fromkeys((*taps, tap))),
-            train=train,
-            key=key,
-        )
+    def apply(variables, inputs, *, taps=(), **kwargs):
+        asked = tuple(dict.fromkeys((*taps, tap)))
+        outputs, changed = network.apply(variables, inputs, taps=asked, **kwargs)
         features = {name: outputs.features[name] for name in taps}
         return Outputs(outputs.features[tap], features), changed
 
-    return replace(network, apply=apply, spec=None)
+    return replace(network, apply=apply, spec=None, cuts=(), module=None)

@@ -52,7 +52,7 @@ def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
         stats = {**variables["stats"], "own": changed["stats"]}
         return outputs, {**variables, "stats": stats}
 
-    return replace(network, init=init, apply=apply, spec=None)
+    return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
 def all_weights(variables: Variables) -> Variables:

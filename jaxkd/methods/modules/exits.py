@@ -163,7 +163,7 @@ class TokenExitBranch(nnx.Module):
         if self.class_tokens:
             x = jnp.concatenate([first, x], axis=1)
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)
         return self.head(x[:, 0] if self.class_tokens else x.mean(1))
 
 

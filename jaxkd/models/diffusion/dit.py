@@ -14,6 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps
 from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
 from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
@@ -114,7 +115,7 @@ class DiT(nnx.Module):
     ):
         width, depth, heads = size
         self.shape, self.patch_size = (image_size, image_size, channels_in), patch_size
-        self.width = width
+        self.width, self.side = width, image_size // patch_size
         self.patches = PatchEmbed(image_size, patch_size, channels_in, width, rngs=rngs)
         self.conditioning = Conditioning(FREQUENCIES, width, classes, rngs=rngs)
         self.blocks = nnx.List(Block(width, heads, rngs=rngs) for _ in range(depth))
@@ -129,26 +130,35 @@ class DiT(nnx.Module):
         )
         self.taps = ("embed", *(f"block{i}" for i in range(depth)), "final")
 
-    def __call__(self, inputs: dict[str, Array]) -> Outputs:
-        """Return one value for each of the image's as logits, and every block."""
+    def __call__(
+        self, inputs: dict[str, Array], *, steps: Steps | None = None
+    ) -> Outputs:
+        """Return one value for each of the image's as logits, and the features."""
+        steps = steps or Steps()
         image, time, condition = unpack(inputs, self.shape)
         embedding = self.conditioning(time, condition, image.dtype)
-        side = image.shape[1] // self.patch_size
-        x = self.patches(image)
-        x = x + grid_positions(side, self.width).astype(x.dtype)
-        features = {"embed": x}
+        x = steps("embed", self._embed, image)
         for i, block in enumerate(self.blocks):
-            x = features[f"block{i}"] = block(constrain_batch(x), embedding)
+            x = steps(f"block{i}", block, constrain_batch(x), embedding)
+        x = steps("final", self._final, x, embedding)
+        return steps.outputs(self._pixels, x)
+
+    def _embed(self, image: Array) -> Array:
+        x = self.patches(image)
+        return x + grid_positions(self.side, self.width).astype(x.dtype)
+
+    def _final(self, x: Array, embedding: Array) -> Array:
         shift, scale = jnp.split(self.modulation(jax.nn.silu(embedding)), 2, -1)
-        x = features["final"] = _modulated(self.norm(x), shift[:, None], scale[:, None])
-        pixels = rearrange(
+        return _modulated(self.norm(x), shift[:, None], scale[:, None])
+
+    def _pixels(self, x: Array) -> Array:
+        return rearrange(
             self.head(x),
             "b (i j) (y x c) -> b (i y) (j x) c",
-            i=side,
+            i=self.side,
             y=self.patch_size,
             x=self.patch_size,
         )
-        return Outputs(pixels, features)
 
 
 @recorded

@@ -14,6 +14,7 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps
 from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
 from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
@@ -219,33 +220,39 @@ class UNet(nnx.Module):
         layer_call = nnx.remat(call) if self.remat else call
         return layer_call(layer, constrain_batch(x), embedding)
 
-    def __call__(self, inputs: dict[str, Array]) -> Outputs:
-        """Return one value for each of the image's as logits, and every resolution."""
+    def __call__(
+        self, inputs: dict[str, Array], *, steps: Steps | None = None
+    ) -> Outputs:
+        """Return one value for each of the image's as logits, and the features."""
+        steps = steps or Steps()
+        return steps.outputs(self._pixels, inputs, steps)
+
+    def _pixels(self, inputs: dict[str, Array], steps: Steps) -> Array:
         image, time, condition = unpack(inputs, self.shape)
         embedding = self.conditioning(time, condition, image.dtype)
         x = self.stem(image)
-        features, skips = {}, [x]
+        skips = [x]
         for i, level in enumerate(self.down):
             for unit in level:
                 for layer in unit:
                     x = self._run(layer, x, embedding)
                 skips.append(x)
-            features[f"down{i}"] = x
+            x = skips[-1] = steps.tap(f"down{i}", x)
             if i < len(self.downsample):
                 x = self._run(self.downsample[i], x, embedding)
                 skips.append(x)
         for layer in self.middle:
             x = self._run(layer, x, embedding)
-        features["middle"] = x
+        x = steps.tap("middle", x)
         for i, level in reversed(list(enumerate(self.up))):
             for unit in level:
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 for layer in unit:
                     x = self._run(layer, x, embedding)
-            features[f"up{i}"] = x
+            x = steps.tap(f"up{i}", x)
             if i:
                 x = self._run(self.upsample[i - 1], x, embedding)
-        return Outputs(self.head(jax.nn.silu(self.norm(x))), features)
+        return self.head(jax.nn.silu(self.norm(x)))
 
 
 @recorded

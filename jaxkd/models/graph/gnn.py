@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps
 from jaxkd.graphs import Graph, SparseMatrix, edge_sum
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
@@ -150,8 +151,12 @@ class NodeNetwork(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.taps = (*(f"hidden{i}" for i in range(len(layers) - 1)), "pooled")
 
-    def __call__(self, graph: Graph) -> Outputs:
-        """Return logits (nodes, classes) and every hidden layer."""
+    def __call__(self, graph: Graph, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (nodes, classes), and the features asked for."""
+        steps = steps or Steps()
+        return steps.outputs(self._logits, graph, steps)
+
+    def _logits(self, graph: Graph, steps: Steps) -> Array:
         if graph.features.shape[1] != self.features:
             raise ValueError(
                 f"graph.features has shape {graph.features.shape}, but this network "
@@ -159,13 +164,12 @@ class NodeNetwork(nnx.Module):
                 f"features={graph.features.shape[1]}"
             )
         graph = jax.tree.map(jnp.asarray, graph)
-        x, hidden = graph.features, {}
-        for i, layer in enumerate(self.layers):
-            if i:
-                x = hidden["pooled"] = hidden[f"hidden{i - 1}"] = jax.nn.relu(x)
-                x = self.dropout(x)
-            x = layer(graph, x)
-        return Outputs(x, hidden)
+        *layers, last = self.layers
+        x = graph.features
+        for i, layer in enumerate(layers):
+            x = jax.nn.relu(layer(graph, self.dropout(x) if i else x))
+            x = steps.tap(f"hidden{i}", x)
+        return last(graph, self.dropout(steps.tap("pooled", x)))
 
 
 def neighbor_sum(

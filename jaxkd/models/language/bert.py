@@ -4,8 +4,9 @@ BERT (Devlin et al. 2018, arXiv:1810.04805); RoBERTa (Liu et al. 2019, arXiv:190
 counts positions from another number, over real tokens alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.adapters import Steps, Tap, unchanged
 from jaxkd.checks import unknown_name
 from jaxkd.models.language.self_attention import SelfAttention
 from jaxkd.models.language.sequence import READS, Sequence, sequence, token_ids
@@ -100,12 +102,12 @@ class Block(nnx.Module):
         self.mlp_norm = config.norm(rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], tokens: Sequence
-    ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch length width"]]:
-        """Return the block's output, and the attention's before it was added."""
+        self, x: Float[Array, "batch length width"], tokens: Sequence, tap: Tap
+    ) -> Float[Array, "batch length width"]:
+        """Return the block's output; ``tap`` gets what the attention adds."""
         attended, _ = self.attention(x, tokens)
-        x = self.attention_norm(x + attended)
-        return self.mlp_norm(x + self.mlp(x)), attended
+        x = self.attention_norm(x + tap(attended))
+        return self.mlp_norm(x + self.mlp(x))
 
 
 class Embeddings(nnx.Module):
@@ -180,9 +182,10 @@ class BERT(nnx.Module):
         blocks = block_taps(config.layers, "", ".attn")
         pooled = ("pooled",) if config.pooler else ()
         self.taps = ("embed", *blocks, "final", "mean_pooled", *pooled)
+        self.cuts = ("embed", *block_taps(config.layers, ""), "final")
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+        self, inputs: Mapping[str, Any] | None, *, steps: Steps | None = None
     ) -> Outputs:
         """Return the head's logits, None without a head, and the features asked for.
 
@@ -192,31 +195,32 @@ class BERT(nnx.Module):
                 of type 0; ``segment_ids`` (batch, length) of packed sequences, which do
                 not see one another; ``position_ids`` (batch, length), rows of the table
                 of positions.
-            taps: see the class.
+            steps: of the forward pass.
 
         Raises:
             ValueError: ``input_ids`` that are missing, have another shape or exceed the
                 table of positions.
         """
-        x = self.embeddings(inputs)
-        features = {"embed": x}
-        tokens = sequence(inputs, None)
+        steps, inputs = steps or Steps(), inputs or {}
+        x = steps("embed", self.embeddings, inputs)
+        tokens = sequence(inputs, x.shape, None)
 
-        def step(block: Block, x: Array, _: Array) -> tuple[Array, dict[str, Array]]:
-            x, attended = block(constrain(x, "batch", "length", None), tokens)
-            return x, {"": x, ".attn": attended}
+        def run(block: Block, x: Array, _: Any, number: Array, tap: Callable):
+            x = constrain(x, "batch", "length", None)
+            return block(x, tokens, partial(tap, ".attn")), None
 
         scan, remat = self.config.scan, self.config.remat
-        x, found = run_stack(self.blocks, step, x, taps=taps, scan=scan, remat=remat)
-        features |= {**found, "final": x}
-        if "mean_pooled" in taps:
-            features["mean_pooled"] = _mean(x, inputs.get("attention_mask"))
-        if self.pooler is not None:
-            features["pooled"] = jnp.tanh(self.pooler(x[:, 0]))
-        logits = self._logits(x, features.get("pooled"))
-        return Outputs(logits, {tap: features[tap] for tap in taps})
+        x, _ = run_stack(self.blocks, run, x, None, steps, scan=scan, remat=remat)
+        x = steps("final", unchanged, x)
+        return steps.outputs(self._logits, x, inputs, steps)
 
-    def _logits(self, x: Array, pooled: Array | None) -> Array | None:
+    def _logits(
+        self, x: Array, inputs: Mapping[str, Any], steps: Steps
+    ) -> Array | None:
+        steps.tap("mean_pooled", _mean(x, inputs.get("attention_mask")))
+        pooled = None
+        if self.pooler is not None:
+            pooled = steps.tap("pooled", jnp.tanh(self.pooler(x[:, 0])))
         head = self.config.head
         if head is None:
             return None

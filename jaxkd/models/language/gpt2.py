@@ -3,24 +3,28 @@
 Radford et al. 2019, "Language models are unsupervised multitask learners".
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.adapters import Steps, Tap
 from jaxkd.models.language.cache import KVCache
 from jaxkd.models.language.self_attention import SelfAttention
 from jaxkd.models.language.sequence import (
     READS,
     Sequence,
+    kept_norm,
     open_cache,
     sequence,
     token_ids,
+    vocabulary_outputs,
 )
-from jaxkd.models.parts.linear import Linear, on_rows
+from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, run_stack, stacked
 from jaxkd.models.parts.tokens import layer_norm
@@ -97,11 +101,12 @@ class Block(nnx.Module):
         tokens: Sequence,
         cache: KVCache | None,
         layer: Int[Array, ""],
-    ) -> tuple[Array, Array, KVCache | None]:
-        """Return the output, the attention's before it was added, and the cache."""
+        tap: Tap,
+    ) -> tuple[Array, KVCache | None]:
+        """Return the output and the cache; ``tap`` gets what the attention adds."""
         attended, cache = self.attention(self.attention_norm(x), tokens, cache, layer)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), attended, cache
+        x = x + tap(attended)
+        return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class GPT2(nnx.Module):
@@ -143,63 +148,47 @@ class GPT2(nnx.Module):
             )
         blocks = block_taps(config.layers, "", ".attn")
         self.taps = ("embed", *blocks, "final", "head", "cache")
+        self.cuts = ("embed", *block_taps(config.layers, ""), "final")
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+        self, inputs: Mapping[str, Any] | None, *, steps: Steps | None = None
     ) -> Outputs:
         """Return logits (batch, length, vocabulary), and the features asked for.
 
         Args:
             inputs: as `jaxkd.models.language.llama.Llama` takes them.
-            taps: see the class.
+            steps: of the forward pass.
 
         Raises:
             ValueError: ``input_ids`` that are missing, have another shape or exceed the
                 table of positions, a cache without room for them, or one of packed
                 sequences.
         """
-        ids, config = token_ids(inputs), self.config
-        embedded = self.embed.embedding[...][ids]
+        steps, inputs, config = steps or Steps(), inputs or {}, self.config
+        x = steps(None, lambda: self.embed.embedding[...][token_ids(inputs)])
         dim = config.width // config.heads
-        sizes = config.layers, config.heads, dim, embedded.dtype
-        cache = open_cache(inputs, taps, *sizes)
-        tokens = sequence(inputs, cache)
-        self._check_length(ids, inputs, cache)
-        x = embedded + self.positions.embedding[...][tokens.positions]
-        features = {"embed": x}
+        cache = open_cache(inputs, x, steps.taps, config.layers, config.heads, dim)
+        tokens = sequence(inputs, x.shape, cache)
+        self._check_length(x.shape[1], inputs, cache)
+        x = steps("embed", lambda: x + self.positions.embedding[...][tokens.positions])
 
-        def step(block: Block, carry: Any, layer: Array):
-            x, cache = carry
+        def run(block: Block, x: Array, cache: Any, layer: Array, tap: Callable):
             x = constrain(x, "batch", "length", None)
-            x, attended, cache = block(x, tokens, cache, layer)
-            return (x, cache), {"": x, ".attn": attended}
+            return block(x, tokens, cache, layer, partial(tap, ".attn"))
 
-        (x, cache), found = run_stack(
-            self.blocks,
-            step,
-            (x, cache),
-            taps=taps,
-            scan=config.scan,
-            remat=config.remat,
-        )
-        features |= found
-        if (kept := inputs.get("logits_to_keep")) is not None:
-            x = x[:, kept]
-        x = self.norm(x)
-        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
-        head = head.astype(x.dtype)
-        logits = on_rows(lambda x: x @ head, x)
-        logits = constrain(logits, "batch", None, "vocabulary")
-        features |= {"final": x, "head": head}
+        scan, remat = config.scan, config.remat
+        x, cache = run_stack(self.blocks, run, x, cache, steps, scan=scan, remat=remat)
         if cache is not None:
-            features["cache"] = cache.passed(ids.shape[1])
-        return Outputs(logits, {tap: features[tap] for tap in taps})
+            steps.tap("cache", cache.passed(x.shape[1]))
+        x = steps("final", kept_norm, self.norm, x, inputs)
+        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
+        return vocabulary_outputs(steps, x, head)
 
     def _check_length(
-        self, ids: Array, inputs: Mapping[str, Any], cache: KVCache | None
+        self, length: int, inputs: Mapping[str, Any], cache: KVCache | None
     ) -> None:
         """Refuse more tokens than positions; those of packed sequences start anew."""
-        length = ids.shape[1] if cache is None else cache.real.shape[1]
+        length = length if cache is None else cache.real.shape[1]
         packed = cache is None and inputs.get("position_ids") is not None
         if length > self.config.positions and not packed:
             raise ValueError(

@@ -11,14 +11,21 @@ from typing import Any
 
 from flax import nnx
 
+from jaxkd.adapters import Steps
 from jaxkd.models.language.llama_blocks import Block, Config, normal, run_blocks
 from jaxkd.models.language.rope import RopeScaling
-from jaxkd.models.language.sequence import READS, open_cache, sequence, token_ids
-from jaxkd.models.parts.linear import on_rows
+from jaxkd.models.language.sequence import (
+    READS,
+    kept_norm,
+    open_cache,
+    sequence,
+    token_ids,
+    vocabulary_outputs,
+)
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, stacked
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain, declare
+from jaxkd.sharding.axes import declare
 from jaxkd.types import Outputs
 
 
@@ -50,9 +57,10 @@ class Llama(nnx.Module):
             self.head = config.linear(config.width, config.vocabulary, axes, rngs=rngs)
         blocks = block_taps(config.layers, "", ".attn")
         self.taps = ("embed", *blocks, "final", "head", "cache")
+        self.cuts = ("embed", *block_taps(config.layers, ""), "final")
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+        self, inputs: Mapping[str, Any] | None, *, steps: Steps | None = None
     ) -> Outputs:
         """Return logits (batch, length, vocabulary), and the features asked for.
 
@@ -63,31 +71,23 @@ class Llama(nnx.Module):
                 positions count from 0; ``cache``, what was read before these tokens,
                 from which positions then count on; ``logits_to_keep``, places of the
                 tokens whose ``final`` and logits alone are returned.
-            taps: see the class.
+            steps: of the forward pass.
 
         Raises:
             ValueError: ``input_ids`` that are missing or have another shape, a cache
                 without room for them, or one of packed sequences.
         """
-        ids, config = token_ids(inputs), self.config
-        x = self.embed.embedding[...][ids]
-        sizes = config.layers, config.kv_heads, config.head_dim, x.dtype
-        cache = open_cache(inputs, taps, *sizes)
-        tokens = sequence(inputs, cache, config.window)
-        features: dict[str, Any] = {"embed": x}
-        x, cache, found = run_blocks(config, self.blocks, x, tokens, cache, taps)
-        features |= found
-        if (kept := inputs.get("logits_to_keep")) is not None:
-            x = x[:, kept]
-        x = self.norm(x)
-        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
-        head = head.astype(x.dtype)
-        logits = on_rows(lambda x: x @ head, x)
-        logits = constrain(logits, "batch", None, "vocabulary")
-        features |= {"final": x, "head": head}
+        steps, inputs, config = steps or Steps(), inputs or {}, self.config
+        x = steps("embed", lambda: self.embed.embedding[...][token_ids(inputs)])
+        sizes = config.layers, config.kv_heads, config.head_dim
+        cache = open_cache(inputs, x, steps.taps, *sizes)
+        tokens = sequence(inputs, x.shape, cache, config.window)
+        x, cache = run_blocks(config, self.blocks, x, tokens, cache, steps)
         if cache is not None:
-            features["cache"] = cache.passed(ids.shape[1])
-        return Outputs(logits, {tap: features[tap] for tap in taps})
+            steps.tap("cache", cache.passed(x.shape[1]))
+        x = steps("final", kept_norm, self.norm, x, inputs)
+        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
+        return vocabulary_outputs(steps, x, head)
 
 
 @recorded

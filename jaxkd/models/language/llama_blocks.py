@@ -1,7 +1,8 @@
 """What decoders such as Llama are made of: attention, MLP, and blocks of both."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.adapters import Steps, Tap, unchanged
 from jaxkd.kernels.attention import attention
 from jaxkd.models.language.cache import KVCache, attend
 from jaxkd.models.language.rope import RopeScaling, frequencies, rotate
@@ -261,15 +263,12 @@ class Block(nnx.Module):
         tokens: Sequence,
         cache: KVCache | None = None,
         layer: int | Int[Array, ""] = 0,
-    ) -> tuple[
-        Float[Array, "batch length width"],
-        Float[Array, "batch length width"],
-        KVCache | None,
-    ]:
-        """Return the output, the attention's before it was added, and the cache."""
+        tap: Tap = unchanged,
+    ) -> tuple[Float[Array, "batch length width"], KVCache | None]:
+        """Return the output and the cache; ``tap`` gets what the attention adds."""
         attended, cache = self.attention(self.attention_norm(x), tokens, cache, layer)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), attended, cache
+        x = x + tap(attended)
+        return x + self.mlp(self.mlp_norm(x)), cache
 
 
 def run_blocks(
@@ -278,9 +277,9 @@ def run_blocks(
     x: Float[Array, "batch length width"],
     tokens: Sequence,
     cache: KVCache | None,
-    taps: tuple[str, ...],
-) -> tuple[Array, KVCache | None, dict[str, Array]]:
-    """Return the features after stacked blocks, the cache, and the blocks' taps.
+    steps: Steps,
+) -> tuple[Array, KVCache | None]:
+    """Return the features after stacked blocks, and the cache.
 
     Args:
         config: of the model.
@@ -288,17 +287,12 @@ def run_blocks(
         x: features before them.
         tokens: what is known of them.
         cache: of which the first layers are these blocks', or None.
-        taps: of the network.
+        steps: of the forward pass.
     """
 
-    def step(block: Block, carry: Any, layer: Array) -> tuple[Any, dict[str, Array]]:
-        x, cache = carry
+    def run(block: Block, x: Array, cache: Any, layer: Array, tap: Callable):
         x = constrain(x, "batch", "length", None)
-        x, attended, cache = block(x, tokens, cache, layer)
-        return (x, cache), {"": x, ".attn": attended}
+        return block(x, tokens, cache, layer, partial(tap, ".attn"))
 
     # The cache is carried, not scanned, so that its slots are written in place.
-    (x, cache), found = run_stack(
-        blocks, step, (x, cache), taps=taps, scan=config.scan, remat=config.remat
-    )
-    return x, cache, found
+    return run_stack(blocks, run, x, cache, steps, scan=config.scan, remat=config.remat)

@@ -5,8 +5,9 @@ Face's ``Mamba2ForCausalLM``. A layer's state has the same size after any number
 tokens, so generating costs no more at the end of a long text than at its start.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxkd.adapters import Steps, Tap
 from jaxkd.kernels.ssd import SSD, ssd, ssd_step
 from jaxkd.models.language.recurrent import (
     CausalConv,
@@ -22,8 +24,12 @@ from jaxkd.models.language.recurrent import (
     RecurrentCache,
     Tokens,
 )
-from jaxkd.models.language.sequence import token_ids
-from jaxkd.models.parts.linear import Linear, on_rows
+from jaxkd.models.language.sequence import (
+    kept_norm,
+    token_ids,
+    vocabulary_outputs,
+)
+from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, run_stack, stacked
 from jaxkd.network import Network
@@ -185,15 +191,12 @@ class Block(nnx.Module):
         x: Float[Array, "batch length width"],
         tokens: Tokens,
         kept: RecurrentCache | None,
-    ) -> tuple[
-        Float[Array, "batch length width"],
-        Float[Array, "batch length width"],
-        RecurrentCache,
-    ]:
-        """Return the output, the mixer's before it was added, and the cache."""
+        tap: Tap,
+    ) -> tuple[Float[Array, "batch length width"], RecurrentCache]:
+        """Return the output and the cache; ``tap`` gets what the mixer adds."""
         dtype = self.mixer.norm.scale[...].dtype
         mixed, kept = self.mixer(self.norm(x).astype(dtype), tokens, kept)
-        return x + mixed.astype(x.dtype), mixed, kept
+        return x + tap(mixed).astype(x.dtype), kept
 
 
 class Mamba2(nnx.Module):
@@ -229,9 +232,10 @@ class Mamba2(nnx.Module):
             )
         blocks = block_taps(config.layers, "", ".mixer")
         self.taps = ("embed", *blocks, "final", "head", "cache")
+        self.cuts = ("embed", *block_taps(config.layers, ""), "final")
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+        self, inputs: Mapping[str, Any] | None, *, steps: Steps | None = None
     ) -> Outputs:
         """Return logits (batch, length, vocabulary), and the features asked for.
 
@@ -241,53 +245,38 @@ class Mamba2(nnx.Module):
                 sequences ``segment_ids`` (batch, length), none of which sees another;
                 ``cache``, what was read before these tokens; ``logits_to_keep``, places
                 of the tokens whose ``final`` and logits alone are returned.
-            taps: see the class.
+            steps: of the forward pass.
 
         Raises:
             ValueError: ``input_ids`` that are missing or have another shape.
         """
-        ids, config = token_ids(inputs), self.config
-        embedded = self.embed.embedding[...][ids]
-        cache = inputs.get("cache")
-        if cache is None and "cache" in taps:
-            cache = self._empty(len(ids), embedded.dtype)
+        steps, inputs, config = steps or Steps(), inputs or {}, self.config
+        x = steps("embed", lambda: self.embed.embedding[...][token_ids(inputs)])
+        dtype, cache = self.embed.embedding[...].dtype, inputs.get("cache")
+        if cache is None and "cache" in steps.taps:
+            cache = self._empty(len(x), x.dtype)
         tokens = Tokens(
             *(
                 None if inputs.get(name) is None else jnp.asarray(inputs[name])
                 for name in ("attention_mask", "segment_ids")
             )
         )
-        features = {"embed": embedded}
 
-        def step(block: Block, carry: Any, layer: Array):
-            x, cache = carry
+        def run(block: Block, x: Array, cache: Any, layer: Array, tap: Callable):
             x = constrain(x, "batch", "length", None)
             kept = None if cache is None else cache.layer(layer)
-            x, mixed, kept = block(x, tokens, kept)
-            cache = None if cache is None else cache.put(layer, kept)
-            return (x, cache), {"": x, ".mixer": mixed}
+            x, kept = block(x, tokens, kept, partial(tap, ".mixer"))
+            return x, None if cache is None else cache.put(layer, kept)
 
-        x, dtype = embedded, embedded.dtype
         if config.float32_residual:
-            x = x.astype(jnp.promote_types(dtype, jnp.float32))
-        (x, features["cache"]), found = run_stack(
-            self.blocks,
-            step,
-            (x, cache),
-            taps=taps,
-            scan=config.scan,
-            remat=config.remat,
-        )
-        features |= found
-        if (kept := inputs.get("logits_to_keep")) is not None:
-            x = x[:, kept]
-        x = self.norm(x).astype(dtype)
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scan, remat = config.scan, config.remat
+        x, cache = run_stack(self.blocks, run, x, cache, steps, scan=scan, remat=remat)
+        if cache is not None:
+            steps.tap("cache", cache)
+        x = steps("final", lambda: kept_norm(self.norm, x, inputs).astype(dtype))
         head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
-        head = head.astype(dtype)
-        logits = on_rows(lambda x: x @ head, x)
-        logits = constrain(logits, "batch", None, "vocabulary")
-        features |= {"final": x, "head": head}
-        return Outputs(logits, {tap: features[tap] for tap in taps})
+        return vocabulary_outputs(steps, x, head)
 
     def _empty(self, batch: int, dtype: Any) -> RecurrentCache:
         """Return what is kept before the first token."""

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.adapters import Steps
 from jaxkd.models.language.cache import KVCache
+from jaxkd.models.parts.linear import on_rows
+from jaxkd.sharding.axes import constrain
+from jaxkd.types import Outputs
 
 READS = ("input_ids", "attention_mask", "segment_ids", "position_ids")
 """The keys of a batch that decoders of text take; see `sequence`."""
@@ -57,23 +62,27 @@ def token_ids(
 
 
 def sequence(
-    inputs: Mapping[str, Any], cache: KVCache | None, window: int | None = None
+    inputs: Mapping[str, Any],
+    shape: tuple[int, ...],
+    cache: KVCache | None,
+    window: int | None = None,
 ) -> Sequence:
     """Return what is known of the tokens of the inputs.
 
     Args:
         inputs: of a language model.
+        shape: (batch, length, …) of the tokens or their features.
         cache: that has admitted them, or None.
         window: tokens that one sees, itself included; None for all.
     """
-    ids = token_ids(inputs)
+    batch, length, *_ = shape
     continued = cache if inputs.get("cache") is not None else None
     positions = inputs.get("position_ids")
     if positions is None:
         first = 0 if continued is None else continued.length
-        positions = jnp.broadcast_to(first + jnp.arange(ids.shape[1]), ids.shape)
+        positions = jnp.broadcast_to(first + jnp.arange(length), (batch, length))
     if continued is not None:
-        return Sequence(positions, None, continued.visible(ids.shape[1], window))
+        return Sequence(positions, None, continued.visible(length, window))
     segments = inputs.get("segment_ids")
     if inputs.get("attention_mask") is not None:
         real = jnp.asarray(inputs["attention_mask"], jnp.int32)
@@ -84,26 +93,26 @@ def sequence(
 
 def open_cache(
     inputs: Mapping[str, Any],
+    x: Float[Array, "batch length width"],
     taps: tuple[str, ...],
     layers: int,
     kv_heads: int,
     dim: int,
-    dtype: Any,
 ) -> KVCache | None:
     """Return the cache that has admitted the tokens, None if none is asked for.
 
     Args:
         inputs: of a language model, with ``cache`` if tokens were read before.
+        x: features of the tokens, whose dtype a new cache has.
         taps: with ``cache`` if there is to be one.
         layers: of a new cache.
-        kv_heads: likewise.
-        dim: likewise, of a head.
-        dtype: likewise.
+        kv_heads: of a new cache.
+        dim: of a new cache's heads.
 
     Raises:
         ValueError: a cache without room for the tokens, or of packed sequences.
     """
-    ids, cache = token_ids(inputs), inputs.get("cache")
+    (batch, length, _), cache = x.shape, inputs.get("cache")
     if cache is None and "cache" not in taps:
         return None
     if "segment_ids" in inputs:
@@ -112,7 +121,34 @@ def open_cache(
             "packed sequence a row of its own"
         )
     if cache is None:
-        batch, length = ids.shape
-        cache = KVCache.empty(layers, batch, length, kv_heads, dim, dtype)
+        cache = KVCache.empty(layers, batch, length, kv_heads, dim, x.dtype)
     mask = inputs.get("attention_mask")
-    return cache.admit(jnp.ones(ids.shape, bool) if mask is None else mask > 0)
+    return cache.admit(jnp.ones((batch, length), bool) if mask is None else mask > 0)
+
+
+def kept_norm(
+    norm: nnx.Module, x: Float[Array, "batch length width"], inputs: Mapping[str, Any]
+) -> Float[Array, "batch kept width"]:
+    """Return normalised features, of ``logits_to_keep`` alone if it is there."""
+    kept = inputs.get("logits_to_keep")
+    return norm(x if kept is None else x[:, kept])
+
+
+def vocabulary_outputs(
+    steps: Steps,
+    x: Float[Array, "batch length width"],
+    head: Float[Array, "width vocabulary"],
+) -> Outputs:
+    """Return the outputs of a language model, after its tap ``head``.
+
+    Args:
+        steps: of the forward pass.
+        x: features, normalised.
+        head: the output projection.
+    """
+    head = steps.tap("head", head.astype(x.dtype))
+
+    def logits() -> Array:
+        return constrain(on_rows(lambda x: x @ head, x), "batch", None, "vocabulary")
+
+    return steps.outputs(logits)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool
 
+from jaxkd.adapters import Steps
 from jaxkd.models.language.cache import AXES, KVCache
 from jaxkd.models.language.relative import distance_buckets
-from jaxkd.models.language.sequence import token_ids
+from jaxkd.models.language.sequence import token_ids, vocabulary_outputs
 from jaxkd.models.language.t5_stack import Config, Seen, Stack, T5Cache, normal
-from jaxkd.models.parts.linear import on_rows
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.sharding.axes import constrain, declare
@@ -54,11 +54,10 @@ class T5(nnx.Module):
         if not config.tied:
             sizes, axes = (config.width, config.vocabulary), ("embed", "vocabulary")
             self.head = config.linear(*sizes, axes, 1.0, rngs=rngs)
-        encoder = (f"encoder.{tap}" for tap in self.encoder.taps)
-        self.taps = (*encoder, *self.decoder.taps, "head", "cache")
+        self.taps = (*self.encoder.taps, *self.decoder.taps, "head", "cache")
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+        self, inputs: Mapping[str, Any], *, steps: Steps | None = None
     ) -> Outputs:
         """Return logits (batch, length, vocabulary), and the features asked for.
 
@@ -70,70 +69,60 @@ class T5(nnx.Module):
                 before, the input's text is not needed: the encoder does not run again.
                 ``logits_to_keep``, places of the tokens whose ``final`` and logits
                 alone are returned.
-            taps: see the class.
+            steps: of the forward pass.
 
         Raises:
             ValueError: ids that are missing or have another shape, packed sequences, a
                 cache without room, or taps of the encoder with a cache.
         """
-        cache, features = inputs.get("cache"), {}
+        steps, cache = steps or Steps(), inputs.get("cache")
         if "segment_ids" in inputs:
             raise ValueError(
                 "segment_ids: T5 reads no packed sequences, give each a row of its own"
             )
-        encoder = tuple(tap for tap in taps if tap.startswith("encoder."))
+        encoder = [tap for tap in steps.taps if tap.startswith("encoder.")]
         if encoder and cache is not None:
             raise ValueError(
                 f"tap {encoder[0]!r} with a cache: the encoder ran when the cache was "
                 "made, ask for it there"
             )
-        if cache is None:
-            features = self.encode(inputs, encoder)
-        features |= self.decode(inputs, taps, features.get("encoder.final"))
+        encoded = self.encode(inputs, steps) if cache is None else None
+        x = self.decode(inputs, steps, encoded)
         if (kept := inputs.get("logits_to_keep")) is not None:
-            features["final"] = features["final"][:, kept]
-
+            x = x[:, kept]
+        x = steps.tap("final", x)
         head = (
             self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
         )
-        head = head.astype(features["final"].dtype)
         if self.config.scaled:
             head = head * self.config.width**-0.5
-        logits = on_rows(lambda x: x @ head, features["final"])
-        logits = constrain(logits, "batch", None, "vocabulary")
-        features["head"] = head
-        return Outputs(logits, {tap: features[tap] for tap in taps})
+        return vocabulary_outputs(steps, x, head)
 
-    def encode(
-        self, inputs: Mapping[str, Any], taps: tuple[str, ...]
-    ) -> dict[str, Array]:
-        """Return the encoder's features that are asked for, and ``encoder.final``."""
+    def encode(self, inputs: Mapping[str, Any], steps: Steps) -> Array:
+        """Return the encoder's features, (batch, source, width)."""
         ids = token_ids(inputs)
         places = jnp.arange(ids.shape[1])
         bias = self.encoder.relative(places, places)
-        found, _ = self.encoder(
-            self.embed.embedding[...][ids],
-            Seen(bias, _row(inputs)),
-            tuple(tap.removeprefix("encoder.") for tap in taps),
-        )
-        return {f"encoder.{tap}": feature for tap, feature in found.items()}
+        x = self.embed.embedding[...][ids]
+        encoded, _ = self.encoder(x, Seen(bias, _row(inputs)), steps)
+        return steps.tap("encoder.final", encoded)
 
     def decode(
-        self, inputs: Mapping[str, Any], taps: tuple[str, ...], encoded: Array | None
-    ) -> dict[str, Any]:
-        """Return the decoder's features that are asked for, and ``final``.
+        self, inputs: Mapping[str, Any], steps: Steps, encoded: Array | None
+    ) -> Array:
+        """Return the decoder's features, (batch, length, width).
 
         Args:
             inputs: of the network.
-            taps: wanted.
-            encoded: the encoder's ``final``; None where a cache is given.
+            steps: of the forward pass.
+            encoded: from `encode`; None where a cache is given.
         """
         ids = token_ids(inputs, "decoder_input_ids")
         x = self.embed.embedding[...][ids]
         length, mask = ids.shape[1], inputs.get("decoder_attention_mask")
         real = jnp.ones(ids.shape, bool) if mask is None else jnp.asarray(mask) > 0
         cache = inputs.get("cache")
-        if cache is None and encoded is not None and "cache" in taps:
+        if cache is None and encoded is not None and "cache" in steps.taps:
             cache = self._empty(inputs, encoded, length)
         first, slots, source = 0, length, _row(inputs)
         if cache is None:
@@ -144,12 +133,11 @@ class T5(nnx.Module):
             source = cache.real[:, None]
             cache = dataclasses.replace(cache, own=own)
         bias = self.decoder.relative(first + jnp.arange(length), jnp.arange(slots))
-        seen = Seen(bias, visible, source, encoded)
-        features, cache = self.decoder(x, seen, taps, cache)
-        if cache is None:
-            return features
-        own = cache.own.passed(length)
-        return {**features, "cache": dataclasses.replace(cache, own=own)}
+        x, cache = self.decoder(x, Seen(bias, visible, source, encoded), steps, cache)
+        if cache is not None:
+            own = cache.own.passed(length)
+            steps.tap("cache", dataclasses.replace(cache, own=own))
+        return x
 
     def _empty(self, inputs: Mapping[str, Any], encoded: Array, slots: int) -> T5Cache:
         """Return the cache of an input that no token of the output has been read of."""

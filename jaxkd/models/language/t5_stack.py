@@ -1,6 +1,7 @@
 """The blocks of T5's encoder and decoder, and the two stacks of them."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.adapters import Steps
 from jaxkd.models.language.cache import KVCache
 from jaxkd.models.language.relative import RelativeBias
 from jaxkd.models.parts.linear import Linear
@@ -224,14 +226,16 @@ class Block(nnx.Module):
         seen: Seen,
         cache: T5Cache | None,
         layer: Int[Array, ""],
-    ) -> tuple[dict[str, Array], T5Cache | None]:
-        """Return the features by kind of tap, and the cache.
+        tap: Callable[[str, Array], Array],
+    ) -> tuple[Float[Array, "batch length width"], T5Cache | None]:
+        """Return the output and the cache.
 
         Args:
             x: features.
             seen: by the tokens.
             cache: to write to and to read.
             layer: of the cache.
+            tap: of ``.attn`` and ``.cross``, what both attentions add.
         """
         y = self.attention_norm(x)
         key, value = self.attention.memory(y)
@@ -239,8 +243,7 @@ class Block(nnx.Module):
             own = cache.own.put(layer, key, value)
             key, value = own.layer(layer)
             cache = dataclasses.replace(cache, own=own)
-        found = {".attn": self.attention(y, key, value, seen.bias, seen.own)}
-        x = x + found[".attn"]
+        x = x + tap(".attn", self.attention(y, key, value, seen.bias, seen.own))
         if self.decoder:
             if seen.encoded is not None:
                 source = self.cross.memory(seen.encoded)
@@ -249,9 +252,8 @@ class Block(nnx.Module):
                 assert cache is not None
                 source = cache.source(layer)
             y = self.cross_norm(x)
-            found[".cross"] = self.cross(y, *source, None, seen.source)
-            x = x + found[".cross"]
-        return {**found, "": x + self.mlp(self.mlp_norm(x))}, cache
+            x = x + tap(".cross", self.cross(y, *source, None, seen.source))
+        return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class Stack(nnx.Module):
@@ -272,33 +274,41 @@ class Stack(nnx.Module):
             lambda rngs: Block(config, decoder, rngs=rngs), layers, rngs=rngs
         )
         self.norm = config.norm(rngs=rngs)
+        self.prefix = "" if decoder else "encoder."
         kinds = ("", ".attn", ".cross") if decoder else ("", ".attn")
-        self.taps = ("embed", *block_taps(layers, *kinds), "final")
+        own = ("embed", *block_taps(layers, *kinds), "final")
+        self.taps = tuple(f"{self.prefix}{tap}" for tap in own)
 
     def __call__(
         self,
         x: Float[Array, "batch length width"],
         seen: Seen,
-        taps: tuple[str, ...],
+        steps: Steps,
         cache: T5Cache | None = None,
-    ) -> tuple[dict[str, Array], T5Cache | None]:
-        """Return the features asked for and ``final``, and the cache.
+    ) -> tuple[Float[Array, "batch length width"], T5Cache | None]:
+        """Return the normalised features, and the cache.
 
         Args:
             x: embeddings.
             seen: by the tokens.
-            taps: wanted, without prefix.
+            steps: of the forward pass.
             cache: to write to and to read.
         """
+        config, name = self.config, self.prefix
 
-        def step(block: Block, carry: Any, layer: Array):
-            x, cache = carry
+        def run(block: Block, x: Array, cache: Any, layer: Array, tap: Callable):
             x = constrain(x, "batch", "length", None)
-            found, cache = block(x, seen, cache, layer)
-            return (found[""], cache), found
+            return block(x, seen, cache, layer, tap)
 
-        scan, remat = self.config.scan, self.config.remat
-        (last, cache), found = run_stack(
-            self.blocks, step, (x, cache), taps=taps, scan=scan, remat=remat
+        x = steps.tap(f"{name}embed", x)
+        x, cache = run_stack(
+            self.blocks,
+            run,
+            x,
+            cache,
+            steps,
+            scan=config.scan,
+            remat=config.remat,
+            prefix=name,
         )
-        return {"embed": x, **found, "final": self.norm(last)}, cache
+        return self.norm(x), cache

@@ -1,6 +1,6 @@
 """Layers that the zoo's image models share, with the field's padding and constants."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.types import Outputs
+from jaxkd.adapters import Steps
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -55,39 +55,48 @@ def conv(
     )
 
 
-class Features:
-    """The features of a forward pass through stages, collected in order."""
+Image = Float[Array, "batch height width channels"] | None
+"""What image models take; None where a segment starts later."""
 
-    def __init__(self):
-        self.found: dict[str, Array] = {}
 
-    def stage(self, before_relu: Array) -> Array:
-        """Note the next stage's map, before and after its ReLU; return the latter."""
-        name = f"stage{len(self.found) // 2}"
-        self.found[f"{name}.pre"] = before_relu
-        self.found[name] = jax.nn.relu(before_relu)
-        return self.found[name]
+def take_stage(
+    steps: Steps, number: int, before_relu: Callable[..., Array], *args: Any
+) -> Array:
+    """Take the steps to a stage's map, before and after its ReLU; return the latter.
 
-    def stages(self, x: Array, layers: Iterable[Sequence[Any]]) -> Array:
-        """Run stages of blocks that end before their ReLU; return the last map."""
-        for layer in layers:
-            *blocks, last = layer
-            for block in blocks:
-                x = jax.nn.relu(block(x))
-            x = self.stage(last(x))
-        return x
+    Args:
+        steps: of the forward pass.
+        number: of the stage, 0 for the stem.
+        before_relu: computes the map up to its ReLU.
+        *args: of it.
+    """
+    x = steps(f"stage{number}.pre", before_relu, *args)
+    return steps(f"stage{number}", jax.nn.relu, x)
 
-    def outputs(self, head: nnx.Linear) -> Outputs:
-        """Pool the last stage's map and classify it."""
-        (*_, last) = self.found.values()
-        pooled = last.mean((1, 2))
-        return Outputs(head(pooled), {**self.found, "pooled": pooled})
+
+def run_blocks(blocks: Iterable[Any], x: Array) -> Array:
+    """Run blocks that end before their ReLU; return the map before the last one's."""
+    *others, last = blocks
+    for block in others:
+        x = jax.nn.relu(block(x))
+    return last(x)
+
+
+def pool(x: Float[Array, "batch height width channels"]) -> Array:
+    """Return the mean over the positions."""
+    return x.mean((1, 2))
 
 
 def stage_taps(stages: int) -> tuple[str, ...]:
     """Return the taps of a network with that many stages, the stem among them."""
     names = [f"stage{i}" for i in range(stages)]
     return (*names, *(f"{name}.pre" for name in names), "pooled")
+
+
+def stage_cuts(stages: int) -> tuple[str, ...]:
+    """Return the same in the order of the forward pass."""
+    names = (f"stage{i}{end}" for i in range(stages) for end in (".pre", ""))
+    return (*names, "pooled")
 
 
 def check_floats(image: Array) -> None:
@@ -103,8 +112,8 @@ def check_floats(image: Array) -> None:
         )
 
 
-def check_channels(image: Array, channels_in: int) -> None:
-    """Refuse an image that is not floats (batch, height, width, ``channels_in``).
+def check_channels(image: Array, channels_in: int) -> Array:
+    """Return an image of floats (batch, height, width, ``channels_in``), no other.
 
     Raises:
         ValueError: it names the dtype or shape, and what the model was built for.
@@ -115,3 +124,4 @@ def check_channels(image: Array, channels_in: int) -> None:
             f"image has shape {image.shape}, but this model takes (batch, height, "
             f"width, {channels_in}): build it with another channels_in, or reshape"
         )
+    return image

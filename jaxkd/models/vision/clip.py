@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps
 from jaxkd.models.language.sequence import Sequence, sequence, token_ids
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import PatchEmbed, named_size
@@ -31,6 +32,8 @@ LEGACY_EOS = 2
 
 class ImageTower(Tower):
     """The tower of images: patches and a class token, which stands for the image."""
+
+    prefix = "image."
 
     def __init__(
         self,
@@ -55,9 +58,9 @@ class ImageTower(Tower):
         self.embed_norm = config.norm(rngs=rngs)
 
     def __call__(
-        self, inputs: Mapping[str, Any], taps: tuple[str, ...]
-    ) -> dict[str, Array]:
-        """Return the features asked for, and ``embeds``.
+        self, inputs: Mapping[str, Any], steps: Steps
+    ) -> Float[Array, "batch features"]:
+        """Return the embeddings.
 
         Raises:
             ValueError: images of another size.
@@ -68,11 +71,13 @@ class ImageTower(Tower):
         x = jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)
         places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         first = jnp.zeros(len(x), jnp.int32)
-        return self.run(self.embed_norm(x), Sequence(places, None), first, taps)
+        return self.run(self.embed_norm(x), Sequence(places, None), first, steps)
 
 
 class TextTower(Tower):
     """The tower of texts: causal, so that the text's last token stands for it."""
+
+    prefix = "text."
 
     def __init__(
         self,
@@ -101,9 +106,9 @@ class TextTower(Tower):
         )
 
     def __call__(
-        self, inputs: Mapping[str, Any], taps: tuple[str, ...]
-    ) -> dict[str, Array]:
-        """Return the features asked for, and ``embeds``.
+        self, inputs: Mapping[str, Any], steps: Steps
+    ) -> Float[Array, "batch features"]:
+        """Return the embeddings.
 
         Raises:
             ValueError: ids of another shape, or of more tokens than the context.
@@ -117,7 +122,8 @@ class TextTower(Tower):
             )
         x = self.embed.embedding[...][ids] + positions[:length]
         ends = ids if self.eos == LEGACY_EOS else ids == self.eos
-        return self.run(x, sequence(inputs, None), ends.argmax(-1), taps)
+        tokens = sequence(inputs, x.shape, None)
+        return self.run(x, tokens, ends.argmax(-1), steps)
 
 
 class CLIP(nnx.Module):
@@ -134,47 +140,43 @@ class CLIP(nnx.Module):
     def __init__(self, image: ImageTower, text: TextTower):
         self.image, self.text = image, text
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
-        towers = [(f"{name}.", getattr(self, name).taps) for name in ("image", "text")]
-        taps = (f"{prefix}{tap}" for prefix, own in towers for tap in own)
-        self.taps = ("image_embeds", "text_embeds", *taps)
+        self.taps = ("image_embeds", "text_embeds", *image.taps, *text.taps)
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+        self, inputs: Mapping[str, Any], *, steps: Steps | None = None
     ) -> Outputs:
         """Return logits (images, texts), and the features asked for.
 
         Args:
             inputs: ``pixel_values`` (images, height, width, channels); ``input_ids``
                 (texts, length) and ``attention_mask``, 0 for padding; or one of both.
-            taps: see the class.
+            steps: of the forward pass.
 
         Raises:
             ValueError: inputs for neither tower, taps of one without inputs, images of
                 another size, or texts that are too long.
         """
-        features: dict[str, Any] = {}
+        steps, embeds = steps or Steps(), {}
         for name, tower, key in (
             ("image", self.image, "pixel_values"),
             ("text", self.text, "input_ids"),
         ):
-            own = [tap for tap in taps if tap.startswith(name)]
+            own = [tap for tap in steps.taps if tap.startswith(name)]
             if key in inputs:
-                asked = tuple(tap.removeprefix(f"{name}.") for tap in own)
-                found = tower(inputs, asked)
-                features[f"{name}_embeds"] = found.pop("embeds")
-                features |= {f"{name}.{tap}": x for tap, x in found.items()}
+                embeds[name] = steps.tap(f"{name}_embeds", tower(inputs, steps))
             elif own:
                 raise ValueError(f"tap {own[0]!r} needs {key}, got {sorted(inputs)}")
-        if not features:
+        if not embeds:
             raise ValueError(
                 f"CLIP reads pixel_values, input_ids or both, got {sorted(inputs)}"
             )
-        logits = None
-        if "image_embeds" in features and "text_embeds" in features:
-            image, text = features["image_embeds"], features["text_embeds"]
-            scale = jnp.exp(self.logit_scale[...]).astype(image.dtype)
-            logits = scale * image @ text.T
-        return Outputs(logits, {tap: features[tap] for tap in taps})
+        return steps.outputs(self._logits, embeds)
+
+    def _logits(self, embeds: Mapping[str, Array]) -> Array | None:
+        if len(embeds) < 2:
+            return None
+        scale = jnp.exp(self.logit_scale[...]).astype(embeds["image"].dtype)
+        return scale * embeds["image"] @ embeds["text"].T
 
 
 @recorded

@@ -1,13 +1,16 @@
 """What CLIP's two towers share: blocks, a norm, and a projection."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.adapters import Steps, Tap
 from jaxkd.models.language.self_attention import SelfAttention
 from jaxkd.models.language.sequence import Sequence
 from jaxkd.models.parts.linear import Linear
@@ -91,16 +94,22 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], tokens: Sequence
-    ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch length width"]]:
-        """Return the block's output, and the attention's before it was added."""
+        self, x: Float[Array, "batch length width"], tokens: Sequence, tap: Tap
+    ) -> Float[Array, "batch length width"]:
+        """Return the block's output; ``tap`` gets what the attention adds."""
         attended, _ = self.attention(self.norm1(x), tokens)
-        x = x + attended
-        return x + self.mlp(self.norm2(x)), attended
+        x = x + tap(attended)
+        return x + self.mlp(self.norm2(x))
 
 
 class Tower(nnx.Module):
-    """Blocks, a norm, and the projection to the shared embedding."""
+    """Blocks, a norm, and the projection to the shared embedding.
+
+    Attributes:
+        prefix: of the tower's taps.
+    """
+
+    prefix = ""
 
     def __init__(self, config: Config, features: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -117,35 +126,44 @@ class Tower(nnx.Module):
             rngs=rngs,
         )
         blocks = block_taps(config.layers, "", ".attn")
-        self.taps = ("embed", *blocks, "final", "pooled")
+        own = ("embed", *blocks, "final", "pooled")
+        self.taps = tuple(f"{self.prefix}{tap}" for tap in own)
 
     def run(
         self,
         x: Float[Array, "batch length width"],
         tokens: Sequence,
         place: Int[Array, " batch"],
-        taps: tuple[str, ...],
-    ) -> dict[str, Array]:
-        """Return the features asked for, and ``embeds``, (batch, features) of length 1.
+        steps: Steps,
+    ) -> Float[Array, "batch features"]:
+        """Return the embeddings, of length 1.
 
         Args:
             x: embeddings of the tokens.
             tokens: what is known of them.
             place: of the token that stands for a row.
-            taps: wanted, without prefix.
+            steps: of the forward pass.
         """
+        config, name = self.config, self.prefix
 
-        def step(block: Block, x: Array, _: Array) -> tuple[Array, dict[str, Array]]:
-            x, attended = block(constrain(x, "batch", "length", None), tokens)
-            return x, {"": x, ".attn": attended}
+        def run(block: Block, x: Array, _: Any, number: Array, tap: Callable):
+            x = constrain(x, "batch", "length", None)
+            return block(x, tokens, partial(tap, ".attn")), None
 
-        scan, remat = self.config.scan, self.config.remat
-        last, found = run_stack(self.blocks, step, x, taps=taps, scan=scan, remat=remat)
-        final = self.norm(last)
-        pooled = final[jnp.arange(len(place)), place]
-        embeds = _unit(self.embedder(pooled))
-        own = {"embed": x, "final": final, "pooled": pooled, "embeds": embeds}
-        return found | own
+        x = steps.tap(f"{name}embed", x)
+        x, _ = run_stack(
+            self.blocks,
+            run,
+            x,
+            None,
+            steps,
+            scan=config.scan,
+            remat=config.remat,
+            prefix=name,
+        )
+        x = steps.tap(f"{name}final", self.norm(x))
+        pooled = steps.tap(f"{name}pooled", x[jnp.arange(len(place)), place])
+        return _unit(self.embedder(pooled))
 
 
 def _unit(x: Float[Array, "batch features"]) -> Float[Array, "batch features"]:

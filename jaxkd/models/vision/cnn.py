@@ -5,9 +5,18 @@ from itertools import pairwise
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxkd.models.parts.blocks import BatchNorm, check_channels
+from jaxkd.adapters import Steps
+from jaxkd.models.parts.blocks import (
+    BatchNorm,
+    Image,
+    check_channels,
+    pool,
+    stage_cuts,
+    stage_taps,
+    take_stage,
+)
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.types import Outputs
@@ -69,18 +78,15 @@ class CNN(nnx.Module):
             for i, (a, b) in enumerate(pairwise(sizes))
         )
         self.head = nnx.Linear(sizes[-1], classes, rngs=rngs)
-        names = [f"stage{i}" for i in range(len(channels))]
-        self.taps = (*names, *(f"{name}.pre" for name in names), "pooled")
+        self.taps, self.cuts = stage_taps(len(channels)), stage_cuts(len(channels))
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        check_channels(image, self.channels_in)
-        x, features = image, {}
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps(None, check_channels, image, self.channels_in)
         for i, stage in enumerate(self.stages):
-            features[f"stage{i}.pre"] = stage(x)
-            x = features[f"stage{i}"] = jax.nn.relu(features[f"stage{i}.pre"])
-        features["pooled"] = x.mean((1, 2))
-        return Outputs(self.head(features["pooled"]), features)
+            x = take_stage(steps, i, stage, x)
+        return steps.outputs(self.head, steps("pooled", pool, x))
 
 
 @recorded

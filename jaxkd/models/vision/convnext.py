@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.models.parts.blocks import check_channels
+from jaxkd.adapters import Steps
+from jaxkd.models.parts.blocks import Image, check_channels, pool
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import MLP, layer_norm, linear, named_size, normal
 from jaxkd.network import Network
@@ -83,30 +84,36 @@ class ConvNeXt(nnx.Module):
             )
         self.norm = layer_norm(width, rngs=rngs)
         self.head = linear(width, classes, axes=("embed", "vocabulary"), rngs=rngs)
-        self.taps = (*(f"stage{i}" for i in range(5)), "pooled")
+        self.taps = self.cuts = (*(f"stage{i}" for i in range(5)), "pooled")
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage.
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for.
 
         Raises:
             ValueError: an image of other channels, or whose sides 32 does not divide.
         """
+        steps = steps or Steps()
+        x = steps("stage0", self._stem, image)
+        for i in range(1, 5):
+            x = steps(f"stage{i}", self._stage, i, x)
+        x = steps("pooled", lambda x: self.norm(pool(x)), x)
+        return steps.outputs(self.head, x)
+
+    def _stem(self, image: Array) -> Array:
         check_channels(image, self.channels_in)
         if image.shape[1] % 32 or image.shape[2] % 32:
             raise ValueError(
                 f"image has shape {image.shape}, but its height and width must be "
                 "multiples of 32: resize it"
             )
-        x = self.norm0(self.stem(image))
-        features = {"stage0": x}
-        for i, stage in enumerate(self.stages):
-            if i:
-                x = self.halve[i - 1](self.norms[i - 1](x))
-            for block in stage:
-                x = block(x)
-            features[f"stage{i + 1}"] = x
-        pooled = self.norm(x.mean((1, 2)))
-        return Outputs(self.head(pooled), {**features, "pooled": pooled})
+        return self.norm0(self.stem(image))
+
+    def _stage(self, number: int, x: Array) -> Array:
+        if number > 1:
+            x = self.halve[number - 2](self.norms[number - 2](x))
+        for block in self.stages[number - 1]:
+            x = block(x)
+        return x
 
 
 @recorded

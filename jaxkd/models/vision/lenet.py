@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxkd.models.parts.blocks import check_floats
+from jaxkd.adapters import Steps
+from jaxkd.models.parts.blocks import Image, check_floats
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.types import Outputs
@@ -42,10 +43,20 @@ class LeNet(nnx.Module):
         side = ((size - 4) // 2 - 4) // 2
         self.hidden = nnx.Linear(side * side * second, width, rngs=rngs)
         self.head = nnx.Linear(width, classes, rngs=rngs)
-        self.taps = ("stage0", "stage1", "pooled")
+        self.taps = self.cuts = ("stage0", "stage1", "pooled")
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps(None, self._checked, image)
+        for i, conv in enumerate(self.convs):
+            x = steps(f"stage{i}", _stage, conv, x)
+        return steps.outputs(self.head, steps("pooled", self._pooled, x))
+
+    def _pooled(self, x: Array) -> Array:
+        return jax.nn.relu(self.hidden(x.reshape(len(x), -1)))
+
+    def _checked(self, image: Array) -> Array:
         check_floats(image)
         if image.shape[1:] != self.shape:
             raise ValueError(
@@ -53,12 +64,11 @@ class LeNet(nnx.Module):
                 f"this LeNet was built for {self.shape}: build it with that size and "
                 "channels_in"
             )
-        x, features = image, {}
-        for i, conv in enumerate(self.convs):
-            pooled = nnx.max_pool(conv(x), (2, 2), strides=(2, 2))
-            x = features[f"stage{i}"] = jax.nn.relu(pooled)
-        features["pooled"] = jax.nn.relu(self.hidden(x.reshape(len(x), -1)))
-        return Outputs(self.head(features["pooled"]), features)
+        return image
+
+
+def _stage(conv: nnx.Conv, x: Array) -> Array:
+    return jax.nn.relu(nnx.max_pool(conv(x), (2, 2), strides=(2, 2)))
 
 
 @recorded

@@ -4,11 +4,14 @@ Tolstikhin et al. 2021 (arXiv:2105.01601) and Touvron et al. 2021 (arXiv:2105.03
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps, Tap, unchanged
+from jaxkd.models.parts.blocks import Image
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import MLP, PatchEmbed, layer_norm, linear, named_size
 from jaxkd.network import Network
@@ -34,11 +37,11 @@ class MixerBlock(nnx.Module):
         self.norm2 = layer_norm(width, rngs=rngs)
         self.mix_channels = MLP(width, channel_hidden, rngs=rngs)
 
-    def __call__(self, x: Tokens) -> tuple[Tokens, Tokens]:
-        """Return the block's output, and the token MLP's before it was added."""
+    def __call__(self, x: Tokens, tap: Tap = unchanged) -> Tokens:
+        """Return the block's output; ``tap`` gets what the token MLP adds."""
         mixed = self.mix_tokens(self.norm1(x).swapaxes(1, 2)).swapaxes(1, 2)
-        x = x + mixed
-        return x + self.mix_channels(self.norm2(x)), mixed
+        x = x + tap(mixed)
+        return x + self.mix_channels(self.norm2(x))
 
 
 class Affine(nnx.Module):
@@ -67,12 +70,11 @@ class ResMLPBlock(nnx.Module):
         self.scale1 = nnx.Param(jnp.full(width, scale, jnp.float32))
         self.scale2 = nnx.Param(jnp.full(width, scale, jnp.float32))
 
-    def __call__(self, x: Tokens) -> tuple[Tokens, Tokens]:
-        """Return the block's output, and the mixed tokens before they were added."""
+    def __call__(self, x: Tokens, tap: Tap = unchanged) -> Tokens:
+        """Return the block's output; ``tap`` gets the mixed tokens before adding."""
         mixed = self.mix_tokens(self.affine1(x).swapaxes(1, 2)).swapaxes(1, 2)
-        mixed = self.scale1[...] * mixed
-        x = x + mixed
-        return x + self.scale2[...] * self.mix_channels(self.affine2(x)), mixed
+        x = x + tap(self.scale1[...] * mixed)
+        return x + self.scale2[...] * self.mix_channels(self.affine2(x))
 
 
 class MLPNetwork(nnx.Module):
@@ -100,17 +102,16 @@ class MLPNetwork(nnx.Module):
         names = [f"block{i}" for i in range(len(blocks))]
         mixed = (f"{name}.mix" for name in names)
         self.taps = ("embed", *names, *mixed, "final", "pooled")
+        self.cuts = ("embed", *names, "final", "pooled")
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every block."""
-        x = self.patches(image)
-        features = {"embed": x}
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps("embed", self.patches, image)
         for i, block in enumerate(self.blocks):
-            x, mixed = block(x)
-            features |= {f"block{i}": x, f"block{i}.mix": mixed}
-        x = self.norm(x)
-        pooled = x.mean(1)
-        return Outputs(self.head(pooled), {**features, "final": x, "pooled": pooled})
+            x = steps(f"block{i}", block, x, partial(steps.tap, f"block{i}.mix"))
+        x = steps("final", self.norm, x)
+        return steps.outputs(self.head, steps("pooled", lambda x: x.mean(1), x))
 
 
 MIXER_SIZES = {"small": (512, 8, 256, 2048), "base": (768, 12, 384, 3072)}

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps, unchanged
 from jaxkd.models.parts.blocks import check_floats
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
@@ -27,10 +28,23 @@ class MLP(nnx.Module):
         self.features = features
         self.hidden = nnx.List(nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes))
         self.head = nnx.Linear(sizes[-1], classes, rngs=rngs)
-        self.taps = (*(f"hidden{i}" for i in range(len(widths))), "pooled")
+        self.taps = self.cuts = (*(f"hidden{i}" for i in range(len(widths))), "pooled")
 
-    def __call__(self, inputs: Float[Array, "batch *shape"]) -> Outputs:
-        """Return logits (batch, classes) and every hidden layer."""
+    def __call__(
+        self,
+        inputs: Float[Array, "batch *shape"] | None,
+        *,
+        steps: Steps | None = None,
+    ) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps(None, self._flattened, inputs)
+        for i, layer in enumerate(self.hidden):
+            x = steps(f"hidden{i}", lambda x, layer=layer: jax.nn.relu(layer(x)), x)
+        x = steps("pooled", unchanged, x)
+        return steps.outputs(self.head, x)
+
+    def _flattened(self, inputs: Array) -> Array:
         check_floats(inputs)
         x = inputs.reshape(inputs.shape[0], -1)
         if x.shape[1] != self.features:
@@ -39,10 +53,7 @@ class MLP(nnx.Module):
                 f"this MLP was built for {self.features}: build it with features="
                 f"{x.shape[1]}"
             )
-        features = {}
-        for i, layer in enumerate(self.hidden):
-            x = features[f"hidden{i}"] = jax.nn.relu(layer(x))
-        return Outputs(self.head(x), {**features, "pooled": x})
+        return x
 
 
 @recorded

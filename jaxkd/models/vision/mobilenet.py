@@ -5,13 +5,23 @@ of the four stages that have it for ImageNet, ReLU in place of ReLU6, and a 1x1
 convolution in the first block too, which expands nothing.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxkd.models.parts.blocks import BatchNorm, check_channels, conv, stage_taps
+from jaxkd.adapters import Steps, unchanged
+from jaxkd.models.parts.blocks import (
+    BatchNorm,
+    Image,
+    check_channels,
+    conv,
+    pool,
+    stage_cuts,
+    stage_taps,
+)
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.types import Outputs
@@ -107,19 +117,31 @@ class MobileNetV2(nnx.Module):
         self.bn2 = BatchNorm(last, rngs=rngs)
         self.fc = nnx.Linear(last, classes, rngs=rngs)
         self.taps = (*stage_taps(1 + len(STAGES)), "final")
+        *stages, pooled = stage_cuts(1 + len(STAGES))
+        self.cuts = (*stages, "final", pooled)
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        check_channels(image, self.channels_in)
-        features = {"stage0.pre": self.bn1(self.conv1(image))}
-        x = features["stage0"] = self.activation(features["stage0.pre"])
-        for i, stage in enumerate(self.stages, 1):
-            for block in stage:
-                x = block(x)
-            features[f"stage{i}"] = features[f"stage{i}.pre"] = x
-        x = features["final"] = self.activation(self.bn2(self.conv2(x)))
-        pooled = features["pooled"] = x.mean((1, 2))
-        return Outputs(self.fc(pooled), features)
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps("stage0.pre", self._stem, image)
+        x = steps("stage0", self.activation, x)
+        for i, blocks in enumerate(self.stages, start=1):
+            x = steps(f"stage{i}.pre", _stage, blocks, x)
+            x = steps(f"stage{i}", unchanged, x)
+        x = steps("final", self._final, x)
+        return steps.outputs(self.fc, steps("pooled", pool, x))
+
+    def _stem(self, image: Array) -> Array:
+        return self.bn1(self.conv1(check_channels(image, self.channels_in)))
+
+    def _final(self, x: Array) -> Array:
+        return self.activation(self.bn2(self.conv2(x)))
+
+
+def _stage(blocks: Iterable[InvertedResidual], x: Array) -> Array:
+    for block in blocks:
+        x = block(x)
+    return x
 
 
 @recorded

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from jaxkd.adapters import Steps
 from jaxkd.checks import unknown_name
-from jaxkd.models.parts.blocks import BatchNorm, check_channels, conv
+from jaxkd.models.parts.blocks import BatchNorm, Image, check_channels, conv, pool
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.types import Outputs
@@ -134,7 +135,7 @@ class NASBench201(nnx.Module):
     last one after BatchNorm and ReLU, and ``pooled`` (batch, channels).
     """
 
-    taps = ("stage1", "stage2", "stage3", "pooled")
+    taps = cuts = ("stage1", "stage2", "stage3", "pooled")
 
     def __init__(
         self,
@@ -160,19 +161,22 @@ class NASBench201(nnx.Module):
         self.bn2 = BatchNorm(widths[-1], rngs=rngs)
         self.fc = nnx.Linear(widths[-1], classes, rngs=rngs)
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        check_channels(image, self.channels_in)
-        x, features = self.bn1(self.conv1(image)), {}
-        for i, cells in enumerate(self.stages, start=1):
-            for cell in cells:
-                x = cell(x)
-            if i < len(self.stages):
-                features[f"stage{i}"] = x
-                x = self.reductions[i - 1](x)
-        features["stage3"] = jax.nn.relu(self.bn2(x))
-        pooled = features["stage3"].mean((1, 2))
-        return Outputs(self.fc(pooled), {**features, "pooled": pooled})
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = image
+        for i in range(1, 4):
+            x = steps(f"stage{i}", self._stage, i, x)
+        return steps.outputs(self.fc, steps("pooled", pool, x))
+
+    def _stage(self, number: int, x: Array) -> Array:
+        if number == 1:
+            x = self.bn1(self.conv1(check_channels(x, self.channels_in)))
+        else:
+            x = self.reductions[number - 2](x)
+        for cell in self.stages[number - 1]:
+            x = cell(x)
+        return jax.nn.relu(self.bn2(x)) if number == 3 else x
 
 
 @recorded

@@ -6,10 +6,11 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from jaxkd.adapters import Steps
 from jaxkd.losses.online import one_gate_logits
-from jaxkd.models.parts.blocks import BatchNorm
+from jaxkd.models.parts.blocks import BatchNorm, Image, pool
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.vision.cnn import Stage
 from jaxkd.network import Network
@@ -48,19 +49,22 @@ class ONECNN(nnx.Module):
         self.gate_norm = BatchNorm(branches, rngs=rngs)
         self.taps = (*(f"{i}.logits" for i in range(branches)), "gate")
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
         """Return the ensemble's logits (batch, classes), the branches' and the gate."""
-        x = image
+        steps = steps or Steps()
+        return steps.outputs(self._combined, image, steps)
+
+    def _combined(self, x: Array, steps: Steps) -> Array:
         for stage in self.trunk:
             x = jax.nn.relu(stage(x))
-        gate = jax.nn.softmax(jax.nn.relu(self.gate_norm(self.gate(x.mean((1, 2))))))
+        gate = jax.nn.softmax(jax.nn.relu(self.gate_norm(self.gate(pool(x)))))
         logits = [
-            head(jax.nn.relu(branch(x)).mean((1, 2)))
-            for branch, head in zip(self.branches, self.heads, strict=True)
+            steps.tap(f"{i}.logits", head(pool(jax.nn.relu(branch(x)))))
+            for i, (branch, head) in enumerate(
+                zip(self.branches, self.heads, strict=True)
+            )
         ]
-        features = {f"{i}.logits": z for i, z in enumerate(logits)}
-        combined = one_gate_logits(jnp.stack(logits), gate)
-        return Outputs(combined, {**features, "gate": gate})
+        return one_gate_logits(jnp.stack(logits), steps.tap("gate", gate))
 
 
 @recorded

@@ -11,14 +11,19 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from jaxkd.adapters import Steps
 from jaxkd.models.parts.blocks import (
     BatchNorm,
-    Features,
+    Image,
     check_channels,
     conv,
+    pool,
+    run_blocks,
+    stage_cuts,
     stage_taps,
+    take_stage,
 )
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
@@ -167,18 +172,25 @@ class ResNet(nnx.Module):
             )
         )
         self.fc = nnx.Linear(sizes[-1], classes, rngs=rngs)
-        self.taps = stage_taps(len(sizes))
+        self.taps, self.cuts = stage_taps(len(sizes)), stage_cuts(len(sizes))
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        check_channels(image, self.channels_in)
-        features = Features()
-        x = features.stage(self.bn1(self.conv1(image)))
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = take_stage(steps, 0, self._stem, image)
         if self.large_stem:
-            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # ReLU's zeros lose
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2))
-        features.stages(x, self.layers)
-        return features.outputs(self.fc)
+            x = steps(None, _halved, x)
+        for i, blocks in enumerate(self.layers, start=1):
+            x = take_stage(steps, i, run_blocks, blocks, x)
+        return steps.outputs(self.fc, steps("pooled", pool, x))
+
+    def _stem(self, image: Array) -> Array:
+        return self.bn1(self.conv1(check_channels(image, self.channels_in)))
+
+
+def _halved(x: Array) -> Array:
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # ReLU's zeros lose
+    return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
 @recorded

@@ -11,12 +11,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps
 from jaxkd.models.parts.blocks import (
     BatchNorm,
-    Features,
+    Image,
     check_channels,
     conv,
+    pool,
+    run_blocks,
+    stage_cuts,
     stage_taps,
+    take_stage,
 )
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
@@ -110,15 +115,18 @@ class ShuffleNetV1(nnx.Module):
             for i, depth in enumerate(blocks)
         )
         self.fc = nnx.Linear(sizes[-1], classes, rngs=rngs)
-        self.taps = stage_taps(len(sizes))
+        self.taps, self.cuts = stage_taps(len(sizes)), stage_cuts(len(sizes))
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        check_channels(image, self.channels_in)
-        features = Features()
-        x = features.stage(self.bn1(self.conv1(image)))
-        features.stages(x, self.layers)
-        return features.outputs(self.fc)
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = take_stage(steps, 0, self._stem, image)
+        for i, blocks in enumerate(self.layers, start=1):
+            x = take_stage(steps, i, run_blocks, blocks, x)
+        return steps.outputs(self.fc, steps("pooled", pool, x))
+
+    def _stem(self, image: Array) -> Array:
+        return self.bn1(self.conv1(check_channels(image, self.channels_in)))
 
 
 class BlockV2(nnx.Module):
@@ -198,16 +206,21 @@ class ShuffleNetV2(nnx.Module):
         self.conv2 = conv(sizes[-1], last, 1, rngs=rngs)
         self.bn2 = BatchNorm(last, rngs=rngs)
         self.fc = nnx.Linear(last, classes, rngs=rngs)
-        self.taps = stage_taps(len(sizes))
+        self.taps, self.cuts = stage_taps(len(sizes)), stage_cuts(len(sizes))
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        check_channels(image, self.channels_in)
-        features = Features()
-        x = features.stage(self.bn1(self.conv1(image)))
-        x = features.stages(x, self.layers)
-        pooled = jax.nn.relu(self.bn2(self.conv2(x))).mean((1, 2))
-        return Outputs(self.fc(pooled), {**features.found, "pooled": pooled})
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = take_stage(steps, 0, self._stem, image)
+        for i, blocks in enumerate(self.layers, start=1):
+            x = take_stage(steps, i, run_blocks, blocks, x)
+        return steps.outputs(self.fc, steps("pooled", self._pooled, x))
+
+    def _stem(self, image: Array) -> Array:
+        return self.bn1(self.conv1(check_channels(image, self.channels_in)))
+
+    def _pooled(self, x: Array) -> Array:
+        return pool(jax.nn.relu(self.bn2(self.conv2(x))))
 
 
 @recorded

@@ -9,6 +9,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps
+from jaxkd.models.parts.blocks import Image
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import (
     MLP,
@@ -239,21 +241,23 @@ class Swin(nnx.Module):
         self.norm = layer_norm(width, EPSILON, rngs=rngs)
         self.head = linear(width, classes, axes=("embed", "vocabulary"), rngs=rngs)
         stages = (f"stage{i}" for i in range(1, 5))
-        self.taps = ("embed", *stages, "final", "pooled")
+        self.taps = self.cuts = ("embed", *stages, "final", "pooled")
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        x = self.norm0(self.patches(image))
-        features = {"embed": x}
-        for i, stage in enumerate(self.stages):
-            if i:
-                x = self.merging[i - 1](x)
-            for block in stage:
-                x = block(x)
-            features[f"stage{i + 1}"] = x
-        x = self.norm(x)
-        pooled = x.mean(1)
-        return Outputs(self.head(pooled), {**features, "final": x, "pooled": pooled})
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps("embed", lambda image: self.norm0(self.patches(image)), image)
+        for i in range(1, 5):
+            x = steps(f"stage{i}", self._stage, i, x)
+        x = steps("final", self.norm, x)
+        return steps.outputs(self.head, steps("pooled", lambda x: x.mean(1), x))
+
+    def _stage(self, number: int, x: Array) -> Array:
+        if number > 1:
+            x = self.merging[number - 2](x)
+        for block in self.stages[number - 1]:
+            x = block(x)
+        return x
 
 
 @recorded

@@ -8,14 +8,18 @@ from collections.abc import Sequence
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from jaxkd.adapters import Steps
 from jaxkd.models.parts.blocks import (
     BatchNorm,
-    Features,
+    Image,
     check_channels,
     conv,
+    pool,
+    stage_cuts,
     stage_taps,
+    take_stage,
 )
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
@@ -66,17 +70,17 @@ class VGG(nnx.Module):
             for i in range(len(channels))
         )
         self.fc = nnx.Linear(sizes[-1], classes, rngs=rngs)
-        self.taps = stage_taps(len(channels))
+        self.taps, self.cuts = stage_taps(len(channels)), stage_cuts(len(channels))
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        check_channels(image, self.channels_in)
-        features, x = Features(), image
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps(None, check_channels, image, self.channels_in)
         for i, stage in enumerate(self.stages):
-            x = features.stage(stage(x))
+            x = take_stage(steps, i, stage, x)
             if i < 3:
-                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
-        return features.outputs(self.fc)
+                x = steps(None, nnx.max_pool, x, (2, 2), (2, 2))
+        return steps.outputs(self.fc, steps("pooled", pool, x))
 
 
 @recorded

@@ -12,6 +12,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.adapters import Steps, Tap, unchanged
+from jaxkd.models.parts.blocks import Image
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import (
     MLP,
@@ -81,13 +83,13 @@ class Block(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "batch tokens width"]
-    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
-        """Return the block's output, and the attention's before it was added."""
-        attended = self.attention(self.norm1(x))
+        self, x: Float[Array, "batch tokens width"], tap: Tap = unchanged
+    ) -> Float[Array, "batch tokens width"]:
+        """Return the block's output; ``tap`` gets what the attention adds."""
+        attended = tap(self.attention(self.norm1(x)))
         x = x + (attended if self.drop is None else self.drop(attended))
         y = self.mlp(self.norm2(x))
-        return x + (y if self.drop is None else self.drop(y)), attended
+        return x + (y if self.drop is None else self.drop(y))
 
 
 class ViT(nnx.Module):
@@ -137,24 +139,30 @@ class ViT(nnx.Module):
             *("final", "pooled"),
             *(("distillation_logits",) if distilled else ()),
         )
+        # Two heads read two tokens, so that one token's features are no cut.
+        self.cuts = ("embed", *blocks, "final", *(() if distilled else ("pooled",)))
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every block."""
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps("embed", self._embed, image)
+        for i, block in enumerate(self.blocks):
+            x = steps(f"block{i}", block, x, partial(steps.tap, f"block{i}.attn"))
+        x = steps("final", self.norm, x)
+        if self.distillation_head is None:
+            return steps.outputs(self.head, steps("pooled", lambda x: x[:, 0], x))
+        return steps.outputs(self._two_heads, x, steps)
+
+    def _embed(self, image: Array) -> Array:
         x = self.patches(image)
         prefix = self.prefix[...].astype(x.dtype)
         x = jnp.concatenate([jnp.tile(prefix, (len(x), 1, 1)), x], axis=1)
-        x = x + self.positions[...].astype(x.dtype)
-        features = {"embed": x}
-        for i, block in enumerate(self.blocks):
-            x, attended = block(x)
-            features |= {f"block{i}": x, f"block{i}.attn": attended}
-        x = self.norm(x)
-        features |= {"final": x, "pooled": x[:, 0]}
-        logits = self.head(x[:, 0])
-        if self.distillation_head is not None:
-            second = features["distillation_logits"] = self.distillation_head(x[:, 1])
-            logits = (logits + second) / 2 if self.deterministic else logits
-        return Outputs(logits, features)
+        return x + self.positions[...].astype(x.dtype)
+
+    def _two_heads(self, x: Array, steps: Steps) -> Array:
+        logits = self.head(steps.tap("pooled", x[:, 0]))
+        second = steps.tap("distillation_logits", self.distillation_head(x[:, 1]))
+        return (logits + second) / 2 if self.deterministic else logits
 
 
 @recorded

@@ -1,13 +1,22 @@
 """Wide residual networks (Zagoruyko and Komodakis 2016, arXiv:1605.07146) for CIFAR."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxkd.models.parts.blocks import BatchNorm, check_channels, conv, stage_taps
+from jaxkd.adapters import Steps, Tap, unchanged
+from jaxkd.models.parts.blocks import (
+    BatchNorm,
+    Image,
+    check_channels,
+    conv,
+    pool,
+    stage_taps,
+)
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
 from jaxkd.types import Outputs
@@ -82,22 +91,33 @@ class WideResNet(nnx.Module):
         self.bn1 = BatchNorm(widths[-1], rngs=rngs)
         self.fc = nnx.Linear(widths[-1], classes, rngs=rngs)
         self.taps = stage_taps(len(widths))
+        # The other stages' normalised maps are beside their sums, which go on too.
+        sums = (f"stage{i}" for i in range(1, 4))
+        self.cuts = ("stage0", "stage0.pre", *sums, "stage3.pre", "pooled")
 
-    def __call__(self, image: Float[Array, "batch height width channels"]) -> Outputs:
-        """Return logits (batch, classes) and every stage."""
-        check_channels(image, self.channels_in)
-        x = self.conv1(image)
-        features = {"stage0": x, "stage0.pre": x}
-        for i, layer in enumerate(self.layers):
-            for j, block in enumerate(layer):
-                normal = block.bn1(x)
-                if i > 0 and j == 0:
-                    features[f"stage{i}.pre"] = normal
-                x = block(x, normal)
-            features[f"stage{i + 1}"] = x
-        features["stage3.pre"] = self.bn1(x)
-        pooled = jax.nn.relu(features["stage3.pre"]).mean((1, 2))
-        return Outputs(self.fc(pooled), {**features, "pooled": pooled})
+    def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
+        """Return logits (batch, classes), and the features asked for."""
+        steps = steps or Steps()
+        x = steps(None, check_channels, image, self.channels_in)
+        x = steps("stage0", self.conv1, x)
+        x = steps("stage0.pre", unchanged, x)
+        for i, blocks in enumerate(self.layers):
+            tap = partial(steps.tap, f"stage{i}.pre") if i else unchanged
+            x = steps(f"stage{i + 1}", _stage, blocks, x, tap)
+        x = steps("stage3.pre", self.bn1, x)
+        return steps.outputs(self.fc, steps("pooled", _pooled, x))
+
+
+def _stage(blocks: Sequence[Block], x: Array, tap: Tap) -> Array:
+    first, *others = blocks
+    x = first(x, tap(first.bn1(x)))
+    for block in others:
+        x = block(x, block.bn1(x))
+    return x
+
+
+def _pooled(x: Array) -> Array:
+    return pool(jax.nn.relu(x))
 
 
 @recorded

@@ -7,6 +7,7 @@ keys and values (AcrossKV), which makes the cache smaller.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.adapters import Steps, Tap
 from jaxkd.models.language.cache import KVCache, attend
 from jaxkd.models.language.llama_blocks import (
     Block,
@@ -25,10 +27,20 @@ from jaxkd.models.language.llama_blocks import (
     normal,
     run_blocks,
 )
-from jaxkd.models.language.sequence import READS, open_cache, sequence, token_ids
-from jaxkd.models.parts.linear import on_rows
+from jaxkd.models.language.sequence import (
+    READS,
+    open_cache,
+    sequence,
+    token_ids,
+    vocabulary_outputs,
+)
 from jaxkd.models.parts.recorded import recorded
-from jaxkd.models.parts.stack import block_kinds, block_taps, stacked
+from jaxkd.models.parts.stack import (
+    block_taps,
+    keep_scanned,
+    stacked,
+    tap_scanned,
+)
 from jaxkd.network import Network
 from jaxkd.sharding.axes import constrain, declare
 from jaxkd.types import Outputs
@@ -105,12 +117,12 @@ class LateBlock(nnx.Module):
         self.mlp = GatedMLP(config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch kept width"], *attended_to: Any
-    ) -> tuple[Float[Array, "batch kept width"], Float[Array, "batch kept width"]]:
-        """Return the output, and the attention's before it was added."""
-        attended = self.attention(self.attention_norm(x), *attended_to)
+        self, x: Float[Array, "batch kept width"], tap: Tap, *attended_to: Any
+    ) -> Float[Array, "batch kept width"]:
+        """Return the output; ``tap`` gets what the attention adds."""
+        attended = tap(self.attention(self.attention_norm(x), *attended_to))
         x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), attended
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class SwiftLlama(nnx.Module):
@@ -147,7 +159,7 @@ class SwiftLlama(nnx.Module):
         self.taps = ("embed", *blocks, "final", "head", "cache")
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, taps: tuple[str, ...] = ()
+        self, inputs: Mapping[str, Any], *, steps: Steps | None = None
     ) -> Outputs:
         """Return logits (batch, length, vocabulary), and the features asked for.
 
@@ -155,39 +167,32 @@ class SwiftLlama(nnx.Module):
             inputs: as `Llama` reads them. Tokens that are not among
                 ``logits_to_keep`` (none of a prompt's chunk but its last has any) leave
                 only their keys and values to the late blocks.
-            taps: see the class.
+            steps: of the forward pass.
 
         Raises:
             ValueError: as `jaxkd.models.language.llama.Llama`.
         """
-        ids, config = token_ids(inputs), self.config
-        kept, length = inputs.get("logits_to_keep"), ids.shape[1]
-        x = self.embed.embedding[...][ids]
+        steps, config = steps or Steps(), self.config
+        x = steps.tap("embed", self.embed.embedding[...][token_ids(inputs)])
+        kept, length = inputs.get("logits_to_keep"), x.shape[1]
         cached = self.kv_layers + (config.layers - self.kv_layers) // self.group
-        wanted = taps if kept is None else (*taps, "cache")
-        sizes = cached, config.kv_heads, config.head_dim, x.dtype
-        cache = open_cache(inputs, wanted, *sizes)
-        tokens = sequence(inputs, cache, config.window)
-        features: dict[str, Any] = {"embed": x}
-        x, cache, found = run_blocks(config, self.early, x, tokens, cache, taps)
-        features |= found
+        wanted = steps.taps if kept is None else (*steps.taps, "cache")
+        sizes = cached, config.kv_heads, config.head_dim
+        cache = open_cache(inputs, x, wanted, *sizes)
+        tokens = sequence(inputs, x.shape, cache, config.window)
+        x, cache = run_blocks(config, self.early, x, tokens, cache, steps)
 
         visible, positions = tokens.visible, tokens.positions
         if kept is not None and cache is not None:
             positions = positions[:, kept]
             visible = cache.visible(length, config.window, kept)
         at = positions, tokens.segments, visible
-        x, cache, found = self._late(x, kept, tokens.positions, at, cache, taps)
-        features |= found
-        x = self.norm(x)
-        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
-        head = head.astype(x.dtype)
-        logits = on_rows(lambda x: x @ head, x)
-        logits = constrain(logits, "batch", None, "vocabulary")
-        features |= {"final": x, "head": head}
+        x, cache = self._late(x, kept, tokens.positions, at, cache, steps)
         if cache is not None:
-            features["cache"] = cache.passed(length)
-        return Outputs(logits, {tap: features[tap] for tap in taps})
+            steps.tap("cache", cache.passed(length))
+        x = steps.tap("final", self.norm(x))
+        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
+        return vocabulary_outputs(steps, x, head)
 
     def _late(
         self,
@@ -196,9 +201,9 @@ class SwiftLlama(nnx.Module):
         positions: Int[Array, "batch length"],
         at: tuple[Array, Array | None, Array | None],
         cache: KVCache | None,
-        taps: tuple[str, ...],
-    ) -> tuple[Array, KVCache | None, dict[str, Array]]:
-        """Return the features of kept tokens after the late blocks, cache and taps.
+        steps: Steps,
+    ) -> tuple[Array, KVCache | None]:
+        """Return the features of kept tokens after the late blocks, and the cache.
 
         Args:
             x: features of all tokens.
@@ -207,9 +212,10 @@ class SwiftLlama(nnx.Module):
             at: positions of the kept tokens, segments of all, and the slots that the
                 kept tokens see.
             cache: whose last layers are the groups', or None.
-            taps: of the network.
+            steps: of the forward pass.
         """
-        config, group, kinds = self.config, self.group, block_kinds(taps)
+        config, group = self.config, self.group
+        names = block_taps(config.layers, "")
         source = self.shared_norm(x)
         x = x if kept is None else x[:, kept]
         here, segments, visible = at
@@ -226,17 +232,23 @@ class SwiftLlama(nnx.Module):
                 if visible is not None:
                     key, value = cache.layer(layer)
 
-            def run_block(x: Array, block: Any) -> tuple[Array, dict[str, Array]]:
+            first = self.kv_layers + group * (layer - self.kv_layers)
+
+            def run_block(x: Array, scanned: Any) -> tuple[Array, dict[str, Array]]:
+                (block, i), found = scanned, {}
+
+                def tap(kind: str, value: Array) -> Array:
+                    return tap_scanned(steps, names, kind, first + i, value, found)
+
                 x = constrain(x, "batch", "length", None)
-                x, attended = nnx.merge(late_graph, block)(
-                    x, here, key, value, segments, visible
+                x = nnx.merge(late_graph, block)(
+                    x, partial(tap, ".attn"), here, key, value, segments, visible
                 )
-                found = {"": x, ".attn": attended}
-                return x, {kind: found[kind] for kind in kinds}
+                return tap("", x), found
 
             body = jax.checkpoint(run_block) if config.remat else run_block
             unroll = 1 if config.scan else group
-            x, found = jax.lax.scan(body, x, blocks, unroll=unroll)
+            x, found = jax.lax.scan(body, x, (blocks, jnp.arange(group)), unroll=unroll)
             return (x, cache), found
 
         layers = self.kv_layers + jnp.arange(groups)
@@ -246,16 +258,11 @@ class SwiftLlama(nnx.Module):
             (shared, late, layers),
             unroll=1 if config.scan else groups,
         )
-        return (
-            x,
-            cache,
-            {
-                f"block{self.kv_layers + group * i + j}{kind}": y[i, j]
-                for kind, y in found.items()
-                for i in range(groups)
-                for j in range(group)
-            },
-        )
+        late_blocks = range(self.kv_layers, config.layers)
+        for kind, values in found.items():
+            flat = values.reshape(-1, *values.shape[2:])
+            keep_scanned(steps, names, kind, late_blocks, flat)
+        return x, cache
 
 
 @recorded
