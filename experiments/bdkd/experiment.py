@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.baselines.experiment import shrunk
 from experiments.bdkd.config import PAPER_PAIRS, TABLES, Config, Table
 from experiments.bdkd.config import PRESETS as PRESETS
+from experiments.common.classification import shrunk
 from experiments.common.training import (
     Task,
     build,
