@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from experiments.common.configs import OptimizerConfig, choose
@@ -250,14 +249,12 @@ def language_programs(
     """Return ``config ->`` the step of each of its rows, and its batch's shapes."""
 
     def full_scale(config: LanguageConfig) -> dict[str, tuple[Program, Batch]]:
-        corpus = config.corpus
-        student, teacher = config.networks(corpus.vocabulary)
-        tokens = jax.ShapeDtypeStruct((corpus.batch_size, corpus.length), jnp.int32)
+        student, teacher = config.networks(config.corpus.vocabulary)
         bits = config.teacher_bits and f" {config.teacher_bits}"
         return {
             f"{config.teacher}{bits}, {config.student}, {name}": (
                 row(config, student, config.frozen(teacher)),
-                {"input_ids": tokens, "label": tokens},
+                config.corpus.batch(),
             )
             for name, row in choose("method", config.methods, rows).items()
         }

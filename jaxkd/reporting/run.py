@@ -172,8 +172,10 @@ class Run:
         name = f"{_name(arm, task)}/seed{seed}"
         if arm.program is None:
             raise ValueError(f"arm {arm.name!r} has no program: it is trained already")
-        with Clock(self.folder / name) as clock:
-            state, _ = self.fit(arm.program, task, seed, self.folder / name, name)
+        # Its row may be a part of that name too, whose clock does not go on from here.
+        folder = self.folder / name / "training"
+        with Clock(folder) as clock:
+            state, _ = self.fit(arm.program, task, seed, folder, name)
             network = arm.deployed.with_variables(arm.variables(state))
             seconds = clock.seconds
         return replace(arm, program=None, deployed=network, seconds=seconds)
