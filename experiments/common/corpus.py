@@ -124,8 +124,14 @@ class Corpus:
             name: of the row.
             seed: of the weights and the order of the windows.
         """
-        program = distill(network, None, cross_entropy(), optimizer.build(steps))
-        return run.teacher(Arm(name, program, network), self.task("", steps), seed)
+        arm = learner(name, network, optimizer, steps)
+        return run.teacher(arm, self.task("", steps), seed)
+
+
+def learner(name: str, network: Network, optimizer: OptimizerConfig, steps: int) -> Arm:
+    """Return the row of a network that learns from the text alone."""
+    program = distill(network, None, cross_entropy(), optimizer.build(steps))
+    return Arm(name, program, network)
 
 
 def read(network: Network, folder: str) -> Arm:
