@@ -18,8 +18,9 @@ from jaxkd.reporting.results import read_results
 def finished(tmp_path_factory):
     """Run two methods for two epochs with two seeds."""
     folder = tmp_path_factory.mktemp("cli")
-    arguments = "run baselines --preset small --seeds 2 --epochs 2 --teacher-epochs 1"
-    arguments += f" --methods cross_entropy mlp/kd --folder {folder}/run"
+    arguments = "run baselines --preset small --seeds 2 --task.epochs 2"
+    arguments += " --teacher-epochs 1 --methods cross_entropy mlp/kd"
+    arguments += f" --folder {folder}/run"
     assert main(arguments.split()) == 0
     return folder
 
@@ -27,7 +28,7 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_run_writes_results_report_and_students(finished, capsys):
     results = read_results(finished / "run" / "results.json")
-    assert results.config["epochs"] == 2
+    assert results.config["task"]["epochs"] == 2
     rows = {(r.setting, r.method, r.seed) for r in results.records}
     assert rows == {
         ("mlp", "teacher", 0),
@@ -114,11 +115,20 @@ def test_a_network_of_text_is_exported_without_a_program(tmp_path):
         ("show baseline", "did you mean 'baselines'"),
         ("run baselines --preset smal", "did you mean 'small'"),
         ("run baselines --seeds 0", "--seeds must be at least 1"),
-        ("run baselines --dataset digit --folder {tmp}/a", "did you mean 'digits'"),
-        ("run baselines --methods kdd --folder {tmp}/b --teacher-epochs 1", "'kdd'"),
-        ("run baselines --epochs 2 --commit-results", "for preset 'small' as it is"),
+        (
+            "run baselines --task.dataset digit --folder {tmp}/a",
+            "did you mean 'digits'",
+        ),
+        ("run baselines --methods kdd --folder {tmp}/b", "'kdd'"),
+        (
+            "run baselines --task.epochs 2 --commit-results",
+            "for preset 'small' as it is",
+        ),
         ("run baselines --folder {tmp}", "exists: go on with it by `jaxkd resume"),
-        ("run baselines --dataset mnist --folder {tmp}/c", "JAXKD_DATA is not set"),
+        (
+            "run baselines --task.dataset mnist --folder {tmp}/c",
+            "JAXKD_DATA is not set",
+        ),
         ("report baselines --results {tmp}/none.json", "none.json"),
         ("resume {tmp}", "not the folder of a run"),
         ("export {tmp} --to {tmp}/x", "no trained student"),
@@ -128,14 +138,11 @@ def test_mistakes_get_one_line_with_the_remedy(
     arguments, message, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.delenv("JAXKD_DATA", raising=False)
-    if "kdd" in arguments:
-        arguments += " --epochs 1"
     assert main(arguments.format(tmp=tmp_path).split()) == 1
     captured = capsys.readouterr()
     assert message in captured.err.replace("\n", " ")
     assert "Traceback" not in captured.err
-    if "kdd" not in arguments:
-        assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

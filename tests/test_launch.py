@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "tpu" / "launch.py"
 RUN = (
     *("run", "baselines", "--preset", "demo", "--seeds", "1", "--pairs", "mlp"),
-    *("--methods", "cross_entropy", "kd", "--epochs", "2", "--teacher-epochs", "1"),
+    *(
+        "--methods",
+        "cross_entropy",
+        "kd",
+        "--task.epochs",
+        "2",
+        "--teacher-epochs",
+        "1",
+    ),
 )
 
 

@@ -31,20 +31,22 @@ def modules() -> list[tuple[str, bool]]:
 
 
 def exports(name: str) -> list[str]:
-    """Return a package's own functions and classes, and its ``import x as x``."""
+    """Return directives for what a package has by ``import x as x``."""
+    module = importlib.import_module(name)
     found = []
-    for node in ast.parse(inspect.getsource(importlib.import_module(name))).body:
-        if isinstance(node, ast.ImportFrom):
-            found += [alias.name for alias in node.names if alias.asname == alias.name]
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found += [node.name] * (not node.name.startswith("_"))
+    for node in ast.parse(inspect.getsource(module)).body:
+        for alias in node.names if isinstance(node, ast.ImportFrom) else []:
+            if alias.asname == alias.name:
+                value = getattr(module, alias.name)
+                kind = "class" if inspect.isclass(value) else "function"
+                found.append(f"\n.. auto{kind}:: {name}.{alias.name}")
     return found
 
 
 def restore_docstring(app: Sphinx, what: str, name: str, obj: Any, *rest: Any) -> None:
     """Give a method's module its own docstring: it has that of its constructor."""
     if what == "module" and hasattr(obj, "__wrapped__"):
-        own = ast.get_docstring(ast.parse(inspect.getsource(obj))) or ""
+        own = ast.get_docstring(ast.parse(Path(obj.__file__).read_text())) or ""
         lines = rest[-1]
         lines[:] = own.split("\n")
 
@@ -54,15 +56,16 @@ def write_reference(app: Sphinx) -> None:
     lines = [HEAD]
     for name, package in modules():
         lines.append(f"{'##' if name.count('.') == 1 else '###'} {name}\n")
-        option = "\n   :no-members:" if package else ""
-        if name.startswith("jaxkd.kernels.") and package:
-            option = f"\n   :members: {', '.join(exports(name))}"
+        kernel = name.startswith("jaxkd.kernels.")
+        option = "\n   :no-members:" if package and not kernel else ""
+        option += "".join(exports(name)) if kernel else ""
         lines.append(f"```{{eval-rst}}\n.. automodule:: {name}{option}\n```\n")
     (Path(app.srcdir) / "api.md").write_text("\n".join(lines))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("builder-inited", write_reference)
     app.connect("autodoc-process-docstring", restore_docstring)
     return {"parallel_read_safe": True}

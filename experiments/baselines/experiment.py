@@ -8,41 +8,31 @@ half their resolution: ResNets, and a ResNet that teaches a vision transformer.
 ``paper`` is the benchmarks' protocol: CIFAR-100, 240 epochs, nine pairs.
 """
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
+import jaxkd
 from experiments.baselines.config import PRESETS, Config
-from experiments.baselines.networks import (
-    PAIRS,
-    PAPER_PAIRS,
-    classifier,
-    stage_norms,
-)
-from experiments.baselines.paper import PAPER as PAPER  # the report's column
-from experiments.baselines.recipes import Pair, Recipe, logit_recipes, stage_recipes
-from experiments.common.training import (
-    NetworkSpec,
-    Task,
-    adam_cosine,
-    build,
-    sgd_milestones,
-    teacher_records,
-    train_on_labels,
-    train_students,
-    transforms,
-)
-from jaxkd import data, models
+from experiments.baselines.networks import PAIRS, PAPER_PAIRS, PairSpec
+from experiments.baselines.paper import PAPER
+from experiments.baselines.recipes import Pair, Recipes, recipes
+from experiments.common.classification import Classification, image_batch
+from experiments.common.configs import choose
+from experiments.common.pairs import networks
 from jaxkd.checks import unknown_name
-from jaxkd.evaluation.classification import example_labels, predictor
+from jaxkd.evaluation.classification import example_labels
 from jaxkd.network import Network
 from jaxkd.reporting.claims import all_of, contrast
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.quantities import cell
-from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Arm, Run, Task
+from jaxkd.types import Batch, Method, Program
 
 WATCHED = {
     "mlp": ("rkd", "pkt", "cc", "crd"),
@@ -97,174 +87,128 @@ CLAIMS = [
 ]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One pair's part of a run."""
-
-    setting: str
-    config: Config
-    dataset: data.Dataset
-    seeds: Sequence[int]
-    run: Run
-
-    def task(self, source: data.Examples, epochs: int, learning_rate: float) -> Task:
-        """Return the training of the teacher or of students."""
-        config = self.config
-        train, test = transforms(self.dataset, config.augment, 4 // config.shrink)
-        return Task(
-            setting=self.setting,
-            train=source,
-            test=self.dataset.test,
-            epochs=epochs,
-            batch_size=config.batch_size,
-            optimizer=self.optimizer(learning_rate, epochs),
-            transform=train,
-            test_transform=test,
-            evaluate_every=config.evaluate_every,
-        )
-
-    def optimizer(self, learning_rate: float, epochs: int):
-        """Return ``steps ->`` the configuration's optimizer and decay of the rate."""
-        config = self.config
-        if config.optimizer == "adam":
-            return adam_cosine(learning_rate)
-        if config.optimizer != "sgd":
-            raise ValueError(
-                unknown_name("optimizer", config.optimizer, ["adam", "sgd"])
-            )
-        rate = PAIRS[self.setting].learning_rate * learning_rate
-        return sgd_milestones(rate, config.weight_decay, config.milestones, epochs)
+def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+    """Yield every pair's teacher, and its students by all methods that apply."""
+    images = config.task.load(config.optimizer)
+    # All names are looked up before anything is trained.
+    pairs = [
+        lessons(config, run, name, spec, images)
+        for name, spec in choose("pair", config.pairs, PAIRS).items()
+    ]
+    for name, mine, teacher, rows in pairs:
+        yield teacher(), mine.task(name)
+        task = mine.task(name, mine.logits(teacher().deployed))
+        for method, make in rows.items():
+            yield replace(make(), name=method), task
 
 
-def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train the teachers and all students, and return the records."""
-    for pair in config.pairs:
-        if pair not in PAIRS:
-            raise ValueError(unknown_name("pair", pair, PAIRS))
-    dataset = load_dataset(config)
-    jobs = [Job(pair, config, dataset, seeds, run) for pair in config.pairs]
-    return [record for job in jobs for record in run_pair(job)]
-
-
-def load_dataset(config: Config) -> data.Dataset:
-    """Return the data set with its test part cut and its images averaged down."""
-    found = data.load(config.dataset)
-    train, test = found.train, found.test
-    if config.test_examples:
-        test = test.subset(config.test_examples)
-    if config.shrink > 1:
-        train, test = (shrunk(source, config.shrink) for source in (train, test))
-    return replace(found, train=train, test=test)
-
-
-def shrunk(source: data.Source, by: int) -> data.Source:
-    """Return a source with every image averaged down."""
-    image = source.arrays["image"]
-    n, height, width, channels = image.shape
-    blocks = image.reshape(n, height // by, by, width // by, by, channels)
-    small = blocks.mean((2, 4))
-    if np.issubdtype(image.dtype, np.integer):
-        small = small.round()
-    small = small.astype(image.dtype)
-    name = f"{source.name}/{height // by}x{width // by}"
-    return data.Source(name, {**source.arrays, "image": small}, source.classes)
-
-
-def run_pair(job: Job) -> list[Record]:
-    """Return one pair's records: the teacher's, then every method's."""
-    config, dataset, spec = job.config, job.dataset, PAIRS[job.setting]
-    source = dataset.train
-    if config.train_examples:
-        source = source.subset(config.train_examples)
-    task = job.task(source, config.epochs, config.learning_rate)
-    student, teacher = (build(s, source.classes) for s in (spec.student, spec.teacher))
-    started = time.perf_counter()
+def lessons(
+    config: Config, run: Run, name: str, spec: PairSpec, images: Classification
+) -> tuple[str, Classification, Callable[[], Arm], Recipes]:
+    """Return a pair's name, its students' images, its teacher, and its rows."""
+    share = spec.learning_rate
+    mine = replace(images, optimizer=config.optimizer.scaled(share))
+    mine = mine.subset(config.train_examples)
+    learnt = replace(
+        images,
+        epochs=config.teacher_epochs,
+        optimizer=config.teacher_optimizer.scaled(share),
+    )
+    student, network = networks(spec, images.classes)
+    kind, arguments = spec.teacher
     # Pairs of the same teacher share it.
-    variables = train_on_labels(
-        job.run,
-        job.task(dataset.train, config.teacher_epochs, config.teacher_learning_rate),
-        teacher,
-        f"teacher-{'-'.join(map(str, _flat(spec.teacher)))}",
-    )
-    seconds = time.perf_counter() - started
-    predict = predictor(teacher, dataset.test, transform=task.test_transform)
-    teacher_logits = predict(variables)
-    records = teacher_records(task, teacher_logits, seconds)
+    place = "-".join([kind, *(str(v).replace(" ", "") for v in arguments.values())])
 
-    def peer() -> Network:
-        found = train_on_labels(
-            job.run, task, student, f"{job.setting}/student-on-labels"
-        )
-        return student.with_variables(found)
+    @functools.cache
+    def teacher() -> Arm:
+        return learnt.teacher(run, network, place)
 
-    branched = spec.branched
+    def train(
+        what: str,
+        network: Network,
+        method: Method,
+        optimizer: optax.GradientTransformation | None = None,
+        epochs: int = 0,
+    ) -> Network:
+        some = replace(mine, epochs=epochs or mine.epochs)
+        optimizer = optimizer or some.optimizer.build(some.steps, some.epochs)
+        program = jaxkd.distill(network, None, method, optimizer)
+        return run.teacher(Arm(what, program, network), some.task(name)).deployed
+
+    image = mine.test.take(np.arange(1))["image"]
     pair = Pair(
-        student=student,
-        teacher=teacher.with_variables(variables),
-        classifier=classifier(variables),
-        norms=stage_norms(spec.teacher, variables, spec.stages),
-        peer=peer,
-        labels=example_labels(source),
-        batches=lambda epochs: task.batches(seed=0, epochs=epochs),
-        steps_per_epoch=task.steps_per_epoch,
-        warmup_epochs=config.warmup_epochs,
-        stage_one_epochs=config.stage_one_epochs,
-        stages=spec.stages,
-        branched=None
-        if branched is None
-        else models.one_cnn(classes=source.classes, **branched),
-        dkd_beta=spec.dkd_beta,
+        spec,
+        student,
+        lambda: teacher().deployed,
+        train,
+        mine.optimizer.build(mine.steps, mine.epochs),
+        example_labels(mine.train),
+        jax.ShapeDtypeStruct(image.shape, jnp.float32),
+        mine.steps_per_epoch,
+        config.warmup_epochs,
+        config.stage_one_epochs,
     )
-    recipes = logit_recipes(pair)
-    if pair.stages:
-        recipes |= stage_recipes(pair, seed=0)
-    for method in wanted(job, recipes):
-        recipe = recipes[method]()
-        records += train_students(
-            job.run,
-            task,
-            method,
-            task.distill(recipe.student, recipe.teacher, recipe.method),
-            recipe.deployed,
-            job.seeds,
-            teacher_logits=teacher_logits,
-            measure=watch(recipe),
-        )
-    return records
+    rows = recipes(pair)
+    return name, mine, teacher, {row: rows[row] for row in wanted(config, name, rows)}
 
 
-def watch(recipe: Recipe) -> Callable[[Any, list[dict]], dict[str, float]]:
-    """Return what is measured of a method whose own loss should fall."""
-
-    def measure(state: Any, history: list[dict]) -> dict[str, float]:
-        if not recipe.watched:
-            return {}
-        name = f"train_{recipe.watched}"
-        return {"first_loss": history[0][name], "last_loss": history[-1][name]}
-
-    return measure
-
-
-def _flat(spec: NetworkSpec) -> list:
-    name, arguments = spec
-    return [name, *(str(v).replace(" ", "") for v in arguments.values())]
-
-
-def wanted(job: Job, recipes: Iterable[str]) -> list[str]:
+def wanted(config: Config, name: str, rows: Iterable[str]) -> list[str]:
     """Return the configuration's methods for a pair.
 
     Raises:
         ValueError: one that does not apply to the pair, or to no pair.
     """
-    if not job.config.methods:
-        return list(recipes)
+    if not config.methods:
+        return list(rows)
     found = []
-    for given in job.config.methods:
+    for given in config.methods:
         pair, _, method = given.rpartition("/")
-        if pair not in ("", *job.config.pairs):
-            raise ValueError(unknown_name("pair", pair, job.config.pairs))
-        if pair in ("", job.setting):
-            if method not in recipes:
-                raise ValueError(unknown_name(f"{job.setting} method", method, recipes))
+        if pair not in ("", *config.pairs):
+            raise ValueError(unknown_name("pair", pair, config.pairs))
+        if pair in ("", name):
+            if method not in rows:
+                raise ValueError(unknown_name(f"{name} method", method, rows))
             found.append(method)
     return found
+
+
+CIFAR = {"examples": 50_000, "classes": 100}
+
+
+def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
+    """Return KD of every pair, and of one the rows that need the most beside it."""
+    size, epochs = config.task.batch_size, config.task.epochs
+    steps, batch = -(-CIFAR["examples"] // size), image_batch(size, 32)
+
+    def rows(name: str) -> Recipes:
+        spec = PAIRS[name]
+        student, teacher = networks(spec, CIFAR["classes"])
+        optimizer = config.optimizer.scaled(spec.learning_rate)
+        return recipes(
+            Pair(
+                spec,
+                student,
+                lambda: teacher,
+                lambda what, network, *_: network,
+                optimizer.build(epochs * steps, epochs),
+                np.arange(CIFAR["examples"]) % CIFAR["classes"],
+                jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32),
+                steps,
+                config.warmup_epochs,
+                config.stage_one_epochs,
+            )
+        )
+
+    named = [(pair, "kd") for pair in config.pairs]
+    named += [("resnet32x4-resnet8x4", method) for method in ("crd", "reviewkd")]
+    return {f"{pair}, {m}": (rows(pair)[m]().program, batch) for pair, m in named}
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    arms=arms,
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=full_scale,
+    seeds={"small": 5},
+)

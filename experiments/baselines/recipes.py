@@ -1,16 +1,17 @@
 """Every method of the table with the weights of its paper, for one pair of networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import optax
 
 import jaxkd
-from jaxkd import Network, networks, training
+from experiments.baselines.networks import PairSpec, classifier, stage_norms
+from jaxkd import Network, models, networks
 from jaxkd.methods import (
     ab,
     at,
@@ -45,65 +46,82 @@ from jaxkd.methods import (
     sp,
     vid,
 )
+from jaxkd.reporting.run import Arm, History
 from jaxkd.types import Method
+
+Recipes = dict[str, Callable[[], Arm]]
+"""What makes each row of a pair, by its name; nothing is trained before that."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A trained teacher and a student to train.
+    """A teacher and a student to train.
 
     Attributes:
+        spec: says which networks they are.
         student: the student's network.
-        teacher: the teacher's, with its trained variables.
-        classifier: kernel and bias of the teacher's last layer.
-        norms: (scale, bias) of the BatchNorm that makes each stage of the teacher.
-        peer: returns a student trained on the labels alone, for self-distillation.
+        teacher: returns the teacher's, with its trained variables.
+        train: ``(name, network, method, optimizer, epochs) ->`` a network trained on
+            the student's images, without a teacher; an optimizer of None is the
+            student's, and epochs of 0 are all of its.
+        optimizer: the student's.
         labels: of the training examples.
-        batches: ``epochs ->`` a few epochs of training batches, for a paraphraser.
+        image: the shape of one image in a batch.
         steps_per_epoch: of the student's training.
         warmup_epochs: in which weights rise that rise (20 of 240 in the benchmarks).
         stage_one_epochs: of AB's and FSP's first stage and the paraphraser's training
             (30 in the benchmarks).
-        stages: taps of the convolutional stages, shallow to deep; none for an MLP.
-        branched: ONE's network of the student's size, or None.
-        dkd_beta: DKD's weight of the other classes.
     """
 
+    spec: PairSpec
     student: Network
-    teacher: Network
-    classifier: tuple[Any, Any]
-    norms: Sequence[tuple[Any, Any]]
-    peer: Callable[[], Network]
+    teacher: Callable[[], Network]
+    train: Callable[..., Network]
+    optimizer: optax.GradientTransformation
     labels: np.ndarray
-    batches: Callable[[int], grain.IterDataset]
+    image: jax.ShapeDtypeStruct
     steps_per_epoch: int
     warmup_epochs: int
     stage_one_epochs: int
-    stages: tuple[str, ...]
-    branched: Network | None
-    dkd_beta: float
+
+    def arm(
+        self,
+        method: Method,
+        student: Network,
+        teacher: Network | None,
+        deployed: Network,
+        watched: str = "",
+    ) -> Arm:
+        """Return a row.
+
+        Args:
+            method: the objective.
+            student: the network trained.
+            teacher: the network learnt from.
+            deployed: the network evaluated, on the trained variables.
+            watched: the metric of the method's own loss, which should fall.
+        """
+
+        def measure(state: Any, history: History) -> dict[str, float]:
+            if not watched:
+                return {}
+            first, last = (history[i][f"train_{watched}"] for i in (0, -1))
+            return {"first_loss": first, "last_loss": last}
+
+        program = jaxkd.distill(student, teacher, method, self.optimizer)
+        return Arm("", program, deployed, measure=measure)
+
+    def taught(self, method: Method, watched: str = "") -> Arm:
+        """Return the row of the pair's student, which the teacher teaches."""
+        return self.arm(method, self.student, self.teacher(), self.student, watched)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What to train: a student, perhaps a teacher, and the objective.
-
-    Attributes:
-        method: the objective.
-        student: the network trained.
-        teacher: the network learnt from.
-        deployed: the network evaluated, on the trained variables.
-        watched: the metric of the method's own loss, which should fall.
-    """
-
-    method: Method
-    student: Network
-    teacher: Network | None
-    deployed: Network
-    watched: str | None = None
+def recipes(pair: Pair) -> Recipes:
+    """Return the rows of a pair."""
+    return logit_recipes(pair) | (stage_recipes(pair) if pair.spec.stages else {})
 
 
-def logit_recipes(pair: Pair) -> dict[str, Callable[[], Recipe]]:
+def logit_recipes(pair: Pair) -> Recipes:
     """Return the recipes that need logits or pooled features alone."""
     ce = cross_entropy()
     labels, epochs = pair.labels, (pair.steps_per_epoch, pair.warmup_epochs)
@@ -111,28 +129,29 @@ def logit_recipes(pair: Pair) -> dict[str, Callable[[], Recipe]]:
     # A data set of 100 digits leaves 90 of other classes to draw from.
     negatives = min(16384, len(labels) - int(np.bincount(labels).max()))
 
-    def from_teacher(*terms, watched=None) -> Callable[[], Recipe]:
-        return lambda: Recipe(
-            combine(*terms), pair.student, pair.teacher, pair.student, watched
-        )
+    def from_teacher(*terms, watched="") -> Callable[[], Arm]:
+        return lambda: pair.taught(combine(*terms), watched)
 
-    def alone(method: Method) -> Callable[[], Recipe]:
-        return lambda: Recipe(method, pair.student, None, pair.student)
+    def alone(method: Method) -> Callable[[], Arm]:
+        return lambda: pair.arm(method, pair.student, None, pair.student)
 
-    def peers(method: Method) -> Callable[[], Recipe]:
+    def peers(method: Method) -> Callable[[], Arm]:
         both = networks.ensemble([pair.student, pair.student], mean="logits")
         one_of_them = networks.with_logits(both, "0.logits")
-        return lambda: Recipe(method, both, None, one_of_them)
+        return lambda: pair.arm(method, both, None, one_of_them)
+
+    def from_itself() -> Arm:
+        itself = pair.train("student-on-labels", pair.student, ce)
+        method = combine((0.1, ce), (0.9, kd(4.0)))
+        return pair.arm(method, pair.student, itself, pair.student)
 
     return {
         "cross_entropy": alone(ce),
         "label_smoothing": alone(cross_entropy(0.1)),
-        "self_distillation": lambda: Recipe(
-            combine((0.1, ce), (0.9, kd(4.0))), pair.student, pair.peer(), pair.student
-        ),
+        "self_distillation": from_itself,
         "kd": from_teacher((0.1, ce), (0.9, kd(4.0))),
         "dkd": from_teacher(
-            (1.0, ce), (epoch_warmup(1.0, *epochs), dkd(4.0, 1.0, pair.dkd_beta))
+            (1.0, ce), (epoch_warmup(1.0, *epochs), dkd(4.0, 1.0, pair.spec.dkd_beta))
         ),
         "dist": from_teacher((1.0, ce), (1.0, dist(2.0, 2.0, 4.0))),
         "lskd": from_teacher((0.1, ce), (9.0, lskd(kd(2.0)))),
@@ -150,22 +169,16 @@ def logit_recipes(pair: Pair) -> dict[str, Callable[[], Recipe]]:
     }
 
 
-def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
-    """Return the recipes that need convolutional stages.
-
-    Args:
-        pair: with stages.
-        seed: of the paraphraser's training.
-    """
+def stage_recipes(pair: Pair) -> Recipes:
+    """Return the recipes that need convolutional stages."""
     ce = cross_entropy()
-    stages, last = pair.stages, pair.stages[-1]
-    before_relu = tuple(f"{stage}.pre" for stage in stages)
+    spec, stages = pair.spec, pair.spec.stages
+    last, before_relu = stages[-1], tuple(f"{stage}.pre" for stage in stages)
 
-    def added(weight, method: Method, watched: str) -> Callable[[], Recipe]:
-        terms = combine((1.0, ce), (weight, method))
-        return lambda: Recipe(terms, pair.student, pair.teacher, pair.student, watched)
+    def added(weight, method: Method, watched: str) -> Callable[[], Arm]:
+        return lambda: pair.taught(combine((1.0, ce), (weight, method)), watched)
 
-    def staged(weight: float, method: Method, watched: str) -> Callable[[], Recipe]:
+    def staged(weight: float, method: Method, watched: str) -> Callable[[], Arm]:
         """First the method alone, then cross-entropy alone."""
         switch = [pair.stage_one_epochs * pair.steps_per_epoch]
         constant = optax.constant_schedule
@@ -173,33 +186,41 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
             (optax.join_schedules([constant(0.0), constant(1.0)], switch), ce),
             (optax.join_schedules([constant(weight), constant(0.0)], switch), method),
         )
-        return lambda: Recipe(terms, pair.student, pair.teacher, pair.student, watched)
+        return lambda: pair.taught(terms, watched)
 
-    def factor_transfer() -> Recipe:
-        teacher = train_paraphraser(pair, last, seed)
-        method = combine((1.0, ce), (200.0, ft(last)))
-        return Recipe(method, pair.student, teacher, pair.student, "ft")
+    def teachers_variables() -> Any:
+        return pair.teacher().init(jax.random.key(0))
 
-    def reused_classifier() -> Recipe:
-        image = next(iter(pair.batches(1)))["image"]
-        shapes = [
-            jax.eval_shape(
-                lambda net=net: net.apply(
-                    net.init(jax.random.key(0)), image, taps=(last,)
-                )
-            )[0]
-            .features[last]
-            .shape
-            for net in (pair.student, pair.teacher)
-        ]
-        student = simkd_student(
-            pair.student,
-            last,
-            shapes[0][-1],
-            shapes[1][1:],
-            pair.classifier,
+    def overhauled() -> Arm:
+        norms = stage_norms(spec.teacher, teachers_variables(), stages)
+        return added(1e-3, ofd(before_relu, norms), "ofd")()
+
+    def factor_transfer() -> Arm:
+        channels = classifier(teachers_variables())[0].shape[0]
+        teacher = pair.train(
+            "paraphraser",
+            paraphrased(pair.teacher(), last, channels),
+            paraphraser_loss(last),
+            optax.adam(1e-2),
+            pair.stage_one_epochs,
         )
-        return Recipe(simkd(last), student, pair.teacher, student, "simkd")
+        method = combine((1.0, ce), (200.0, ft(last)))
+        return pair.arm(method, pair.student, teacher, pair.student, "ft")
+
+    def reused_classifier() -> Arm:
+        teacher = pair.teacher()
+
+        def tapped(network: Network, image: jax.Array) -> jax.Array:
+            variables = network.init(jax.random.key(0))
+            return network.apply(variables, image, taps=(last,))[0].features[last]
+
+        mine, theirs = (
+            jax.eval_shape(partial(tapped, network), pair.image).shape
+            for network in (pair.student, teacher)
+        )
+        head = classifier(teachers_variables())
+        student = simkd_student(pair.student, last, mine[-1], theirs[1:], head)
+        return pair.arm(simkd(last), student, teacher, student, "simkd")
 
     recipes = {
         "sp": added(3000.0, sp(last), "sp"),
@@ -210,7 +231,7 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
         "vid": added(1.0, vid(stages), "vid"),
         "ab": staged(1.0, ab(before_relu), "ab"),
         "fsp": staged(50.0, fsp(stages), "fsp"),
-        "ofd": added(1e-3, ofd(before_relu, pair.norms), "ofd"),
+        "ofd": overhauled,
         "reviewkd": added(
             epoch_warmup(5.0, pair.steps_per_epoch, pair.warmup_epochs),
             reviewkd(stages, before_relu, mid=64),
@@ -220,21 +241,8 @@ def stage_recipes(pair: Pair, seed: int) -> dict[str, Callable[[], Recipe]]:
         "mgd": added(7e-5, mgd(last), "mgd"),
         "cwd": added(50.0, cwd(last), "cwd"),
     }
-    if pair.branched is not None:
-        branched = pair.branched
+    if spec.branched is not None:
+        branched = models.one_cnn(classes=int(pair.labels.max()) + 1, **spec.branched)
         branch = networks.with_logits(branched, "0.logits")
-        recipes["one"] = lambda: Recipe(one(), branched, None, branch)
+        recipes["one"] = lambda: pair.arm(one(), branched, None, branch)
     return recipes
-
-
-def train_paraphraser(pair: Pair, tap: str, seed: int) -> Network:
-    """Return the teacher with a paraphraser trained on the training images."""
-    channels = pair.classifier[0].shape[0]
-    network = paraphrased(pair.teacher, tap, channels)
-    program = jaxkd.distill(network, None, paraphraser_loss(tap), optax.adam(1e-2))
-    state, _ = training.fit(
-        program,
-        pair.batches(pair.stage_one_epochs),
-        key=jax.random.key(seed),
-    )
-    return network.with_variables(state.student)

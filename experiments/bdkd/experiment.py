@@ -10,27 +10,20 @@ on the digits it also compares what single updates do to the entropies. ``paper`
 CIFAR-100 with three pairs.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.baselines.experiment import shrunk
-from experiments.bdkd.config import PAPER_PAIRS, TABLES, Config, Table
-from experiments.bdkd.config import PRESETS as PRESETS
-from experiments.common.training import (
-    Task,
-    build,
-    image_batch,
-    train_students,
-    transforms,
-)
-from jaxkd import data, distill, networks, training
-from jaxkd.checks import unknown_name
+from experiments.baselines.networks import PAIRS
+from experiments.common.classification import Classification, ImagesConfig, image_batch
+from experiments.common.configs import CIFAR_SGD, NetworkConfig, OptimizerConfig, choose
+from jaxkd import distill, networks
 from jaxkd.evaluation.classification import accuracy, example_labels, predictor
 from jaxkd.losses import (
     bdkd_loss,
@@ -42,14 +35,118 @@ from jaxkd.losses import (
 from jaxkd.methods import bdkd, cross_entropy, from_loss, kdcl
 from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Arm, History, Run, Task, Values, records, run_arms
 from jaxkd.types import Batch, Method, Program
 
-SLICE = "v5e:2x4"
 MECHANISM = "single updates"
 TAPS = ("0.logits", "1.logits")
 
+
+@dataclass(frozen=True)
+class Table:
+    """Two networks that learn one data set together.
+
+    Attributes:
+        student: the network that is deployed.
+        teacher: the larger one.
+        task: the images, and how long they are learnt.
+        optimizer: of both networks.
+        train_examples: 0 for all.
+        seeds: at most so many.
+    """
+
+    student: NetworkConfig
+    teacher: NetworkConfig
+    task: ImagesConfig
+    optimizer: OptimizerConfig
+    train_examples: int = 0
+    seeds: int = 3
+
+    def ensemble(self, classes: int) -> Network:
+        """Return both networks as one, the student first."""
+        members = [net.build(classes) for net in (self.student, self.teacher)]
+        return networks.ensemble(members, mean="logits")
+
+    def load(self) -> Classification:
+        """Return the data."""
+        return self.task.load(self.optimizer).subset(self.train_examples)
+
+
+ADAM = OptimizerConfig("adam", 3e-3, schedule="constant")
+CIFAR100 = ImagesConfig("tfds/cifar100", epochs=240, batch_size=64)
+PAPER_PAIRS = ("resnet56-resnet20", "resnet110-resnet32", "wrn40_2-wrn16_2")
+TABLES = {
+    "fashion": Table(
+        NetworkConfig("cnn", {"channels": (8, 16)}),
+        NetworkConfig("cnn", {"channels": (32, 64, 128)}),
+        ImagesConfig(
+            "fashion_mnist",
+            shrink=2,
+            shift=8,
+            epochs=15,
+            batch_size=64,
+            evaluate_every=5,
+        ),
+        ADAM,
+        train_examples=5000,
+    ),
+    "digits": Table(
+        NetworkConfig("mlp", {"features": 64, "widths": (12,)}),
+        NetworkConfig("mlp", {"features": 64, "widths": (256, 256)}),
+        ImagesConfig("digits", epochs=120, evaluate_every=20),
+        ADAM,
+        train_examples=300,
+        seeds=5,
+    ),
+    **{
+        name: Table(
+            NetworkConfig(*PAIRS[name].student),
+            NetworkConfig(*PAIRS[name].teacher),
+            CIFAR100,
+            CIFAR_SGD,
+        )
+        for name in PAPER_PAIRS
+    },
+}
+"""Pairs of networks and their data sets, by name."""
+
+METHODS = ("cross_entropy", "dml", "rkl", "one_to_one", "bdkd", "inverted")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained.
+
+    Attributes:
+        tables: names of `TABLES`.
+        methods: the rows of every table; empty for all.
+        temperature: of all divergences and entropies.
+        delta: the larger of BD-KD's weights.
+        weight: λ of the divergences.
+        mechanism: the table in whose networks single updates are compared; empty
+            for none.
+        mechanism_epochs: of training before those updates.
+        mechanism_batches: how many updates, each from the same networks.
+        mechanism_rate: learning rate of those updates, plain gradient descent.
+    """
+
+    tables: tuple[str, ...]
+    methods: tuple[str, ...] = METHODS
+    temperature: float = 2.0
+    delta: float = 2.0
+    weight: float = 1.0
+    mechanism: str = ""
+    mechanism_epochs: int = 60
+    mechanism_batches: int = 20
+    mechanism_rate: float = 0.1
+
+
+PRESETS = {
+    "small": Config(("fashion", "digits"), mechanism="digits"),
+    "paper": Config(PAPER_PAIRS, methods=(*METHODS[:-1], "kdcl")),
+}
 
 CLAIMS = [
     # The pairs of the mechanism are batches, not seeds.
@@ -77,28 +174,6 @@ CLAIMS = [
 ]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two networks that learn together.
-
-    Attributes:
-        both: the ensemble, student first.
-        student: the ensemble that answers as its student.
-        teacher: the ensemble that answers as its teacher.
-    """
-
-    both: Network
-    student: Network
-    teacher: Network
-
-    @classmethod
-    def of(cls, table: Table, classes: int) -> "Pair":
-        """Return a table's networks."""
-        members = [build(spec, classes) for spec in (table.student, table.teacher)]
-        both = networks.ensemble(members, mean="logits")
-        return cls(both, *(networks.with_logits(both, tap) for tap in TAPS))
-
-
 def fixed_weights(name: str, config: Config, forward: float, reverse: float) -> Method:
     """Return mutual learning whose student weighs the two KLs alike in all examples."""
 
@@ -113,9 +188,10 @@ def fixed_weights(name: str, config: Config, forward: float, reverse: float) -> 
 
 
 def objectives(config: Config) -> dict[str, Method]:
-    """Return the methods that train both networks, at one temperature and weight."""
+    """Return the rows' methods; all but the first train both networks."""
     balanced = (config.temperature, config.delta, config.weight)
     return {
+        "cross_entropy": cross_entropy(),
         "dml": fixed_weights("dml", config, 1.0, 0.0),
         "rkl": fixed_weights("rkl", config, 0.0, 1.0),
         "one_to_one": fixed_weights("one_to_one", config, 1.0, 1.0),
@@ -125,93 +201,44 @@ def objectives(config: Config) -> dict[str, Method]:
     }
 
 
-def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train all methods' pairs of every table, and compare single updates."""
-    known = ["cross_entropy", *objectives(config)]
-    for method in config.methods:
-        if method not in known:
-            raise ValueError(unknown_name("method", method, known))
-    records = []
-    for name in config.tables:
-        if name not in TABLES:
-            raise ValueError(unknown_name("table", name, TABLES))
-        table = TABLES[name]
-        task = make_task(name, table)
-        records += run_table(config, table, task, seeds[: table.most_seeds], run)
-        if name == config.mechanism:
-            records += run.part(
-                MECHANISM,
-                lambda folder, table=table, task=task: single_updates(
-                    config, table, task
-                ),
-            )
-    return records
+def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+    """Yield every table's pairs, and its student alone."""
+    methods = choose("method", config.methods, objectives(config))
+    for setting, table in choose("table", config.tables, TABLES).items():
+        images = table.load()
+        task = replace(images.task(setting), seeds=table.seeds)
+        both = table.ensemble(images.classes)
+        pair = [networks.with_logits(both, tap) for tap in TAPS]
+        for name, method in methods.items():
+            alone = name == "cross_entropy"
+            tested = [table.student.build(images.classes)] if alone else pair
+            program = images.distill(tested[0] if alone else both, None, method)
+            measure = measured(config.temperature, images, tested)
+            yield Arm(name, program, tested[0], measure=measure), task
 
 
-def make_task(name: str, table: Table) -> Task:
-    """Return a table's data and optimizer."""
-    dataset = data.load(table.dataset)
-    train: Any = dataset.train
-    test: Any = dataset.test
-    if table.train_examples:
-        train = train.subset(table.train_examples)
-    if table.shrink > 1:
-        train, test = (shrunk(source, table.shrink) for source in (train, test))
-    augmented, plain = transforms(dataset, augment=True)
-    return Task(
-        setting=name,
-        train=train,
-        test=test,
-        epochs=table.epochs,
-        batch_size=table.batch_size,
-        optimizer=table.optimizer(),
-        transform=augmented,
-        test_transform=plain,
-        evaluate_every=table.evaluate_every,
-    )
-
-
-def run_table(
-    config: Config, table: Table, task: Task, seeds: Sequence[int], run: Run
-) -> list[Record]:
-    """Return one pair's records."""
-    pair = Pair.of(table, task.train.classes)
-    student = build(table.student, task.train.classes)
-    methods, records = objectives(config), []
-    for name in config.methods:
-        if name == "cross_entropy":
-            program, deployed = task.distill(student, None, cross_entropy()), student
-            measure = measured(config, task, student, None)
-        else:
-            program = task.distill(pair.both, None, methods[name])
-            deployed = pair.student
-            measure = measured(config, task, deployed, pair.teacher)
-        records += train_students(
-            run, task, name, program, deployed, seeds, measure=measure
-        )
-    return records
-
-
-def measured(
-    config: Config, task: Task, student: Network, teacher: Network | None
-) -> Callable[[Any, list[dict]], Mapping[str, float]]:
+def measured(temperature: float, images: Classification, tested: Sequence[Network]):
     """Return what measures calibration, the teacher, and how far their entropies are.
 
-    Entropies are of the test examples, at the divergences' temperature.
+    Args:
+        temperature: of the entropies, which are of the test examples.
+        images: the data.
+        tested: the student, and the teacher if there is one.
     """
-    labels = jnp.asarray(example_labels(task.test))
-    networks = [student] if teacher is None else [student, teacher]
-    predict = [predictor(n, task.test, transform=task.test_transform) for n in networks]
+    labels = jnp.asarray(example_labels(images.test))
+    predict = [
+        predictor(n, images.test, transform=images.test_transform) for n in tested
+    ]
 
-    def measure(state: Any, history: list[dict]) -> dict[str, float]:
+    def measure(state: Any, history: History) -> Values:
         logits = [jnp.asarray(run(state.student)) for run in predict]
         confidence = jax.nn.softmax(logits[0]).max(-1).mean()
         found = {
             "adaptive_ece": history[-1]["adaptive_ece"],
             "overconfidence": float(confidence - accuracy(logits[0], labels)),
         }
-        if teacher is not None:
-            h_s, h_t = (prediction_entropy(z, config.temperature) for z in logits)
+        if len(tested) > 1:
+            h_s, h_t = (prediction_entropy(z, temperature) for z in logits)
             found["teacher_accuracy"] = float(accuracy(logits[1], labels))
             found["entropy_gap"] = float(jnp.abs(h_s - h_t).mean())
         return found
@@ -219,82 +246,84 @@ def measured(
     return measure
 
 
-def single_updates(config: Config, table: Table, task: Task) -> list[Record]:
+def single_updates(config: Config, run: Run, folder: Path) -> list[Record]:
     """Return what one update of the student does to its entropies, batch by batch.
 
     All updates start from one pair, trained together for a few epochs with equal
     weights. Softening is the mean rise of entropy of the examples of which the student
     is surer than the teacher, sharpening the mean fall of the others.
     """
-    pair = Pair.of(table, task.train.classes)
-    early = replace(task, epochs=config.mechanism_epochs)
-    method = objectives(config)["one_to_one"]
-    state, _ = training.fit(
-        early.distill(pair.both, None, method), early.batches(0), key=jax.random.key(0)
-    )
-    variables, temperature = state.student, config.temperature
+    table = TABLES[config.mechanism]
+    images = replace(table.load(), epochs=config.mechanism_epochs)
+    both = table.ensemble(images.classes)
+    program = images.distill(both, None, objectives(config)["one_to_one"])
+    state, _ = run.fit(program, images.task(), 0, folder, MECHANISM)
+    params, temperature = state.student["params"], config.temperature
 
-    def entropies(params: Any, batch: Batch) -> list[jax.Array]:
-        outputs, _ = pair.both.apply(
-            {**variables, "params": params}, batch["image"], taps=TAPS
-        )
-        return [prediction_entropy(outputs.features[t], temperature) for t in TAPS]
+    def logits(params: Any, batch: Batch) -> list[jax.Array]:
+        variables = {**state.student, "params": params}
+        outputs, _ = both.apply(variables, batch["image"], taps=TAPS)
+        return [outputs.features[tap] for tap in TAPS]
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def changes(delta: float, invert: bool, batch: Batch) -> tuple[Any, Any]:
+    @partial(jax.jit, static_argnums=(0, 1))
+    def changes(delta: float, invert: bool, batch: Batch) -> dict[str, jax.Array]:
         def loss(params: Any) -> jax.Array:
-            outputs, _ = pair.both.apply(
-                {**variables, "params": params}, batch["image"], taps=TAPS
-            )
-            z_s, z_t = (outputs.features[tap] for tap in TAPS)
-            label, weight = batch["label"], config.weight
             own, _ = bdkd_loss(
-                z_s, z_t, label, temperature, delta, weight, invert=invert
+                *logits(params, batch),
+                batch["label"],
+                temperature,
+                delta,
+                config.weight,
+                invert=invert,
             )
             return own.mean()
 
-        before, teacher = entropies(variables["params"], batch)
-        slope = jax.grad(loss)(variables["params"])
         moved = jax.tree.map(
-            lambda p, g: p - config.mechanism_rate * g, variables["params"], slope
+            lambda p, g: p - config.mechanism_rate * g, params, jax.grad(loss)(params)
         )
-        change = entropies(moved, batch)[0] - before
-        softening = jnp.mean(change, where=before < teacher)
-        return softening, jnp.mean(-change, where=before > teacher)
+        before, teacher, after = (
+            prediction_entropy(z, temperature)
+            for z in (*logits(params, batch), logits(moved, batch)[0])
+        )
+        return {
+            "softening": jnp.mean(after - before, where=before < teacher),
+            "sharpening": jnp.mean(before - after, where=before > teacher),
+        }
 
     cases = {
         "one_to_one": (1.0, False),
         "bdkd": (config.delta, False),
         "inverted": (config.delta, True),
     }
-    batches = data.batches(
-        task.train, task.batch_size, epochs=config.mechanism_batches, seed=1
-    )
-    records = []
+    batches = images.batches(seed=1, epochs=config.mechanism_batches)
+    found = []
     for number, batch in zip(range(config.mechanism_batches), batches, strict=False):
         for name, case in cases.items():
-            found = zip(("softening", "sharpening"), changes(*case, batch), strict=True)
-            records += [
-                Record(name, number, metric, float(value), 0.0, MECHANISM)
-                for metric, value in found
-                if np.isfinite(value)
-            ]
-    return records
+            values = {k: float(v) for k, v in changes(*case, batch).items()}
+            finite = {k: v for k, v in values.items() if np.isfinite(v)}
+            found += records(MECHANISM, name, number, finite, 0.0)
+    return found
+
+
+def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Train all methods' pairs of every table, and compare single updates."""
+    found = run_arms(arms, config, seeds, run)
+    if config.mechanism:
+        found += run.part(MECHANISM, partial(single_updates, config, run))
+    return found
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     """Return BD-KD's program of each pair, with the shapes of its batch."""
-    method = objectives(config)["bdkd"]
-    return {
-        name: (
-            distill(
-                Pair.of(table, 100).both,
-                None,
-                method,
-                table.optimizer()(table.epochs),
-            ),
-            image_batch(table.batch_size, 32),
-        )
-        for name, table in TABLES.items()
-        if name in config.tables
-    }
+    method, found = objectives(config)["bdkd"], {}
+    for name in config.tables:
+        table, epochs = TABLES[name], TABLES[name].task.epochs
+        optimizer = table.optimizer.build(epochs, epochs)
+        program = distill(table.ensemble(classes=100), None, method, optimizer)
+        found[name] = program, image_batch(table.task.batch_size, 32)
+    return found
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS, run=run, claims=CLAIMS, full_scale=full_scale, seeds={"small": 5}
+)

@@ -45,6 +45,7 @@ class ImagesConfig:
         test_examples: that all are tested on; 0 for all.
         shrink: by which images are averaged down.
         augment: random shifts and mirroring; for data sets of uint8 images.
+        shift: by up to how many pixels of a full image.
         epochs: of a student.
         batch_size: of students and teachers.
         evaluate_every: epochs between evaluations.
@@ -54,6 +55,7 @@ class ImagesConfig:
     test_examples: int = 0
     shrink: int = 1
     augment: bool = True
+    shift: int = 4
     epochs: int = 200
     batch_size: int = 50
     evaluate_every: int = 10
@@ -75,7 +77,7 @@ class ImagesConfig:
         if found.mean:  # The others are scaled already.
             transform = test_transform = data.Normalize(found.mean, found.std)
             if self.augment:
-                moves = data.PadCrop(4 // self.shrink), data.Flip()
+                moves = data.PadCrop(self.shift // self.shrink), data.Flip()
                 transform = data.Compose((*moves, test_transform))
         return Classification(
             train,
@@ -117,6 +119,12 @@ class Classification:
     def classes(self) -> int:
         """The number of classes."""
         return self.train.classes
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape of an image; None for data without images."""
+        image = self.test.take(np.arange(1)).get("image")
+        return None if image is None else image.shape[1:]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,7 +170,6 @@ class Classification:
             setting: the table's name.
             teacher: its logits on the test examples, for agreement and KL.
         """
-        image = self.test.take(np.arange(1)).get("image")
         return Task(
             setting,
             self.batches,
@@ -173,7 +180,7 @@ class Classification:
             evaluate_every=self.evaluate_every * self.steps_per_epoch,
             checkpoint_every=max(self.epochs // 4, 1) * self.steps_per_epoch,
             summary=accuracies,
-            input_shape=None if image is None else image.shape[1:],
+            input_shape=self.image_shape,
         )
 
     def teacher(self, run: Run, network: Network, setting: str, seed: int = 0) -> Arm:

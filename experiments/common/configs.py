@@ -90,6 +90,10 @@ class OptimizerConfig:
         return optax.chain(*parts)
 
 
+CIFAR_SGD = OptimizerConfig("sgd", 0.05, 5e-4, "steps", milestones=(150, 180, 210))
+"""The recipe of the benchmarks on CIFAR-100, for 240 epochs at a batch size of 64."""
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """A network of the zoo.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 
 from experiments.common.configs import OptimizerConfig
 from jaxkd import data, distill
@@ -11,6 +12,7 @@ from jaxkd.interop import load_pretrained
 from jaxkd.methods import cross_entropy
 from jaxkd.network import Network
 from jaxkd.reporting.run import Arm, Run, Task
+from jaxkd.types import Batch
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class CorpusConfig:
             test = replace(test, tokens=tokens)
         return Corpus(found.train, test, self.batch_size)
 
+    def batch(self) -> Batch:
+        """Return the shapes of a batch, for compiling ahead of time."""
+        tokens = jax.ShapeDtypeStruct((self.batch_size, self.length), jnp.int32)
+        return {"input_ids": tokens, "label": tokens}
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -80,12 +87,12 @@ class Corpus:
             steps: of training.
             teacher: with its variables, for KL both ways and agreement.
         """
+        frozen = None if teacher is None else teacher.init(jax.random.key(0))
 
         def evaluate(network: Network):
             likelihood = token_evaluator(network, self.test)
             if teacher is None:
                 return likelihood
-            frozen = teacher.init(jax.random.key(0))
             fidelity = fidelity_evaluator(network, teacher, frozen, self.test)
             return lambda variables: {**likelihood(variables), **fidelity(variables)}
 
@@ -117,8 +124,14 @@ class Corpus:
             name: of the row.
             seed: of the weights and the order of the windows.
         """
-        program = distill(network, None, cross_entropy(), optimizer.build(steps))
-        return run.teacher(Arm(name, program, network), self.task("", steps), seed)
+        arm = learner(name, network, optimizer, steps)
+        return run.teacher(arm, self.task("", steps), seed)
+
+
+def learner(name: str, network: Network, optimizer: OptimizerConfig, steps: int) -> Arm:
+    """Return the row of a network that learns from the text alone."""
+    program = distill(network, None, cross_entropy(), optimizer.build(steps))
+    return Arm(name, program, network)
 
 
 def read(network: Network, folder: str) -> Arm:

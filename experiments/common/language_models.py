@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from experiments.common.configs import OptimizerConfig, choose
@@ -20,6 +19,7 @@ from jaxkd.types import Batch, Method, Program
 
 _LLAMA3 = {"kv_heads": 8, "rope_theta": 500_000.0, "epsilon": 1e-5}
 _LONG = {"rope_scaling": RopeScaling(factor=8.0), **_LLAMA3}
+_QWEN = {"qkv_bias": True, "rope_theta": 1e6, "epsilon": 1e-6}
 SIZES: dict[str, dict[str, Any]] = {
     "chars-32": {"width": 32, "layers": 2, "heads": 2, "hidden": 80},
     "chars-64": {"width": 64, "layers": 2, "heads": 4, "hidden": 160},
@@ -28,6 +28,22 @@ SIZES: dict[str, dict[str, Any]] = {
     "chars-256": {"width": 256, "layers": 4, "heads": 4, "hidden": 704},
     "llama-120m": {"width": 768, "layers": 12, "heads": 12, "hidden": 2048},
     "llama-1.5b": {"width": 1600, "layers": 48, "heads": 25, "hidden": 4352},
+    "qwen1.5-1.8b": {
+        **_QWEN,
+        "vocabulary": 151_936,
+        "width": 2048,
+        "layers": 24,
+        "heads": 16,
+        "hidden": 5504,
+    },
+    "qwen1.5-14b": {
+        **_QWEN,
+        "vocabulary": 152_064,
+        "width": 5120,
+        "layers": 40,
+        "heads": 40,
+        "hidden": 13_696,
+    },
     "tinyllama-1.1b": {
         "width": 2048,
         "layers": 22,
@@ -67,7 +83,18 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden": 28_672,
     },
 }
-"""Arguments of `jaxkd.models.llama` but the vocabulary."""
+"""Arguments of `jaxkd.models.llama`, with the vocabulary where it is not the text's."""
+
+
+def llama(size: str, vocabulary: int, **how: Any) -> Network:
+    """Return a Llama of `SIZES`, and of the text's vocabulary or its own.
+
+    Args:
+        size: its name.
+        vocabulary: of the text.
+        **how: other arguments of `jaxkd.models.llama`.
+    """
+    return models.llama(**{"vocabulary": vocabulary, **SIZES[size], **how})
 
 
 @dataclass(frozen=True)
@@ -116,8 +143,7 @@ class LanguageConfig:
         if self.plain:
             how = {"implementation": "reference"}
         student, teacher = (
-            models.llama(vocabulary, **SIZES[name], **how)
-            for name in (self.student, self.teacher)
+            llama(name, vocabulary, **how) for name in (self.student, self.teacher)
         )
         return student.computing_in(self.compute), teacher
 
@@ -250,14 +276,12 @@ def language_programs(
     """Return ``config ->`` the step of each of its rows, and its batch's shapes."""
 
     def full_scale(config: LanguageConfig) -> dict[str, tuple[Program, Batch]]:
-        corpus = config.corpus
-        student, teacher = config.networks(corpus.vocabulary)
-        tokens = jax.ShapeDtypeStruct((corpus.batch_size, corpus.length), jnp.int32)
+        student, teacher = config.networks(config.corpus.vocabulary)
         bits = config.teacher_bits and f" {config.teacher_bits}"
         return {
             f"{config.teacher}{bits}, {config.student}, {name}": (
                 row(config, student, config.frozen(teacher)),
-                {"input_ids": tokens, "label": tokens},
+                config.corpus.batch(),
             )
             for name, row in choose("method", config.methods, rows).items()
         }

@@ -1,7 +1,6 @@
 """The domains of the DDK experiment: four real texts in bytes, or files of tokens."""
 
 import sysconfig
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,61 @@ BYTES = data.ByteTokenizer(specials=False)
 
 
 @dataclass(frozen=True)
+class DomainsConfig:
+    """Domains of text.
+
+    Attributes:
+        names: of `TEXTS`, or of folders.
+        corpus: folder of theirs below JAXKD_DATA, with ``NAME/train.npy`` and
+            ``NAME/test.npy`` of tokens; empty for texts in bytes.
+        vocabulary: of the tokens.
+        sizes: tokens of each domain's training text; empty for all.
+        length: tokens of a window.
+        validation_windows: of each domain, the first of the held-out text.
+        test_windows: of each after these; 0 for as many.
+    """
+
+    names: tuple[str, ...] = ("shakespeare", "ag_news", "python", "wikitext")
+    corpus: str = ""
+    vocabulary: int = 256
+    sizes: tuple[int, ...] = (600_000, 250_000, 100_000, 50_000)
+    length: int = 64
+    validation_windows: int = 128
+    test_windows: int = 256
+
+    def load(self) -> "Domains":
+        """Return the windows.
+
+        Raises:
+            FileNotFoundError: a file is missing. It says what to put where.
+        """
+        middle = self.validation_windows * self.length
+        end = middle + (self.test_windows or self.validation_windows) * self.length
+        found = Domains({}, {}, {})
+        for i, name in enumerate(self.names):
+            train, held = self._windows(name)
+            kept = slice(self.sizes[i] if self.sizes else None)
+            found.train[name] = replace(train, tokens=train.tokens[kept])
+            for part, start, stop in (
+                (found.validation, 0, middle),
+                (found.test, middle, end),
+            ):
+                part[name] = replace(held, tokens=held.tokens[start : stop + 1])
+        return found
+
+    def _windows(self, name: str) -> tuple[data.Windows, data.Windows]:
+        if self.corpus:
+            folder = f"{self.corpus}/{name}"
+            found: Any = data.token_files(folder, self.length, self.vocabulary)
+            return found.train, found.test
+        train, held = TEXTS[name]()
+        return (
+            data.text_windows(f"{name}/train", train, self.length, BYTES),
+            data.text_windows(f"{name}/test", held, self.length, BYTES),
+        )
+
+
+@dataclass(frozen=True)
 class Domains:
     """Windows of every domain, by its name.
 
@@ -21,58 +75,11 @@ class Domains:
         train: to learn from.
         validation: of which the sampler knows the perplexities.
         test: of which the tables do.
-        vocabulary: tokens are below it.
     """
 
-    train: dict[str, Any]
-    validation: dict[str, Any]
-    test: dict[str, Any]
-    vocabulary: int
-
-
-def read_domains(
-    names: Iterable[str],
-    folder: str,
-    vocabulary: int,
-    *,
-    length: int,
-    sizes: tuple[int, ...],
-    validation: int,
-    test: int,
-) -> Domains:
-    """Return the domains of a preset.
-
-    Args:
-        names: of the domains.
-        folder: below JAXKD_DATA, with ``NAME/train.npy`` and ``NAME/test.npy`` of
-            tokens; empty for the four texts in bytes.
-        vocabulary: of the tokens.
-        length: tokens of a window.
-        sizes: tokens of each domain's training text; empty for all there are.
-        validation: windows of each domain, the first of the held-out text.
-        test: windows of each domain after these; 0 for as many as ``validation``.
-
-    Raises:
-        FileNotFoundError: a file is missing. It says what to put where.
-    """
-    parts: tuple[dict[str, Any], ...] = ({}, {}, {})
-    for i, name in enumerate(names):
-        if folder:
-            found = data.token_files(f"{folder}/{name}", length, vocabulary)
-            train, held = found.train, found.test
-        else:
-            train, held = (
-                data.text_windows(f"{name}/{kind}", text, length, BYTES)
-                for kind, text in zip(("train", "test"), TEXTS[name](), strict=True)
-            )
-        if sizes:
-            train = replace(train, tokens=train.tokens[: sizes[i]])
-        middle = validation * length
-        end = middle + (test or validation) * length
-        parts[0][name] = train
-        parts[1][name] = replace(held, tokens=held.tokens[: middle + 1])
-        parts[2][name] = replace(held, tokens=held.tokens[middle : end + 1])
-    return Domains(*parts, vocabulary)
+    train: dict[str, data.Windows]
+    validation: dict[str, data.Windows]
+    test: dict[str, data.Windows]
 
 
 def _file(name: str, part: data.Part = "file") -> str:

@@ -1,7 +1,7 @@
 """What the DDK experiment measures of domains' weights and perplexities."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,19 @@ SYNTHETIC = tuple(f"synthetic ratios, sd {sd}" for sd in (1, 2))
 """Tables of weights that follow from made-up ratios, by the noise's deviation."""
 
 
-def ratios(student: dict[str, float], teacher: dict[str, float]) -> np.ndarray:
+def ratios(student: Mapping[str, float], teacher: Mapping[str, float]) -> np.ndarray:
     """Return the student's perplexity over the teacher's, of each domain."""
     return np.array([student[name] / teacher[name] for name in teacher])
+
+
+def ratio_metrics(
+    student: Mapping[str, float], teacher: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the worst ratio, their mean, and that of each domain."""
+    ratio = ratios(student, teacher)
+    names = (name.removeprefix("perplexity/") for name in teacher)
+    each = {f"ratio {name}": value for name, value in zip(names, ratio, strict=True)}
+    return {"worst_ratio": ratio.max(), "mean_ratio": ratio.mean(), **each}
 
 
 def weight_metrics(weights: np.ndarray, hardest: int, alpha: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ import optax
 from jaxtyping import PyTree
 
 from experiments.common.classification import ImagesConfig
-from experiments.common.configs import OptimizerConfig
+from experiments.common.configs import CIFAR_SGD
 from experiments.common.pairs import PairsConfig, pair_arms, pair_programs
 from jaxkd import distill
 from jaxkd.losses import binary_kl_norm_loss
@@ -49,16 +49,15 @@ PAPER_PAIRS = (
     "resnet32x4-resnet8x4",
     "resnet32x4-shufflenet_v2",
 )
-SGD = OptimizerConfig("sgd", 0.05, 5e-4, "steps", milestones=(150, 180, 210))
 PRESETS = {
     "small": Config(),
     "paper": Config(
         pairs=PAPER_PAIRS,
         train_examples=(0,),
         task=ImagesConfig("tfds/cifar100", epochs=240, batch_size=64),
-        optimizer=SGD,
+        optimizer=CIFAR_SGD,
         teacher_epochs=240,
-        teacher_optimizer=SGD,
+        teacher_optimizer=CIFAR_SGD,
         hidden=200,
     ),
 }

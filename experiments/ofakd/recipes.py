@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.baselines.experiment import shrunk
+from experiments.common.classification import shrunk
 from experiments.common.training import Task
 from experiments.ofakd.config import Config, Recipe, Setting
 from jaxkd import data

@@ -17,6 +17,7 @@ from jaxkd.losses import plackett_luce_loss, teacher_ranking
 from jaxkd.methods import combine, cross_entropy, dist, from_loss, kd, pld
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.paper import paper_table
 from jaxkd.types import Method
 
 PAPER_PAIRS = (
@@ -38,17 +39,18 @@ PRESETS = {
     ),
 }
 
-TABLE_1 = {
-    "cross_entropy": "70.26 67.57 71.56 64.42",
-    "kd": "72.44 69.45 72.11 66.61",
-    "dist": "72.74 69.66 73.21 66.98",
-    "pld": "73.50 70.28 73.97 68.16",
-}
-PAPER = {
-    f"{pair}/{method}": {"last_accuracy": round(float(value) / 100, 4)}
-    for method, row in TABLE_1.items()
-    for pair, value in zip(PAPER_PAIRS, row.split(), strict=True)
-}
+PAPER = paper_table(
+    "last_accuracy",
+    PAPER_PAIRS,
+    {
+        "cross_entropy": "70.26 67.57 71.56 64.42",
+        "kd": "72.44 69.45 72.11 66.61",
+        "dist": "72.74 69.66 73.21 66.98",
+        "pld": "73.50 70.28 73.97 68.16",
+    },
+    where="Table 1",
+    checked=True,
+)
 
 SMALL_SETTINGS = ("100 images", "200 images")
 CLAIMS = [

@@ -11,8 +11,7 @@ other. ``paper`` is ResNet-32x4 to ShuffleNet-V1 on CIFAR-100, a tenth of whose 
 images are for validation.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,53 +20,105 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common.training import (
-    Measure,
-    NetworkSpec,
-    Task,
-    build,
-    image_batch,
-    teacher_records,
-    train_on_labels,
-    train_students,
-    transforms,
-)
-from experiments.tgeokd.config import (
-    ABLATIONS,
-    ALL_LABELS,
-    BAD_LABELS,
-    BAD_TEACHER,
-    CLEAN,
-    FIXED,
-    PAIRS,
-    Config,
-)
-from experiments.tgeokd.config import (
-    PRESETS as PRESETS,
-)
-from jaxkd import data
-from jaxkd.checks import unknown_name
-from jaxkd.evaluation.classification import example_labels, predictor
+from experiments.common.classification import Classification, ImagesConfig, image_batch
+from experiments.common.configs import CIFAR_SGD, NetworkConfig, OptimizerConfig, choose
+from jaxkd import data, distill
+from jaxkd.evaluation.classification import example_labels
 from jaxkd.losses import class_average_predictions
 from jaxkd.methods import combine, cross_entropy, fused_kd, kd, tgeokd
 from jaxkd.methods.base import resolved
 from jaxkd.network import Network
-from jaxkd.programs import bilevel, distill
+from jaxkd.programs import bilevel
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.quantities import cell
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Method, Program, Variables
+from jaxkd.reporting.run import Arm, History, Run, Task, Values
+from jaxkd.reporting.tables import PaperValue
+from jaxkd.types import Batch, Method, Program
 
-SLICE = "v5e:2x4"
+BAD_TEACHER, BAD_LABELS, CLEAN = SETTINGS = ("bad teacher", "bad labels", "clean")
+FIXED = {"cross_entropy": 0.0, "fixed_0.2": 0.2, "fixed_0.5": 0.5, "fixed_0.9": 0.9}
+ABLATIONS = {"tgeokd_sg_tg": ("SG", "TG"), "tgeokd_sg_tg_st": ("SG", "TG", "ST")}
+ALL_LABELS = "cross_entropy_all"
 
-PAPER = {
-    "clean/fixed_0.9": {"last_accuracy": 0.7407},
-    "clean/tgeokd_sg_tg": {"last_accuracy": 0.7392},
-    "clean/tgeokd_sg_tg_st": {"last_accuracy": 0.7528},
-    "clean/tgeokd": {"last_accuracy": 0.7683},
+ADAM = OptimizerConfig("adam", 5e-3, schedule="constant")
+ADAMW = OptimizerConfig("adamw", 1e-2, 1e-3, schedule="constant")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained.
+
+    Attributes:
+        settings: tables: who has bad labels, if anyone.
+        methods: the rows; empty for all.
+        teacher: the network to learn from.
+        student: the network to train.
+        task: the images, and how long students learn them.
+        train_examples: that teacher and students see; 0 for all that are left.
+        validation_examples: held out for the controller, with true labels.
+        corrupted: share of the bad labels that are drawn at random.
+        temperature: of the teacher's loss.
+        optimizer: of a student.
+        teacher_epochs: of the teacher.
+        teacher_optimizer: of the teacher.
+        look_ahead: learning rate of the look-ahead step.
+        outer: the controller's optimizer.
+    """
+
+    settings: tuple[str, ...] = (BAD_TEACHER, BAD_LABELS)
+    methods: tuple[str, ...] = (
+        *FIXED,
+        *("annealed", "wls", "ada", "frozen", "tgeokd", ALL_LABELS),
+    )
+    teacher: NetworkConfig = NetworkConfig("mlp", {"features": 64, "widths": (128,)})
+    student: NetworkConfig = NetworkConfig("mlp", {"features": 64, "widths": (24,)})
+    task: ImagesConfig = ImagesConfig("digits", epochs=60)
+    train_examples: int = 400
+    validation_examples: int = 150
+    corrupted: float = 0.3
+    temperature: float = 2.0
+    optimizer: OptimizerConfig = ADAM
+    teacher_epochs: int = 30
+    teacher_optimizer: OptimizerConfig = ADAM
+    look_ahead: float = 0.1
+    outer: OptimizerConfig = ADAMW
+
+
+PRESETS = {
+    "small": Config(),
+    "paper": Config(
+        settings=(CLEAN,),
+        methods=("cross_entropy", "fixed_0.9", *ABLATIONS, "tgeokd"),
+        teacher=NetworkConfig(
+            "cifar_resnet", {"depth": 32, "widths": (32, 64, 128, 256)}
+        ),
+        student=NetworkConfig("shufflenet_v1"),
+        task=ImagesConfig("tfds/cifar100", epochs=240, batch_size=64),
+        train_examples=0,
+        validation_examples=5000,
+        corrupted=0.0,
+        temperature=4.0,
+        optimizer=replace(CIFAR_SGD, learning_rate=0.01),
+        teacher_epochs=240,
+        teacher_optimizer=CIFAR_SGD,
+        outer=ADAMW.scaled(0.1),
+    ),
 }
 
+PAPER = {
+    f"{CLEAN}/{method}": {
+        "last_accuracy": PaperValue(
+            value, "the ablation on CIFAR-100, as reviews quote it", checked=False
+        )
+    }
+    for method, value in (
+        ("fixed_0.9", 0.7407),
+        ("tgeokd_sg_tg", 0.7392),
+        ("tgeokd_sg_tg_st", 0.7528),
+        ("tgeokd", 0.7683),
+    )
+}
 
 CLAIMS = [
     *(
@@ -97,12 +148,52 @@ CLAIMS = [
 ]
 
 
+def rows(
+    config: Config, student: Network, teacher: Network, average: Any, steps: int
+) -> dict[str, tuple[Method, Program]]:
+    """Return every row's objective, and the program that trains a student by it.
+
+    Args:
+        config: of the preset.
+        student: to train.
+        teacher: to learn from.
+        average: the teacher's mean prediction for each class (classes, classes).
+        steps: of the run.
+    """
+    optimizer = config.optimizer.build(steps, config.task.epochs)
+    ce, taught = cross_entropy(), kd(config.temperature)
+
+    def alone(method: Method) -> tuple[Method, Program]:
+        return method, distill(student, teacher, method, optimizer)
+
+    def learnt(outer: Any, **parts: Any) -> tuple[Method, Program]:
+        method = tgeokd(average, config.temperature, **parts)
+        both = student, teacher, method, ce, optimizer, outer
+        return method, bilevel(*both, look_ahead=config.look_ahead)
+
+    rise, fall = (optax.linear_schedule(a, 1 - a, steps) for a in (0.0, 1.0))
+    outer = config.outer.build(steps)
+    return {
+        **{
+            name: alone(combine((1 - alpha, ce), (alpha, taught)) if alpha else ce)
+            for name, alpha in FIXED.items()
+        },
+        "annealed": alone(combine((rise, ce), (fall, taught))),
+        "wls": alone(fused_kd("wls", config.temperature)),
+        "ada": alone(fused_kd("ada", config.temperature)),
+        "frozen": learnt(optax.set_to_zero()),
+        "tgeokd": learnt(outer),
+        **{name: learnt(outer, parts=parts) for name, parts in ABLATIONS.items()},
+        ALL_LABELS: alone(ce),
+    }
+
+
 @dataclass(frozen=True)
-class BilevelTask(Task):
-    """A task whose batches hold validation batches, which one-level methods ignore.
+class HeldOut(Classification):
+    """Data whose batches hold others of examples held out; most programs ignore those.
 
     Attributes:
-        validation: the examples that are held out.
+        validation: the examples held out.
     """
 
     validation: Any = None
@@ -118,81 +209,54 @@ class BilevelTask(Task):
         )
 
 
-def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train a teacher, and the students of all methods in every setting."""
-    dataset, train, validation = load_examples(config)
-    augmented, plain = transforms(dataset, augment=True)
-    task = BilevelTask(
-        setting="",
-        train=train,
-        test=dataset.test,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        optimizer=config.make_optimizer(config.learning_rate, config.epochs),
-        transform=augmented,
-        test_transform=plain,
-        evaluate_every=config.evaluate_every,
-        validation=validation,
-    )
-    poor = corrupted(train, config.corrupted) if config.corrupted else train
-    teacher_spec, student_spec = networks(config)
-    teacher = build(teacher_spec, train.classes)
-    started = time.perf_counter()
-    rate, epochs = config.teacher_learning_rate, config.teacher_epochs
-    learning = replace(
-        task,
-        train=poor,
-        epochs=epochs,
-        optimizer=config.make_optimizer(rate, epochs),
-    )
-    variables = train_on_labels(run, learning, teacher, "teacher")
-    seconds = time.perf_counter() - started
-    teacher = teacher.with_variables(variables)
-    logits = predictor(teacher, dataset.test, transform=plain)(variables)
-    records = []
-    for setting in config.settings:
-        seen: Any = poor if setting == BAD_LABELS else train
-        mine = replace(task, setting=setting, train=seen)
-        records += teacher_records(mine, logits, seconds)
-        probabilities = jax.nn.softmax(
-            predictor(teacher, seen, transform=plain)(variables)
-        )
-        average = class_average_predictions(
-            probabilities, jnp.asarray(example_labels(seen))
-        )
-        student = build(student_spec, train.classes)
-        for name, arm in arms(config, student, teacher, average, mine).items():
-            records += train_students(
-                run,
-                arm.task,
-                name,
-                arm.program,
-                student,
-                seeds,
-                teacher_logits=logits,
-                measure=shares(arm, student, teacher, variables),
-            )
-    return records
-
-
-def networks(config: Config) -> tuple[NetworkSpec, NetworkSpec]:
-    """Return the teacher's and the student's network.
-
-    Raises:
-        ValueError: an unknown pair.
-    """
-    if config.pair not in PAIRS:
-        raise ValueError(unknown_name("pair", config.pair, PAIRS))
-    return PAIRS[config.pair]
-
-
-def load_examples(config: Config) -> tuple[data.Dataset, Any, Any]:
-    """Return the data set, its training part, and what is held out of it."""
-    dataset = data.load(config.dataset)
-    train, validation = data.split(dataset.train, config.validation_examples)
+def load(config: Config) -> HeldOut:
+    """Return the data, some of which are held out."""
+    images = vars(config.task.load(config.optimizer))
+    train, validation = data.split(images["train"], config.validation_examples)
     if config.train_examples:
         train = train.subset(config.train_examples)
-    return dataset, train, validation
+    return HeldOut(**{**images, "train": train}, validation=validation)
+
+
+def uniform(classes: int) -> jax.Array:
+    """Return the mean predictions of a teacher that knows nothing."""
+    return jnp.full((classes, classes), 1 / classes)
+
+
+def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+    """Yield the teacher and the rows' students, in every setting."""
+    images = load(config)
+    classes, train = images.classes, images.train
+    student, network = (net.build(classes) for net in (config.student, config.teacher))
+    settings = choose("setting", config.settings, dict.fromkeys(SETTINGS))
+    untaught = rows(config, student, network, uniform(classes), images.steps)
+    names = choose("method", config.methods, untaught)
+
+    poor = corrupted(train, config.corrupted) if config.corrupted else train
+    learnt = replace(images, train=poor, epochs=config.teacher_epochs)
+    learnt = replace(learnt, optimizer=config.teacher_optimizer)
+    teacher = learnt.teacher(run, network, "", seed)
+    logits = images.logits(teacher.deployed)
+    for setting in settings:
+        seen = poor if setting == BAD_LABELS else train
+        mine = replace(images, train=seen)
+        yield teacher, mine.task(setting)
+        average = class_average_predictions(
+            jax.nn.softmax(replace(mine, test=seen).logits(teacher.deployed)),
+            jnp.asarray(example_labels(seen)),
+        )
+        found = rows(config, student, teacher.deployed, average, mine.steps)
+        for name in names:
+            method, program = found[name]
+            if name == ALL_LABELS:
+                own = replace(mine, train=joined(seen, images.validation))
+            else:
+                own = mine
+            measure = shares(method, student, teacher.deployed, own)
+            yield (
+                Arm(name, program, student, measure=measure),
+                own.task(setting, logits),
+            )
 
 
 def corrupted(source: data.Source, share: float, seed: int = 0) -> data.Source:
@@ -205,134 +269,59 @@ def corrupted(source: data.Source, share: float, seed: int = 0) -> data.Source:
     return data.Source(f"{source.name} corrupted", arrays, source.classes)
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One row of a table.
-
-    Attributes:
-        method: of the student's own objective.
-        program: that trains the student.
-        task: what it is trained on.
-    """
-
-    method: Method
-    program: Program
-    task: BilevelTask
-
-
-def arms(
-    config: Config, student: Network, teacher: Network, average: Any, task: BilevelTask
-) -> dict[str, Arm]:
-    """Return the configuration's methods, ready to train.
-
-    Raises:
-        ValueError: an unknown method.
-    """
-    optimizer, steps = task.optimizer(task.steps), task.steps
-    ce, taught = cross_entropy(), kd(config.temperature)
-    adamw = optax.adamw(
-        config.outer_learning_rate, weight_decay=config.outer_weight_decay
-    )
-
-    def alone(method: Method) -> Arm:
-        return Arm(method, distill(student, teacher, method, optimizer), task)
-
-    def learnt(outer: optax.GradientTransformation, **parts: Any) -> Arm:
-        method = tgeokd(average, config.temperature, **parts)
-        program = bilevel(
-            student,
-            teacher,
-            method,
-            ce,
-            optimizer,
-            outer,
-            look_ahead=config.look_ahead,
-        )
-        return Arm(method, program, task)
-
-    def fixed(alpha: float) -> Arm:
-        return alone(combine((1 - alpha, ce), (alpha, taught)) if alpha else ce)
-
-    def with_validation_labels() -> Arm:
-        seen: Any = task.train
-        both = {
-            name: np.concatenate([seen.arrays[name], array])
-            for name, array in task.validation.arrays.items()
-        }
-        source = data.Source("training and validation", both, seen.classes)
-        return replace(alone(ce), task=replace(task, train=source))
-
-    makers: dict[str, Callable[[], Arm]] = {
-        **{name: lambda alpha=alpha: fixed(alpha) for name, alpha in FIXED.items()},
-        "annealed": lambda: alone(
-            combine(
-                (optax.linear_schedule(0.0, 1.0, steps), ce),
-                (optax.linear_schedule(1.0, 0.0, steps), taught),
-            )
-        ),
-        "wls": lambda: alone(fused_kd("wls", config.temperature)),
-        "ada": lambda: alone(fused_kd("ada", config.temperature)),
-        "frozen": lambda: learnt(optax.set_to_zero()),
-        "tgeokd": lambda: learnt(adamw),
-        **{
-            name: lambda parts=parts: learnt(adamw, parts=parts)
-            for name, parts in ABLATIONS.items()
-        },
-        ALL_LABELS: with_validation_labels,
+def joined(first: data.Source, second: data.Source) -> data.Source:
+    """Return the examples of both sources, with what the second one has."""
+    arrays = {
+        name: np.concatenate([first.arrays[name], array])
+        for name, array in second.arrays.items()
     }
-    for name in config.methods:
-        if name not in makers:
-            raise ValueError(unknown_name("method", name, makers))
-    return {name: makers[name]() for name in config.methods}
+    return data.Source(f"{first.name} and {second.name}", arrays, first.classes)
 
 
-def shares(
-    arm: Arm, student: Network, teacher: Network, teacher_variables: Variables
-) -> Measure:
+def shares(method: Method, student: Network, teacher: Network, images: Classification):
     """Return what measures the mean α, also where the teacher is right and wrong."""
-    task = arm.task
-    batch = task.train.take(np.arange(min(1000, len(task.train))))
-    if task.test_transform is not None:
-        batch = task.test_transform(batch, None)
-    batch = jax.device_put(batch)
+    batch = images.train.take(np.arange(min(1000, len(images.train))))
+    if images.test_transform is not None:
+        batch = images.test_transform(batch, None)
+    batch, given = jax.device_put(batch), teacher.init(jax.random.key(0))
 
-    def means(state: Any) -> Iterator[tuple[str, float]]:
+    def measure(state: Any, history: History) -> Values:
         outputs = student.apply(state.student, batch["image"])[0]
-        taught = teacher.apply(teacher_variables, batch["image"])[0]
+        taught = teacher.apply(given, batch["image"])[0]
         right = taught.logits.argmax(-1) == batch.get("true_label", batch["label"])
+        found = {}
         for name, mask in (
             ("alpha", jnp.ones_like(right)),
             ("alpha_right", right),
             ("alpha_wrong", ~right),
         ):
-            masked = {**batch, "mask": mask}
-            arguments = (state.method, outputs, taught, masked)
-            _, (_, found) = resolved(
-                arm.method.loss(*arguments, jax.random.key(0), state.step)
+            arguments = (state.method, outputs, taught, {**batch, "mask": mask})
+            _, (_, metrics) = resolved(
+                method.loss(*arguments, jax.random.key(0), state.step)
             )
-            if "alpha" in found and mask.any():
-                yield name, float(found["alpha"])
+            if "alpha" in metrics and mask.any():
+                found[name] = float(metrics["alpha"])
+        return found
 
-    return lambda state, history: dict(means(state))
+    return measure
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     """Return the programs of a constant and of a learnt ratio, and their batches."""
-    classes, size = 100, config.batch_size
-    teacher, student = (build(spec, classes) for spec in networks(config))
-    optimizer = config.make_optimizer(config.learning_rate, config.epochs)(
-        config.epochs
-    )
-    inner = tgeokd(jnp.full((classes, classes), 1 / classes), config.temperature)
-    adamw = optax.adamw(
-        config.outer_learning_rate, weight_decay=config.outer_weight_decay
-    )
-    constant = combine((0.1, cross_entropy()), (0.9, kd(config.temperature)))
-    batch = image_batch(size, 32)
+    teacher, student = (net.build(100) for net in (config.teacher, config.student))
+    found = rows(config, student, teacher, uniform(100), config.task.epochs)
+    batch = image_batch(config.task.batch_size, 32)
     return {
-        "fixed_0.9": (distill(student, teacher, constant, optimizer), batch),
-        "tgeokd": (
-            bilevel(student, teacher, inner, cross_entropy(), optimizer, adamw),
-            {**batch, "validation": image_batch(size, 32)},
-        ),
+        "fixed_0.9": (found["fixed_0.9"][1], batch),
+        "tgeokd": (found["tgeokd"][1], {**batch, "validation": batch}),
     }
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    arms=arms,
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=full_scale,
+    seeds={"small": 5},
+)

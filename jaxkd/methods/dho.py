@@ -7,7 +7,7 @@ from jaxkd.types import Method
 
 
 def dho(lam: float = 0.5, temperature: float = 2.0) -> Method:
-    """Return the loss of a `networks.dual_head` student on labelled and unlabelled data.
+    """Return the loss of a `networks.dual_head` student on labelled and other data.
 
     Kang et al. 2025, arXiv:2505.07675, and the objective of ActiveKD, Kang et al. 2025,
     arXiv:2506.00910. A batch holds both kinds of examples, told apart by

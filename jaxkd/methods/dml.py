@@ -19,7 +19,8 @@ def dml(peers: int = 2) -> Method:
     """Return deep mutual learning: each peer learns from the labels and the others.
 
     Zhang et al. 2018, arXiv:1706.00384, simultaneous updates, T = 1. The student is
-    ``networks.ensemble`` of the peers, without a teacher; the loss is the sum over peers.
+    ``networks.ensemble`` of the peers, without a teacher; the loss is the sum over
+    peers.
 
     Args:
         peers: members of the ensemble, at least 2.

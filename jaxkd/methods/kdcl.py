@@ -18,8 +18,8 @@ def kdcl(
     """Return collaborative learning towards an ensemble target.
 
     Guo et al. 2020, CVPR, "Online Knowledge Distillation via Collaborative Learning".
-    The student is ``networks.ensemble`` of the peers, without a teacher; the loss is the
-    sum over peers of cross-entropy and weight·T²·KL(target ‖ peer).
+    The student is ``networks.ensemble`` of the peers, without a teacher; the loss is
+    the sum over peers of cross-entropy and weight·T²·KL(target ‖ peer).
 
     Args:
         peers: members of the ensemble, at least 2.

@@ -22,11 +22,12 @@ def minillm(
     """Return the policy gradient of the reverse KL, and its exact single-step part.
 
     Gu et al. 2023, arXiv:2306.08543, Eq. 3 to 6. Train on answers that were sampled for
-    the step, by `jaxkd.programs.on_policy` from ``networks.mixed(student, teacher, 0.2)``
-    (the paper's teacher-mixed sampling); the batch's ``sampled_log_prob`` (batch,
-    length) is what each token was sampled with, and ``label`` the sampled tokens. The
-    authors add cross-entropy on other text, and take four updates an answer; here it is
-    one, so that the policy that sampled is the one that is trained.
+    the step, by `jaxkd.programs.on_policy` from
+    ``networks.mixed(student, teacher, 0.2)`` (the paper's teacher-mixed sampling); the
+    batch's ``sampled_log_prob`` (batch, length) is what each token was sampled with,
+    and ``label`` the sampled tokens. The authors add cross-entropy on other text, and
+    take four updates an answer; here it is one, so that the policy that sampled is the
+    one that is trained.
 
     Args:
         discount: γ of rewards to come, a token.

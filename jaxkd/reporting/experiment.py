@@ -14,9 +14,9 @@ from typing import Any
 
 from jaxkd.checks import unknown_name
 from jaxkd.reporting.claims import Claim
+from jaxkd.reporting.paper import Paper
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, Run, Task, run_arms
-from jaxkd.reporting.tables import Paper
 from jaxkd.types import Batch, Program
 
 SEEDS = 3

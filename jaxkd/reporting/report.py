@@ -11,11 +11,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from jaxkd.reporting.claims import Claim, Status, Verdict, judge_all
+from jaxkd.reporting.paper import Paper
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.results import Results
 from jaxkd.reporting.tables import (
     Grid,
-    Paper,
     comparison,
     layout,
     legend,

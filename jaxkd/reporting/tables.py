@@ -1,7 +1,7 @@
 """Tables of methods: mean ± standard error over seeds, beside the paper's numbers."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxkd.reporting.metrics import METRICS, higher_is_better
+from jaxkd.reporting.paper import RECALLED, Paper, PaperValue, as_paper_value
 from jaxkd.reporting.records import (
     Record,
     Summary,
@@ -24,32 +25,6 @@ TEACHER = "teacher"
 """The method's name under which a teacher is recorded; it does not compete."""
 
 MISSING = "–"
-
-RECALLED = "†"
-"""Marks a paper's number that was not read in the paper or its code."""
-
-
-@dataclass(frozen=True)
-class PaperValue:
-    """A number that a paper reports.
-
-    Attributes:
-        value: in the records' unit.
-        where: the table, figure or file it stands in.
-        checked: whether it was read there; otherwise it is recalled from memory.
-    """
-
-    value: float
-    where: str
-    checked: bool
-
-
-Paper = Mapping[str, Mapping[str, PaperValue | float]]
-"""A paper's numbers in the records' units: method -> metric -> value.
-
-A key ``"setting/method"`` holds for that setting only and goes before ``"method"``. A
-bare number counts as recalled.
-"""
 
 
 @dataclass(frozen=True)
@@ -170,7 +145,7 @@ def comparison(
                     setting,
                     method,
                     summaries,
-                    {m: _paper_value(known[m]) for m in metrics if m in known},
+                    {m: as_paper_value(known[m]) for m in metrics if m in known},
                     len(seconds),
                     float(np.mean(list(seconds.values()))),
                 )
@@ -291,10 +266,6 @@ def _interval(metric: str, summary: Summary | None) -> str:
         return MISSING
     low, high = summary.interval()
     return f"{format_value(metric, low)} to {format_value(metric, high)}"
-
-
-def _paper_value(given: PaperValue | float) -> PaperValue:
-    return given if isinstance(given, PaperValue) else PaperValue(given, "", False)
 
 
 def _paper_cell(metric: str, paper: PaperValue | None) -> str:

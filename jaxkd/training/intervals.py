@@ -1,12 +1,11 @@
 """Training on a mixture of domains whose weights change after every interval."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import PRNGKeyArray
 
-from jaxkd.data.mixture import Weights, mixture_batches
-from jaxkd.data.sources import Examples
+from jaxkd.data.mixture import Weights
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.loop import fit
 from jaxkd.types import Program
@@ -16,16 +15,14 @@ History = Sequence[Mapping[str, int | float]]
 
 def fit_intervals(
     program: Program,
-    sources: Mapping[str, Examples],
-    batch_size: int,
+    batches: Callable[..., Iterable[Any]],
     *,
     weights: Callable[[History], Weights | None],
-    interval: int,
-    intervals: int,
+    steps: int,
+    evaluate_every: int,
     evaluate: Callable[[Any], Mapping[str, float]],
     checkpoints: Checkpoints,
     key: PRNGKeyArray,
-    seed: int = 0,
     **settings: Any,
 ) -> tuple[Any, list[dict[str, int | float]]]:
     """Train a program interval by interval, and return its last state and evaluations.
@@ -37,38 +34,38 @@ def fit_intervals(
 
     Args:
         program: what to train.
-        sources: as of `jaxkd.data.mixture_batches`.
-        batch_size: likewise.
+        batches: ``weights=… ->`` the batches of a mixture, whose place must not depend
+            on the weights: `jaxkd.data.mixture_batches` with all else given.
         weights: evaluations after each interval so far ``->`` the weights of the
             sources in the next, or None for their sizes.
-        interval: steps of each.
-        intervals: how many.
+        steps: of all intervals.
+        evaluate_every: steps of an interval.
         evaluate: ``state -> metrics``, after each interval.
         checkpoints: where they are saved; not optional here.
         key: of the run, as of `fit`.
-        seed: of the examples' order.
         **settings: others of `fit`.
 
     Raises:
-        ValueError: no steps or intervals, or as `fit` and `mixture_batches`.
+        ValueError: the steps are no whole number of intervals, or as `fit` and
+            ``batches``.
     """
-    if interval < 1 or intervals < 1:
+    if min(steps, evaluate_every) < 1 or steps % evaluate_every:
         raise ValueError(
-            f"interval and intervals must be at least 1, got {interval} and {intervals}"
+            f"steps must be one or more intervals of evaluate_every, got {steps} and "
+            f"{evaluate_every}"
         )
     state, done = None, []
     # After a stop the first call finds all that was done before.
-    while len(done) < intervals:
-        batches = mixture_batches(sources, batch_size, weights=weights(done), seed=seed)
+    while len(done) * evaluate_every < steps:
         state, history = fit(
             program,
-            batches,
+            batches(weights=weights(done)),
             key=key,
-            steps=(len(done) + 1) * interval,
+            steps=(len(done) + 1) * evaluate_every,
             evaluate=evaluate,
             checkpoints=checkpoints,
             **settings,
         )
         # A stop within an interval leaves an evaluation of no interval's end.
-        done = [entry for entry in history if entry["step"] % interval == 0]
+        done = [entry for entry in history if entry["step"] % evaluate_every == 0]
     return state, done

@@ -170,22 +170,20 @@ def fit(
     def stopped() -> bool:
         return stop is not None and bool(history and stop(history))
 
+    def ended() -> bool:
+        return (steps is not None and done >= steps) or iterator.peek() is None
+
     # A run that was stopped stays so, since its history says the same again.
     stopping = stopped()
     with preemption(checkpoints is not None) as preempted:
-        while not stopping and (steps is None or done < steps):
-            batch = next(iterator, None)
-            if batch is None:
-                if steps is not None:
-                    logger.warning("batches ended after %s of %s steps", done, steps)
-                break
-            state, values = compiled.step(state, batch)
+        while not (stopping or ended()):
+            state, values = compiled.step(state, next(iterator))
             done += 1
             pending.append((done, values))
             if done % log_every == 0:
                 look()
                 write(metrics)
-            if evaluate_every and done % evaluate_every == 0:
+            if (evaluate_every and done % evaluate_every == 0) or ended():
                 conclude()
                 stopping = stopped()
             if checkpoint_every and done % checkpoint_every == 0:
@@ -201,6 +199,8 @@ def fit(
                 raise SystemExit(TERMINATED)
     if not history or history[-1]["step"] != done:
         conclude()
+    if steps is not None and done < steps and not stopping:
+        logger.warning("batches ended after %s of %s steps", done, steps)
     save()
     return state, history
 

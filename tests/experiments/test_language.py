@@ -94,7 +94,8 @@ def test_words_and_sampled_texts(tmp_path, monkeypatch):
 def test_students_that_begin_from_the_text(tmp_path, monkeypatch):
     found = short_run(language, ("minillm",), tmp_path, monkeypatch, start_steps=2)
     assert found["minillm", "reverse_teacher_kl"] >= 0
-    assert (tmp_path / "start" / "seed1000" / "checkpoints" / "2").is_dir()
+    started = tmp_path / "start" / "seed1000" / "training"
+    assert (started / "checkpoints" / "2").is_dir()
 
 
 @pytest.mark.slow

@@ -1,9 +1,13 @@
 """The parts of a run survive a stop; a damaged one is named."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxkd.reporting.experiment import Run
+from jaxkd import Network
 from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Arm, Run, Task
+from jaxkd.types import Program
 
 RECORDS = [Record("kd", 0, "nll", 0.25, 1.5, "mlp", (0.5, 0.25))]
 
@@ -36,3 +40,28 @@ def test_damaged_records_are_named_with_the_remedy(tmp_path, content):
     (tmp_path / "kd" / "records.json").write_text(content)
     with pytest.raises(ValueError, match=r"kd/records\.json is half.* delete it, and"):
         run.part("kd", lambda folder: RECORDS)
+
+
+def test_a_teachers_training_is_in_its_rows_time_once(tmp_path):
+    network = Network.from_apply(
+        lambda key: {"w": jnp.zeros(2)}, lambda params, x: x * params["w"], reads=("x",)
+    )
+    program = Program(
+        lambda key, batch: network.init(key),
+        lambda state, batch: (state, {"loss": jnp.zeros(())}),
+    )
+    task = Task(
+        "table",
+        lambda seed: [{"x": np.zeros((1, 2))}],
+        1,
+        lambda _: lambda _: {"nll": 1.0},
+    )
+    # As after a stop, 1000 seconds into the training.
+    clock = tmp_path / "table" / "teacher" / "seed0" / "training" / "seconds.txt"
+    clock.parent.mkdir(parents=True)
+    clock.write_text("1000")
+    run = Run(tmp_path)
+    arm = Arm("teacher", program, network, variables=lambda state: state)
+    (record,) = run.train(run.teacher(arm, task), task, [0])
+    assert (record.metric, record.value) == ("nll", 1)
+    assert 1000 < record.wall_time < 1900

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from jaxkd.reporting.paper import PaperValue, paper_table
 from jaxkd.reporting.records import Record, methods, select, settings, summarize
 from jaxkd.reporting.tables import (
-    PaperValue,
     comparison,
     format_summary,
     format_value,
@@ -157,6 +157,17 @@ def test_a_paper_s_number_that_was_not_read_is_marked():
     ):
         assert text.count("0.200†") == text.count("0.300†") == 1
         assert text.count("† recalled, not read in the paper or its code") == 1
+
+
+def test_a_paper_s_table_is_read_row_by_row():
+    rows = {"kd": "70.66 -", "dkd": "71.97 74.11"}
+    assert paper_table("last_accuracy", ("a-b", "c-d"), rows, "Table 1", True) == {
+        "a-b/kd": {"last_accuracy": read(0.7066)},
+        "a-b/dkd": {"last_accuracy": read(0.7197)},
+        "c-d/dkd": {"last_accuracy": read(0.7411)},
+    }
+    with pytest.raises(ValueError, match="'kd' has 1 entries, and there are 2"):
+        paper_table("last_accuracy", ("a-b", "c-d"), {"kd": "70.66"}, "Table 1", True)
 
 
 def test_markdown_escapes_its_own_characters():

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from jaxkd.reporting.claims import contrast, observed
+from jaxkd.reporting.paper import PaperValue
 from jaxkd.reporting.plots import curves, plot_comparison, plot_curves
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.report import (
@@ -21,7 +22,6 @@ from jaxkd.reporting.report import (
     write_report,
 )
 from jaxkd.reporting.results import Results
-from jaxkd.reporting.tables import PaperValue
 
 EVIL = "<script>alert('蒸留 & $x_')</script>"
 VOID = {"meta", "img", "br", "link", "hr", "input"}

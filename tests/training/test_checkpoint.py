@@ -57,6 +57,19 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(
     assert history[-1]["score"] == scores[best]
 
 
+@pytest.mark.parametrize("steps", [4, None])
+def test_the_last_checkpoint_holds_the_last_evaluation(
+    program, source, tmp_path, steps
+):
+    options = {"evaluate": at({4: 0.5}), "checkpoint_every": 2, "steps": steps}
+    data = batches(source, 5, epochs=1)
+    with Checkpoints(tmp_path, best="score") as checkpoints:
+        state, history = fit(program, data, key=KEY, checkpoints=checkpoints, **options)
+        checkpoints.wait()
+        assert checkpoints.best == 4
+        assert checkpoints.restore(state)[-1] == history
+
+
 def test_a_step_that_is_not_there_is_refused(program, data, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         state, _ = fit(program, data, key=KEY, steps=1, checkpoints=checkpoints)

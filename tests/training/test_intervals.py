@@ -1,5 +1,6 @@
 """Training on a mixture that is weighted anew after every interval."""
 
+from functools import partial
 from itertools import pairwise
 
 import jax
@@ -35,7 +36,7 @@ def weights(history):
     return (counts == counts.min()).astype(float)
 
 
-def run(folder, intervals):
+def run(folder, steps):
     asked = []
 
     def ask(history):
@@ -45,11 +46,10 @@ def run(folder, intervals):
     with training.Checkpoints(folder) as checkpoints:
         state, history = training.fit_intervals(
             COUNTING,
-            SOURCES,
-            8,
+            partial(data.mixture_batches, SOURCES, 8),
             weights=ask,
-            interval=3,
-            intervals=intervals,
+            steps=steps,
+            evaluate_every=3,
             evaluate=lambda state: dict(zip("abc", state["counts"], strict=True)),
             checkpoints=checkpoints,
             key=jax.random.key(0),
@@ -59,7 +59,7 @@ def run(folder, intervals):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("whole"), 4)
+    return run(tmp_path_factory.mktemp("whole"), 12)
 
 
 def test_each_interval_has_the_weights_of_the_evaluations_before(whole):
@@ -76,8 +76,8 @@ def test_each_interval_has_the_weights_of_the_evaluations_before(whole):
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, whole):
     # Two intervals and two thirds of one more, then all of it.
-    run(tmp_path, 2)
-    mixture = data.mixture_batches(SOURCES, 8, weights=weights(whole[1][:2]), seed=0)
+    run(tmp_path, 6)
+    mixture = data.mixture_batches(SOURCES, 8, weights=weights(whole[1][:2]))
     with training.Checkpoints(tmp_path) as checkpoints:
         training.fit(
             COUNTING,
@@ -86,12 +86,13 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, whole):
             steps=8,
             checkpoints=checkpoints,
         )
-    state, history, _ = run(tmp_path, 4)
+    state, history, _ = run(tmp_path, 12)
     for name in state:
         np.testing.assert_array_equal(state[name], whole[0][name])
     assert history == whole[1]
 
 
-def test_no_intervals_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="must be at least 1, got 3 and 0"):
-        run(tmp_path, 0)
+@pytest.mark.parametrize("steps", [0, 5])
+def test_parts_of_an_interval_are_refused(tmp_path, steps):
+    with pytest.raises(ValueError, match=f"intervals of evaluate_every, got {steps}"):
+        run(tmp_path, steps)

@@ -1,13 +1,20 @@
 """Any iterable of batches: each is read in order, begun again or ended as promised."""
 
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from grain import DataLoader, MapDataset
 from grain.samplers import IndexSampler
 
-from jaxkd import Program, data
+import jaxkd
+from jaxkd import Program, data, methods, models, training
 from jaxkd.training import Checkpoints, fit
 
 KEY = jax.random.key(0)
@@ -172,3 +179,51 @@ def test_what_holds_no_batches_is_refused(given):
     message = f"batches is a {type(given).__name__}, but must be an iterable of dicts"
     with pytest.raises(ValueError, match=message):
         fit(TOY, given, key=KEY)
+
+
+class StandIn:
+    """What of PyTorch's ``DataLoader`` the documentation uses."""
+
+    def __init__(self, dataset, batch_size, shuffle, drop_last, collate_fn):
+        assert shuffle
+        assert drop_last
+        self.dataset, self.size, self.collate = dataset, batch_size, collate_fn
+
+    def __iter__(self):
+        order = np.random.default_rng(0).permutation(len(self.dataset))
+        for i in range(0, len(order) - self.size + 1, self.size):
+            yield self.collate([self.dataset[j] for j in order[i : i + self.size]])
+
+
+@pytest.mark.slow
+def test_the_documentations_loaders_and_its_stop(monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    sections = re.search(r"## Your own loader(.*)## Checkpoints, pre", page, re.S)
+    blocks = re.findall(r"```(?:{code-cell}|python)\n(.*?)```", sections[1], re.S)
+    assert len(blocks) == 3
+    for name in ("torch", "torch.utils", "torch.utils.data"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["torch.utils.data"].DataLoader = StandIn
+    rng = np.random.default_rng(0)
+    dataset = [(rng.normal(size=(3, 4, 4)).astype("f4"), i % 10) for i in range(40)]
+    names = {
+        "jax": jax,
+        "np": np,
+        "optax": optax,
+        "jaxkd": jaxkd,
+        "data": data,
+        "models": models,
+        "training": training,
+        "cross_entropy": methods.cross_entropy,
+        "rng": rng,
+        "dataset": dataset,
+    }
+    for block in blocks:
+        exec(block, names)
+        steps = names["history"][-1]["step"]
+        if block is blocks[1]:
+            assert steps == 100
+    assert "'step': 5" in capsys.readouterr().out
+    assert 24 < steps < 1000
+    losses = [entry["nll"] for entry in names["history"]]
+    assert np.argmin(losses) == len(losses) - 4
