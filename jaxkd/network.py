@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -223,12 +223,12 @@ class Network:
                 f"start {start!r} must come before stop {stop!r}: the network can be "
                 f"cut at {', '.join(self.cuts)}, in this order"
             )
-        inside = self.cuts[first:last]
+        inside, whole = self.cuts[first:last], cast(Any, self.apply)
 
         def apply(variables, inputs, *, segment: Segment = WHOLE, **kwargs):
             # Of a segment's segment the names that are given are the inner ones.
             inner = segment[0] or start, segment[1] or stop
-            return self.apply(variables, inputs, segment=inner, **kwargs)
+            return whole(variables, inputs, segment=inner, **kwargs)
 
         return replace(
             self,

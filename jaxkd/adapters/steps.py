@@ -54,7 +54,7 @@ class Steps:
 
     def __init__(
         self,
-        taps: Sequence[str] = (),
+        taps: tuple[str, ...] = (),
         edits: Edits = NO_EDITS,
         segment: Segment = WHOLE,
         given: Array | None = None,

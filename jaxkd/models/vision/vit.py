@@ -151,7 +151,7 @@ class ViT(nnx.Module):
         x = steps("final", self.norm, x)
         if self.distillation_head is None:
             return steps.outputs(self.head, steps("pooled", lambda x: x[:, 0], x))
-        return steps.outputs(self._two_heads, x, steps)
+        return steps.outputs(self._two_heads, self.distillation_head, x, steps)
 
     def _embed(self, image: Array) -> Array:
         x = self.patches(image)
@@ -159,10 +159,10 @@ class ViT(nnx.Module):
         x = jnp.concatenate([jnp.tile(prefix, (len(x), 1, 1)), x], axis=1)
         return x + self.positions[...].astype(x.dtype)
 
-    def _two_heads(self, x: Array, steps: Steps) -> Array:
+    def _two_heads(self, second: nnx.Linear, x: Array, steps: Steps) -> Array:
         logits = self.head(steps.tap("pooled", x[:, 0]))
-        second = steps.tap("distillation_logits", self.distillation_head(x[:, 1]))
-        return (logits + second) / 2 if self.deterministic else logits
+        learnt = steps.tap("distillation_logits", second(x[:, 1]))
+        return (logits + learnt) / 2 if self.deterministic else logits
 
 
 @recorded
