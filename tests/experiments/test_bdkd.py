@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,9 +46,7 @@ def test_full_scale_trains_both_networks():
     program, batch = programs["wrn40_2-wrn16_2"]
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
     after, metrics = jax.eval_shape(program.step, state, batch)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert "bdkd" in metrics
     assert set(state.student["params"]) == {"0", "1"}
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -59,9 +60,7 @@ def test_full_scale_steps(name):
     assert jax.tree.leaves(batch)[0].shape[0] % 8 == 0
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
     after, metrics = jax.eval_shape(program.step, state, batch)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert metrics["loss"].shape == ()
     if name == "tgeokd":
         # The controller reads nine vectors of 100 classes.
