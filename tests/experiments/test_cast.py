@@ -3,6 +3,7 @@
 import lzma
 from dataclasses import replace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -76,9 +77,7 @@ def test_full_scale_is_llama_2_7b_with_half_of_its_projections_dropped():
     program, batch = full_scale(FULL)["cast"]
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
     after, metrics = jax.eval_shape(program.step, state, batch)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert metrics["loss"].shape == ()
     found = named(state.student["params"]["network"])
     assert sum(weight.size for weight in found.values()) == 6_738_415_616
