@@ -22,7 +22,11 @@ def adapt_functions(
         init: ``key -> params``.
         apply: ``(params, inputs) -> logits`` or `Outputs`.
         valid: the names of the features that ``apply`` can return.
+
+    Raises:
+        ValueError: ``apply`` needs an argument that is not known.
     """
+    arguments_of(apply, False, 2, taps=(), edits=NO_EDITS, key=None)
     editable = valid if "edits" in inspect.signature(apply).parameters else ()
 
     def init_variables(key: PRNGKeyArray) -> Variables:

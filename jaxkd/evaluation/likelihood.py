@@ -51,7 +51,8 @@ def likelihood_evaluator(
 
     @jax.jit
     def score(variables: Variables, ids: Array, label: Array, mask: Array):
-        inputs = {"input_ids": ids, "attention_mask": (label >= 0).astype(jnp.int32)}
+        batch = {"input_ids": ids, "attention_mask": (label >= 0).astype(jnp.int32)}
+        inputs = network.read(batch)
         outputs, _ = network.apply(variables, inputs, taps=("final", "head"))
         head = outputs.features["head"]
 

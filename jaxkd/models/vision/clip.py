@@ -33,7 +33,7 @@ LEGACY_EOS = 2
 class ImageTower(Tower):
     """The tower of images: patches and a class token, which stands for the image."""
 
-    prefix = "image."
+    tap_prefix = "image."
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ImageTower(Tower):
 class TextTower(Tower):
     """The tower of texts: causal, so that the text's last token stands for it."""
 
-    prefix = "text."
+    tap_prefix = "text."
 
     def __init__(
         self,

@@ -107,10 +107,10 @@ class Tower(nnx.Module):
     """Blocks, a norm, and the projection to the shared embedding.
 
     Attributes:
-        prefix: of the tower's taps.
+        tap_prefix: of the tower's taps.
     """
 
-    prefix = ""
+    tap_prefix = ""
 
     def __init__(self, config: Config, features: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -128,7 +128,7 @@ class Tower(nnx.Module):
         )
         blocks = block_taps(config.layers, "", ".attn")
         own = ("embed", *blocks, "final", "pooled")
-        self.taps = tuple(f"{self.prefix}{tap}" for tap in own)
+        self.taps = tuple(f"{self.tap_prefix}{tap}" for tap in own)
 
     def run(
         self,
@@ -145,7 +145,7 @@ class Tower(nnx.Module):
             place: of the token that stands for a row.
             steps: of the forward pass.
         """
-        config, name = self.config, self.prefix
+        config, name = self.config, self.tap_prefix
 
         def run(block: Block, x: Array, _: Any, number: Array, tap: Callable):
             x = constrain(x, "batch", "length", None)
