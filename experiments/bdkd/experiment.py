@@ -325,5 +325,10 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
 
 
 EXPERIMENT = Experiment(
-    presets=PRESETS, run=run, claims=CLAIMS, full_scale=full_scale, seeds={"small": 5}
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    full_scale=full_scale,
+    seeds={"small": 5},
+    varies=("teacher", "student", "order"),
 )
