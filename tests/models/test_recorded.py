@@ -27,7 +27,7 @@ NEEDED = {
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_the_spec_is_the_name_and_all_arguments(name, monkeypatch):
-    monkeypatch.setattr(Network, "from_nnx", lambda build: Network(build, build))
+    monkeypatch.setattr(Network, "from_nnx", lambda build, **_: Network(build, build))
     parameters = inspect.signature(models.MODELS[name]).parameters
     given = {key: NEEDED[key] for key, p in parameters.items() if p.default is p.empty}
     defaults = {key: p.default for key, p in parameters.items()}
