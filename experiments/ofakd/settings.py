@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.common.classification import Classification, ImagesConfig
-from experiments.common.configs import NetworkConfig, OptimizerConfig
+from experiments.common.configs import NetworkConfig, OptimizerConfig, choose
 from jaxkd import data
 from jaxkd.methods.modules.exits import split_stages
 from jaxkd.reporting.tables import PaperValue
@@ -29,10 +29,10 @@ class TimmConfig(OptimizerConfig):
     def rate(self, steps: int, epochs: int = 1) -> optax.Schedule:
         """Return the learning rate by the step."""
         decay = OptimizerConfig.rate(replace(self, warmup=0.0), steps, epochs)
-        warmup = max(round(self.warmup * steps), 1)
-        rise = optax.linear_schedule(self.warmup_rate, self.learning_rate, warmup)
         if not self.warmup:
             return decay
+        warmup = round(self.warmup * steps)
+        rise = optax.linear_schedule(self.warmup_rate, self.learning_rate, warmup)
         return lambda step: jnp.where(step < warmup, rise(step), decay(step))
 
     def build(self, steps: int, epochs: int = 1) -> optax.GradientTransformation:
@@ -42,15 +42,15 @@ class TimmConfig(OptimizerConfig):
             return jax.tree.map(lambda x: x.ndim > 1, params)
 
         rate, decay = self.rate(steps, epochs), self.weight_decay
-        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
-        if self.name == "adamw":
-            parts += [optax.adamw(rate, weight_decay=decay, mask=matrices)]
-        else:
-            parts += [
+        makers = {
+            "adamw": lambda: optax.adamw(rate, weight_decay=decay, mask=matrices),
+            "sgd": lambda: optax.chain(
                 optax.add_decayed_weights(decay, matrices),
                 optax.sgd(rate, momentum=0.9, nesterov=True),
-            ]
-        return optax.chain(*parts)
+            ),
+        }
+        clip = optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
+        return optax.chain(clip, choose("optimizer", [self.name], makers)[self.name]())
 
 
 @dataclass(frozen=True)
