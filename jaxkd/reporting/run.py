@@ -22,7 +22,7 @@ from jaxkd.network import Network
 from jaxkd.reporting.records import Record
 from jaxkd.training import Checkpoints, fit, make_mesh
 from jaxkd.training.progress import ProgressBar
-from jaxkd.types import Batch, Program, Variables, deployed
+from jaxkd.types import Program, Variables, deployed
 
 History = list[dict[str, int | float]]
 """One dict an evaluation, as `jaxkd.training.fit` returns them."""
@@ -49,7 +49,7 @@ class Task:
 
     Attributes:
         setting: the table's name; empty if the experiment has one.
-        batches: ``seed ->`` training batches.
+        batches: ``seed ->`` training batches, or what else the loop takes for them.
         steps: of training; None until the batches end.
         evaluate: ``network -> (variables -> metrics)``, the test; None without one.
         evaluate_every: steps; None for the end only.
@@ -57,10 +57,11 @@ class Task:
         summary: evaluations ``->`` the metrics that are recorded.
         input_shape: of an example, for networks of images that are exported.
         seeds: at most so many; None for all that are asked for.
+        loop: what trains; it is called as `jaxkd.training.fit` is.
     """
 
     setting: str
-    batches: Callable[[int], Iterable[Batch]]
+    batches: Callable[[int], Any]
     steps: int | None
     evaluate: Callable[[Network], Callable[[Any], Mapping[str, float]]] | None = None
     evaluate_every: int | None = None
@@ -68,6 +69,7 @@ class Task:
     summary: Callable[[History], Values] = last_evaluation
     input_shape: tuple[int, ...] | None = None
     seeds: int | None = None
+    loop: Callable[..., tuple[Any, History]] = fit
 
 
 def _nothing(state: Any, history: History) -> Values:
@@ -172,8 +174,10 @@ class Run:
         name = f"{_name(arm, task)}/seed{seed}"
         if arm.program is None:
             raise ValueError(f"arm {arm.name!r} has no program: it is trained already")
-        with Clock(self.folder / name) as clock:
-            state, _ = self.fit(arm.program, task, seed, self.folder / name, name)
+        # Its row may be a part of that name too, whose clock does not go on from here.
+        folder = self.folder / name / "training"
+        with Clock(folder) as clock:
+            state, _ = self.fit(arm.program, task, seed, folder, name)
             network = arm.deployed.with_variables(arm.variables(state))
             seconds = clock.seconds
         return replace(arm, program=None, deployed=network, seconds=seconds)
@@ -198,7 +202,7 @@ class Run:
             evaluate: ``state -> metrics``.
         """
         with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-            return fit(
+            return task.loop(
                 program,
                 task.batches(seed),
                 key=jax.random.key(seed),
