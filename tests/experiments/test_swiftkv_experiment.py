@@ -14,13 +14,13 @@ from jaxkd.reporting.run import Run
 
 
 @pytest.mark.slow
-def test_a_run_of_seconds_has_all_arms(tmp_path, monkeypatch):
+def test_a_run_of_seconds_measures_its_rows(tmp_path, monkeypatch):
     tokens = np.random.default_rng(0).integers(0, 11, 2000).astype("u1")
     windows = tuple(data.Windows("toy", x, 8, 11) for x in (tokens, tokens[:200]))
     monkeypatch.setattr(CorpusConfig, "load", lambda _: Corpus(*windows, 16))
     tiny = {"width": 8, "layers": 6, "heads": 2, "hidden": 8}
     monkeypatch.setitem(language_models.SIZES, "tiny", tiny)
-    names = ("untrained_l3", "kd_l3_g3", "full_kd_l3", "labels_l3")
+    names = ("untrained_l3", "kd_l3_g3")
     config = replace(
         swiftkv.PRESETS["small"], size="tiny", arms=names, teacher_steps=2, steps=3
     )
@@ -33,7 +33,23 @@ def test_a_run_of_seconds_has_all_arms(tmp_path, monkeypatch):
         assert found[name, "stage_error"] < 1e-5
         assert found[name, "chunk_error"] < 1e-5
     assert found["kd_l3_g3", "frozen_change"] == 0
-    assert ("full_kd_l3", "frozen_change") not in found
+    assert ("untrained_l3", "frozen_change") not in found
+
+
+def test_rows_train_what_they_are_named_after():
+    config = replace(swiftkv.PRESETS["small"], arms=("full_kd_l3", "labels_l3"))
+    config = replace(config, corpus=replace(config.corpus, vocabulary=11))
+    sizes, frozen = {}, {}
+    for name, (program, batch) in swiftkv.full_scale(config).items():
+        state = jax.eval_shape(program.init, jax.random.key(0), batch)
+        row = name.removeprefix("tiny_shakespeare ")
+        student, teacher = (
+            sum(x.size for x in jax.tree.leaves(tree))
+            for tree in (state.student["params"], state.teacher)
+        )
+        sizes[row], frozen[row] = student, teacher
+    assert sizes["full_kd_l3"] > 3 * sizes["labels_l3"]
+    assert frozen["full_kd_l3"] > 0 == frozen["labels_l3"]
 
 
 @pytest.mark.slow
