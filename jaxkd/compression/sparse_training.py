@@ -95,9 +95,7 @@ def scaled(network: Network, scope: str, groups: int = 2) -> Network:
     return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
-def fold_scales(
-    params: Mapping[str, PyTree], axes: Axes = NO_AXES
-) -> PyTree:
+def fold_scales(params: Mapping[str, PyTree], axes: Axes = NO_AXES) -> PyTree:
     """Return the params of a `scaled` network as the plain network's.
 
     Zeros stay zeros, so a pruned network's folded weights are as sparse.

@@ -8,9 +8,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny import call
 
 from jaxkd import papers
-from jaxkd.network import Network
 from jaxkd.generation import GREEDY, generate
 from jaxkd.models import create, llama, mlp
+from jaxkd.network import Network
 from jaxkd.networks.freezing import train_only
 from jaxkd.papers.swiftkv import swiftkv as swiftkv_method
 from jaxkd.papers.swiftkv.conversion import (
