@@ -26,7 +26,7 @@ OLDEST := --with jax==0.11.2
 OLDEST_TESTS := tests/programs/test_update.py tests/sharding/test_mesh.py \
   tests/training/test_checkpoint.py tests/kernels/test_nm_matmul.py
 
-.PHONY: demo test test-slow test-oldest check docs bench setup clean
+.PHONY: demo test test-all test-slow test-oldest check docs bench setup clean
 
 setup: .venv/.ready
 
@@ -43,6 +43,9 @@ demo: setup  ## distil students on real digits, print the table, write plots
 
 test: setup  ## the tests, but for the slow ones
 	$(RUN) pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: setup  ## both, in one session
+	$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: setup  ## whole small runs, several processes, programs that compile slowly
 	$(RUN) pytest -n 2 --dist loadfile -m slow

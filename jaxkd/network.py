@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -23,7 +22,7 @@ from jaxkd.adapters import (
     merge_module,
 )
 from jaxkd.checks import unknown_name
-from jaxkd.types import Axes, Batch, Inputs, Outputs, Variables
+from jaxkd.types import NO_AXES, Axes, Batch, Inputs, Outputs, Variables
 
 
 @runtime_checkable
@@ -77,7 +76,7 @@ class Network:
     taps: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("image",)
     spec: tuple[str, Mapping[str, Any]] | None = field(default=None, compare=False)
-    axes: Axes = field(default=MappingProxyType({}), compare=False)
+    axes: Axes = field(default=NO_AXES, compare=False)
     cuts: tuple[str, ...] = ()
     module: Any = field(default=None, compare=False, repr=False)
 

@@ -31,6 +31,8 @@ Axes = Mapping[tuple[str, ...], tuple[str | tuple[str, ...] | None, ...]]
 """The logical axis of each axis of a weight, by the weight's path in the params; () of
 a weight that declares none."""
 
+NO_AXES: Axes = MappingProxyType({})
+
 
 @flax.struct.dataclass
 class Outputs:
@@ -112,7 +114,7 @@ class Program(NamedTuple):
     init: Callable[[PRNGKeyArray, Batch], Any]
     step: Callable[[Any, Batch], tuple[Any, Metrics]]
     frozen: Callable[[Any], PyTree] = _nothing
-    axes: Axes = MappingProxyType({})
+    axes: Axes = NO_AXES
 
 
 @flax.struct.dataclass

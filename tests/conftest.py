@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Tiny programs run few times: LLVM's optimisation would only cost time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-jaxtyping.install_import_hook("jaxkd", "beartype.beartype")
+jaxtyping.install_import_hook("jaxkd", "lazy_beartype.checked")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

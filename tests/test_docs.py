@@ -4,6 +4,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -27,3 +29,18 @@ def test_every_page_is_in_the_table_of_contents():
     pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
     # The reference and the papers' pages are made when the site is built.
     assert pages | {"api", "papers/index"} == set(contents[1].split()[2:])
+
+
+def python_blocks(file):
+    """Return the Python of a page, whose blocks go on from one another."""
+    blocks = re.findall(
+        r"```(?:python|\{code-cell\})\n(.*?)```", file.read_text(), re.S
+    )
+    return "\n".join(blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(python_blocks(DOCS.parent / page), {"__name__": "__main__"})

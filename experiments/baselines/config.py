@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from experiments.baselines.networks import PAPER_PAIRS
 from experiments.common.classification import ImagesConfig
-from experiments.common.configs import OptimizerConfig
+from experiments.common.configs import CIFAR_SGD, OptimizerConfig
+from experiments.common.networks import PAPER_PAIRS
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Config:
 
 
 SMALL = Config()
-SGD = OptimizerConfig("sgd", 0.05, 5e-4, "steps", milestones=(150, 180, 210))
-COSINE = replace(SGD, schedule="cosine", milestones=())
+COSINE = replace(CIFAR_SGD, schedule="cosine", milestones=())
 PRESETS = {
     "small": SMALL,
     "demo": replace(
@@ -68,8 +67,8 @@ PRESETS = {
         pairs=PAPER_PAIRS,
         train_examples=0,
         task=ImagesConfig("tfds/cifar100", epochs=240, batch_size=64, evaluate_every=1),
-        optimizer=SGD,
+        optimizer=CIFAR_SGD,
         teacher_epochs=240,
-        teacher_optimizer=SGD,
+        teacher_optimizer=CIFAR_SGD,
     ),
 }

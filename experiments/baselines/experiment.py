@@ -19,12 +19,11 @@ import optax
 
 import jaxkd
 from experiments.baselines.config import PRESETS, Config
-from experiments.baselines.networks import PAIRS, PAPER_PAIRS, PairSpec
 from experiments.baselines.paper import PAPER
 from experiments.baselines.recipes import Pair, Recipes, recipes
 from experiments.common.classification import Classification, image_batch
 from experiments.common.configs import choose
-from experiments.common.pairs import networks
+from experiments.common.networks import PAIRS, PAPER_PAIRS, PairSpec
 from jaxkd.checks import unknown_name
 from jaxkd.evaluation.classification import example_labels
 from jaxkd.network import Network
@@ -114,10 +113,10 @@ def lessons(
         epochs=config.teacher_epochs,
         optimizer=config.teacher_optimizer.scaled(share),
     )
-    student, network = networks(spec, images.classes)
-    kind, arguments = spec.teacher
+    student, network = spec.networks(images.classes)
     # Pairs of the same teacher share it.
-    place = "-".join([kind, *(str(v).replace(" ", "") for v in arguments.values())])
+    sizes = (str(size).replace(" ", "") for size in spec.teacher.arguments.values())
+    place = "-".join([spec.teacher.name, *sizes])
 
     @functools.cache
     def teacher() -> Arm:
@@ -182,7 +181,7 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
 
     def rows(name: str) -> Recipes:
         spec = PAIRS[name]
-        student, teacher = networks(spec, CIFAR["classes"])
+        student, teacher = spec.networks(CIFAR["classes"])
         optimizer = config.optimizer.scaled(spec.learning_rate)
         return recipes(
             Pair(

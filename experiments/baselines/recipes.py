@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import jaxkd
-from experiments.baselines.networks import PairSpec, classifier, stage_norms
+from experiments.common.networks import PairSpec
 from jaxkd import Network, models, networks
 from jaxkd.methods import (
     ab,
@@ -47,7 +47,7 @@ from jaxkd.methods import (
     vid,
 )
 from jaxkd.reporting.run import Arm, History
-from jaxkd.types import Method
+from jaxkd.types import Method, Variables
 
 Recipes = dict[str, Callable[[], Arm]]
 """What makes each row of a pair, by its name; nothing is trained before that."""
@@ -192,7 +192,7 @@ def stage_recipes(pair: Pair) -> Recipes:
         return pair.teacher().init(jax.random.key(0))
 
     def overhauled() -> Arm:
-        norms = stage_norms(spec.teacher, teachers_variables(), stages)
+        norms = stage_norms(spec.teacher.name, teachers_variables(), stages)
         return added(1e-3, ofd(before_relu, norms), "ofd")()
 
     def factor_transfer() -> Arm:
@@ -246,3 +246,32 @@ def stage_recipes(pair: Pair) -> Recipes:
         branch = networks.with_logits(branched, "0.logits")
         recipes["one"] = lambda: pair.arm(one(), branched, None, branch)
     return recipes
+
+
+def classifier(variables: Variables) -> tuple[Any, Any]:
+    """Return kernel and bias of a network's last linear layer."""
+    params = variables["params"]
+    head = params["fc"] if "fc" in params else params["head"]
+    return head["kernel"], head["bias"]
+
+
+def stage_norms(network: str, variables: Variables, stages: tuple[str, ...]):
+    """Return (scale, bias) of the BatchNorm before the ReLU that ends each stage."""
+    params = variables["params"]
+
+    def last(layers: dict[str, Any]) -> Any:
+        return layers[str(len(layers) - 1)]
+
+    found = []
+    for stage in stages:
+        i = int(stage.removeprefix("stage"))
+        if network in ("cnn", "vgg"):
+            norm = last(params["stages"][str(i)]["norms"])
+        elif network == "wide_resnet":
+            following = params["layers"].get(str(i))
+            norm = following["0"]["bn1"] if following else params["bn1"]
+        else:
+            block = last(params["layers"][str(i - 1)])
+            norm = block["bn3"] if "bn3" in block else block["bn2"]
+        found.append((norm["scale"], norm["bias"]))
+    return found

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.baselines.networks import PAIRS
 from experiments.common.classification import Classification, ImagesConfig, image_batch
 from experiments.common.configs import CIFAR_SGD, NetworkConfig, OptimizerConfig, choose
+from experiments.common.networks import PAIRS
 from jaxkd import distill, networks
 from jaxkd.evaluation.classification import accuracy, example_labels, predictor
 from jaxkd.losses import (
@@ -102,8 +102,8 @@ TABLES = {
     ),
     **{
         name: Table(
-            NetworkConfig(*PAIRS[name].student),
-            NetworkConfig(*PAIRS[name].teacher),
+            PAIRS[name].student,
+            PAIRS[name].teacher,
             CIFAR100,
             CIFAR_SGD,
         )
@@ -325,5 +325,10 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
 
 
 EXPERIMENT = Experiment(
-    presets=PRESETS, run=run, claims=CLAIMS, full_scale=full_scale, seeds={"small": 5}
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    full_scale=full_scale,
+    seeds={"small": 5},
+    varies=("teacher", "student", "order"),
 )

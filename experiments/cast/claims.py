@@ -60,7 +60,7 @@ def small_budgets() -> dict[str, int]:
     config = PRESETS["small"]
     steps = {"cast": config.steps, **{trained_for(s): s for s in config.budgets}}
     return {
-        method: count * config.batch_size * config.length
+        method: count * config.corpus.batch_size * config.corpus.length
         for method, count in steps.items()
     }
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import optax
 
+from experiments.common.configs import OptimizerConfig
+from experiments.common.corpus import CorpusConfig
 from jaxkd import models
 from jaxkd.network import Network
 from jaxkd.papers.cast.optimizers import decay_budget
@@ -12,6 +14,7 @@ from jaxkd.papers.cast.optimizers import decay_budget
 SCOPE = r"blocks\.(attention|mlp)\..*\.kernel"
 """All projections inside the blocks; embeddings, norms and the head stay dense."""
 
+SMALL_MODEL = {"width": 64, "layers": 6, "heads": 4, "kv_heads": 2, "hidden": 160}
 METHODS = (
     *("one_shot", "fixed_mask", "sr_ste", "ast", "cast"),
     *("cast_no_scales", "cast_no_kd", "dense"),
@@ -34,19 +37,15 @@ class Config:
 
     Attributes:
         setting: the name of the table.
-        text: ``tiny_shakespeare``, or a folder of token files below JAXKD_DATA.
-        vocabulary: of the token files.
-        length: tokens of a window.
-        test_windows: to evaluate on, the first of the test text; 0 for all.
+        corpus: the text.
         model: arguments of ``jaxkd.models.llama`` but the vocabulary.
         weights: folder of the trained dense model; empty to train one here.
         teacher_steps: of that training.
-        teacher_learning_rate: of its AdamW, decaying to 0.
+        teacher_optimizer: likewise.
         methods: the rows.
         decays: further rows: CAST with these λ.
         budgets: further rows: CAST planned for these numbers of steps.
         steps: of every other student.
-        batch_size: windows.
         learning_rate: of the students, at its highest.
         final_learning_rate: that it decays to by a cosine.
         warmup: share of the steps that it rises for.
@@ -61,27 +60,15 @@ class Config:
     """
 
     setting: str = "tiny_shakespeare"
-    text: str = "tiny_shakespeare"
-    vocabulary: int = 0
-    length: int = 64
-    test_windows: int = 512
-    model: dict[str, Any] = field(
-        default_factory=lambda: {
-            "width": 64,
-            "layers": 6,
-            "heads": 4,
-            "kv_heads": 2,
-            "hidden": 160,
-        }
-    )
+    corpus: CorpusConfig = CorpusConfig(batch_size=8)
+    model: dict[str, Any] = field(default_factory=lambda: dict(SMALL_MODEL))
     weights: str = ""
     teacher_steps: int = 2400
-    teacher_learning_rate: float = 3e-3
+    teacher_optimizer: OptimizerConfig = OptimizerConfig("adamw", 3e-3, 1e-4)
     methods: tuple[str, ...] = METHODS
     decays: tuple[float, ...] = (1e-4, 3e-4)
     budgets: tuple[int, ...] = (300, 900, 1200, 2400)
     steps: int = 600
-    batch_size: int = 8
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-4
     warmup: float = 0.0
@@ -96,12 +83,9 @@ class Config:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Return the names of all methods."""
-        return (
-            *self.methods,
-            *map(decayed, self.decays),
-            *map(trained_for, self.budgets),
-        )
+        """The names of all methods."""
+        swept = *map(decayed, self.decays), *map(trained_for, self.budgets)
+        return *self.methods, *swept
 
     def rate(self) -> optax.Schedule:
         """Return the students' learning rate by the step."""
@@ -133,10 +117,7 @@ PRESETS = {
     "small": Config(),
     "paper": Config(
         setting="llama2-7b",
-        text="dolmino_llama2",
-        vocabulary=32_000,
-        length=4096,
-        test_windows=0,
+        corpus=CorpusConfig("dolmino_llama2", 32_000, 4096, 0, 256),
         model={
             "width": 4096,
             "layers": 32,
@@ -150,7 +131,6 @@ PRESETS = {
         decays=(),
         budgets=(),
         steps=7500,
-        batch_size=256,
         learning_rate=2e-5,
         final_learning_rate=2e-6,
         warmup=0.05,

@@ -23,6 +23,13 @@ _QWEN = {"qkv_bias": True, "rope_theta": 1e6, "epsilon": 1e-6}
 SIZES: dict[str, dict[str, Any]] = {
     "chars-32": {"width": 32, "layers": 2, "heads": 2, "hidden": 80},
     "chars-64": {"width": 64, "layers": 2, "heads": 4, "hidden": 160},
+    "chars-64x6": {
+        "width": 64,
+        "layers": 6,
+        "heads": 4,
+        "kv_heads": 2,
+        "hidden": 160,
+    },
     "chars-128": {"width": 128, "layers": 4, "heads": 4, "hidden": 320},
     "chars-192": {"width": 192, "layers": 2, "heads": 4, "hidden": 512},
     "chars-256": {"width": 256, "layers": 4, "heads": 4, "hidden": 704},

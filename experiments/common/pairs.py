@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import optax
 
-from experiments.baselines.networks import PAIRS, PairSpec
 from experiments.common.classification import (
     Classification,
     ImagesConfig,
     Programs,
     image_batch,
 )
-from experiments.common.configs import NetworkConfig, OptimizerConfig, choose
+from experiments.common.configs import OptimizerConfig, choose
+from experiments.common.networks import PAIRS
 from jaxkd.network import Network
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Batch, Program
@@ -25,7 +25,7 @@ class PairsConfig:
     """What is trained.
 
     Attributes:
-        pairs: names of networks in the baselines' ``PAIRS``.
+        pairs: names of networks in ``experiments.common.networks.PAIRS``.
         methods: the rows; empty for all.
         train_examples: that the students see, one table each; 0 for all.
         task: the images, and how long students learn them.
@@ -49,15 +49,6 @@ Measure = Callable[
 """``(data, student, teacher's logits of the test) ->`` what measures a student."""
 
 
-def networks(spec: PairSpec, classes: int) -> tuple[Network, Network]:
-    """Return a pair's student and teacher."""
-    student, teacher = (
-        NetworkConfig(*network).build(classes)
-        for network in (spec.student, spec.teacher)
-    )
-    return student, teacher
-
-
 def pair_arms(
     programs: Programs, measure: Measure | None = None
 ) -> Callable[[Any, Run, int], Iterator[tuple[Arm, Task]]]:
@@ -74,7 +65,7 @@ def pair_arms(
         pairs = choose("pair", config.pairs, PAIRS)
         images = config.task.load(config.optimizer)
         for pair, spec in pairs.items():
-            student, network = networks(spec, images.classes)
+            student, network = spec.networks(images.classes)
             untaught = programs(config, student, network, optax.identity())
             names = list(choose("method", config.methods, untaught))
             learnt = replace(
@@ -114,7 +105,7 @@ def pair_programs(
         found = {}
         for pair in config.pairs:
             spec = PAIRS[pair]
-            student, teacher = networks(spec, classes)
+            student, teacher = spec.networks(classes)
             epochs = config.task.epochs
             optimizer = config.optimizer.scaled(spec.learning_rate)
             rows = programs(config, student, teacher, optimizer.build(epochs, epochs))

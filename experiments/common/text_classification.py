@@ -70,6 +70,20 @@ class TextConfig:
         return bert(self.vocabulary, positions, **SIZES[size])
 
 
+BERT_BASE = TextConfig(
+    teacher="base",
+    student="base-6",
+    weights=("bert-base-uncased", "bert-6-uncased"),
+    vocabulary=30_522,
+    lengths=(128,),
+    train_examples=67_349,
+    teacher_epochs=3,
+    batch_size=32,
+    optimizer=OptimizerConfig("adamw", 4e-5, schedule="linear", clip=1.0),
+)
+"""BERT-base and a pretrained student of 6 blocks are fine-tuned for 3 epochs."""
+
+
 def word_pieces(texts: Iterable[str], vocabulary: int) -> data.FileTokenizer:
     """Return BERT's kind of tokenizer for texts, found in them.
 

@@ -12,37 +12,42 @@ training it replaces; and the found student is distilled, briefly, on digits. ``
 searches with the paper's budget and distils on CIFAR-100.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from experiments.common.training import image_batch
-from experiments.diswot.config import PRESETS as PRESETS  # read by the runner
-from experiments.diswot.config import Config
-from experiments.diswot.scoring import CELLS, Images, Proxies, Scorer, depth_space
+import jax
+import numpy as np
+
+from experiments.common.classification import Classification, image_batch
+from experiments.common.configs import CIFAR_SGD, choose
+from experiments.diswot.config import PRESETS, Architecture, Config
 from experiments.diswot.searching import (
     CELL_SEARCH,
+    CELLS,
     DEPTH_SEARCH,
     MAIN,
-    SETTINGS,
     rank,
     saved_scores,
+    scorer,
+    scoring_batch,
     search_cells,
     search_depths,
 )
-from experiments.diswot.students import (
-    COST,
-    distil_students,
-    measure_cost,
-    student_program,
-)
-from jaxkd import data
+from jaxkd import combine, distill, networks, search
+from jaxkd.methods import cross_entropy, kd
+from jaxkd.network import Network
+from jaxkd.papers.diswot import diswot
 from jaxkd.reporting.claims import contrast, observed
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Program
+from jaxkd.reporting.run import Arm, Run, Task, records, run_arms
+from jaxkd.reporting.tables import PaperValue
+from jaxkd.types import Batch, Method, Program
 
-SLICE = "v5e:2x4"
-
+COST = "cost"
 CLAIMS = [
     contrast("diswot", 0.3, "kendall", setting=MAIN),
     contrast("diswot", "depth", "kendall", setting=MAIN),
@@ -57,51 +62,140 @@ CLAIMS = [
     ),
     observed("diswot", ">", 180.0, "search_speedup", setting=COST),
 ]
+PAPER = {
+    f"{COST}/diswot": {"search_speedup": PaperValue(180.0, "abstract", checked=True)}
+}
+
 BEST = (5, 5, 7)
 """The student of S1 that the authors find best after distillation."""
 
-PAPER = {f"{COST}/diswot": {"search_speedup": 180.0}}
+PROTOCOL_STEPS = 240 * (50_000 // 64)
+"""Steps of one training of the benchmarks' protocol on CIFAR-100."""
+
+
+def mapped(network: Network) -> Network:
+    """Return a ResNet with its class activation maps as a tap."""
+    return networks.with_class_maps(network, "stage3")
+
+
+def objectives() -> dict[str, Method]:
+    """Return the compared objectives; ``diswot`` is the paper's L_DisWOT†."""
+    labels, logits = (0.1, cross_entropy()), (0.9, kd(4.0))
+    return {
+        "cross_entropy": cross_entropy(),
+        "kd": combine(labels, logits),
+        "diswot": combine(labels, logits, (1.0, diswot("stage3"))),
+    }
+
+
+def student_program(config: Config, blocks: Architecture, depth: int) -> Program:
+    """Return the benchmarks' distillation on CIFAR-100 of a student by L_DisWOT†."""
+    student, teacher = (mapped(config.resnet(net)) for net in (blocks, depth))
+    optimizer = CIFAR_SGD.build(PROTOCOL_STEPS, epochs=240)
+    return distill(student, teacher, objectives()["diswot"], optimizer)
+
+
+def measure_cost(config: Config, images: Classification, _: Path) -> list[Record]:
+    """Return the time to score S1, compilation included, and that to train it.
+
+    The training's is reckoned from some steps of one student with its teacher.
+    """
+    started = time.perf_counter()
+    score = scorer(config, images, config.space).against(
+        jax.random.key(0), scoring_batch(images, 0)
+    )
+    architectures = config.space.architectures()
+    for architecture in architectures:
+        score(architecture)
+    searching = time.perf_counter() - started
+
+    program = student_program(config, config.timed_student, config.teacher_depth)
+    batch = scoring_batch(replace(images, batch_size=64), 0)
+    state = search.jit_once(program.init)(jax.random.key(0), batch)
+    step = jax.jit(program.step, donate_argnums=0)
+    seconds = []
+    for _ in range(config.timed_steps + 1):
+        started = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - started)
+    # The first step compiles.
+    training = PROTOCOL_STEPS * float(np.median(seconds[1:]))
+    values = {
+        "search_seconds": searching,
+        "step_seconds": training / PROTOCOL_STEPS,
+        "training_hours": training / 3600,
+        "search_speedup": len(architectures) * training / searching,
+        "one_training_over_search": training / searching,
+    }
+    return records(COST, "diswot", 0, values, searching)
+
+
+def chosen(
+    config: Config, scores: Mapping[Architecture, float]
+) -> dict[str, Architecture]:
+    """Return the blocks of the students to distil, by their names."""
+    order = sorted(scores, key=scores.__getitem__)
+    known = {"found": order[-1], "median": order[len(order) // 2]}
+    return {
+        name: known[name] if name in known else tuple(map(int, name.split("-")))
+        for name in config.students
+    }
+
+
+def arms(
+    students: Mapping[str, Architecture], config: Config, run: Run, seed: int
+) -> Iterator[tuple[Arm, Task]]:
+    """Yield trained teachers, and students distilled by every method."""
+    images = config.task.load(config.optimizer)
+    shape = images.classes, images.image_shape[-1]
+    for depth in config.teachers:
+        setting = f"distillation, ResNet-{depth}"
+        teacher = images.teacher(run, config.resnet(depth, *shape), setting, seed)
+        yield teacher, images.task(setting)
+        task = images.task(setting, images.logits(teacher.deployed))
+        for name, blocks in students.items():
+            student = config.resnet(blocks, *shape)
+            both = mapped(student), mapped(teacher.deployed)
+            for method in choose("method", config.methods, objectives()):
+                program = images.distill(*both, objectives()[method])
+                yield Arm(f"{name} {method}", program, student), task
 
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     """Score, search, time and distil."""
-    dataset = data.load(config.dataset)
-    images = Images.of(dataset)
-    scorer = Scorer(config, images, depth_space(config))
-    proxies = Proxies(config, images)
-    records = []
-    for setting in SETTINGS:
-        for seed in seeds:
-
-            def ranking(folder: Path, setting=setting, seed=seed) -> list[Record]:
-                return rank(config, dataset, scorer, proxies, setting, seed, folder)
-
-            records += run.part(f"{setting}/seed{seed}", ranking)
+    choose("method", config.methods, objectives())
+    images = config.scored.load(config.optimizer)
+    found = rank(config, images, run, seeds)
     scores = {seed: saved_scores(config, run, seed) for seed in seeds}
     for seed in seeds:
-        records += run.part(
-            f"{DEPTH_SEARCH}/seed{seed}",
-            lambda folder, seed=seed: search_depths(config, seed, scores[seed]),
-        )
-    cells = Scorer(config, images, CELLS)
+        look = partial(search_depths, config, scores[seed], seed)
+        found += run.part(f"{DEPTH_SEARCH}/seed{seed}", look)
+    cells = scorer(config, images, CELLS)
     for seed in seeds:
-        records += run.part(
-            f"{CELL_SEARCH}/seed{seed}",
-            lambda folder, seed=seed: search_cells(
-                config, dataset, cells, seed, folder
-            ),
-        )
-    records += run.part(COST, lambda folder: measure_cost(config, dataset))
-    return records + distil_students(config, seeds, run, scores[seeds[0]])
+        look = partial(search_cells, config, images, cells, seed)
+        found += run.part(f"{CELL_SEARCH}/seed{seed}", look)
+    found += run.part(COST, partial(measure_cost, config, images))
+    students = chosen(config, scores[seeds[0]])
+    return found + run_arms(partial(arms, students), config, seeds, run)
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     """Return L_DisWOT† of the best distilled student with each teacher."""
-    images = Images(32, 3, 100)
     return {
         f"resnet{depth}-{'-'.join(map(str, BEST))}": (
-            student_program(config, images, BEST, depth),
-            image_batch(config.batch_size, images.side),
+            student_program(config, BEST, depth),
+            image_batch(config.task.batch_size, 32),
         )
         for depth in config.teachers
     }
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=full_scale,
+    seeds={"small": 5},
+)

@@ -10,175 +10,143 @@ hyper-parameters: the smallest, with every student, and the others by their size
 """
 
 import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxkd
-from experiments.ffg2m.claims import CLAIMS as CLAIMS  # the report's list
+from experiments.common.configs import choose
 from experiments.ffg2m.config import (
     METHODS,
+    PRESETS,
     PUBLIC_SPLIT,
     SETTINGS,
     TEACHERS,
     Config,
     Setting,
 )
-from experiments.ffg2m.config import (
-    PAPER as PAPER,  # the report's column
-)
-from experiments.ffg2m.config import (
-    PRESETS as PRESETS,
-)
 from jaxkd import data, losses, methods, models
-from jaxkd.checks import unknown_name
 from jaxkd.graphs import Graph, SparseMatrix
+from jaxkd.interop import load_pretrained
 from jaxkd.network import Network
 from jaxkd.programs import BestState, with_best
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.claims import Claim, all_of, contrast
+from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.paper import paper_table
 from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Arm, History, Run, Task, run_arms
 from jaxkd.types import Batch, Method, Program, Variables
 
-SLICE = "v5e:2x4"
 CHIPS = 8
 
+PAPER = paper_table(
+    "test_accuracy",
+    [name for name in SETTINGS if name.endswith("-gcn")],
+    {
+        "mlp": "59.6 60.3 73.4 78.7 87.8 88.8",
+        "teacher": "81.7 71.6 79.5 90.6 90.0 92.5",
+        "glnn": "82.2 71.7 80.2 91.4 92.2 93.1",
+        "ffg2m": "84.06 73.85 81.62 91.84 93.35 93.59",
+    },
+    where="Table 1",
+    checked=False,
+)
+"""Means of five seeds, recalled from the paper and its authors' later work."""
 
-def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train all teachers and students, and return the records.
+WITH_NUMBERS = ("cora-gcn", "citeseer-gcn")
 
-    Raises:
-        ValueError: an unknown setting or method.
-        FileNotFoundError: a graph's file is missing.
-    """
-    for name in config.settings:
-        if name not in SETTINGS:
-            raise ValueError(unknown_name("setting", name, SETTINGS))
-    for name in config.methods:
-        if name not in METHODS:
-            raise ValueError(unknown_name("method", name, METHODS))
+
+def mechanism(setting: str) -> list[Claim]:
+    """Return what the high-frequency term is to do, and its price in node-wise KL."""
     return [
-        record
-        for setting in config.settings
-        for record in run_setting(config, setting, seeds, run)
+        all_of(
+            f"ffg2m below glnn and low in high-frequency KL ({setting})",
+            [
+                contrast("ffg2m", other, "high_frequency_kl", setting=setting)
+                for other in ("glnn", "low")
+            ],
+        ),
+        contrast("ffg2m", "glnn", "teacher_kl", setting=setting, lower=False),
     ]
 
 
-def run_setting(
-    config: Config, name: str, seeds: Sequence[int], run: Run
-) -> list[Record]:
-    """Return the records of one graph and kind of teacher: by seed, then by method."""
-    graph_name = name.rpartition("-")[0]
-    dataset = data.load_graph(graph_name)
-    trainer = Trainer(config, name, dataset)
-    records = []
-    for seed in seeds:
-        split = dataset if graph_name in PUBLIC_SPLIT else dataset.split(seed)
-        batch = jax.tree.map(jnp.asarray, split.batch())
-
-        def teach(folder, batch=batch, seed=seed):
-            found, logits = trainer.train("teacher", batch, seed)
-            np.save(folder / "logits.npy", logits)
-            return found
-
-        records += run.part(f"{name}/teacher/seed{seed}", teach)
-        logits = np.load(run.folder / f"{name}/teacher/seed{seed}/logits.npy")
-        batch["teacher_logits"] = jnp.asarray(logits)
-        batch["validation_nodes"] = jax.tree.map(jnp.asarray, validation_nodes(split))
-        for method in config.methods:
-            records += run.part(
-                f"{name}/{method}/seed{seed}",
-                lambda _, m=method, b=batch, s=seed: trainer.train(m, b, s)[0],
-            )
-    return records
+CLAIMS = [
+    *(
+        contrast("ffg2m", other, "test_accuracy", margin, setting=setting)
+        for setting in WITH_NUMBERS
+        for other, margin in (("mlp", 0.1), ("teacher", 0.005))
+    ),
+    contrast("ffg2m", "glnn", "test_accuracy", setting="citeseer-gcn"),
+    contrast(
+        "ffg2m",
+        "glnn",
+        "test_accuracy",
+        0.01,
+        "non-inferiority",
+        setting="cora-gcn",
+        because="the standard deviation of both in an earlier trial was larger",
+    ),
+    *(claim for setting in WITH_NUMBERS for claim in mechanism(setting)),
+    *(
+        contrast("ffg2m", worse, "test_accuracy", setting=setting)
+        for setting in SETTINGS
+        if setting not in WITH_NUMBERS
+        for worse in ("mlp", "teacher")
+    ),
+]
 
 
-class Trainer:
-    """Trains one setting's networks; each is compiled once for all seeds."""
-
-    def __init__(self, config: Config, name: str, dataset: data.GraphDataset):
-        self.config, self.name, self.dataset = config, name, dataset
-        self.compiled = functools.cache(self._compiled)
-
-    def _compiled(self, method: str) -> tuple[Network, Callable, Callable]:
-        features = self.dataset.graph.features.shape[1]
-        network, program = programs(
-            self.config, self.name, method, features, self.dataset.classes
-        )
-        # Init runs once, and takes longer to compile well than to run.
-        options = {"xla_backend_optimization_level": 0}
-        start = jax.jit(program.init, compiler_options=options)
-        return network, start, until_stopped(program, self.config)
-
-    def train(
-        self, method: str, batch: Batch, seed: int
-    ) -> tuple[list[Record], np.ndarray]:
-        """Return a network's records, and its logits on all nodes.
-
-        Args:
-            method: of the student, or ``"teacher"``.
-            batch: the graph; for a student with ``teacher_logits``.
-            seed: of the initial weights and the dropout.
-        """
-        network, start, train = self.compiled(method)
-        started = time.perf_counter()
-        state = train(start(jax.random.key(seed), batch), batch)
-        temperature = SETTINGS[self.name].temperature
-        logits, found = measure(network, temperature, state.best, batch)
-        values = {name: float(value) for name, value in found.items()}
-        seconds = time.perf_counter() - started
-        values |= {
-            "validation_accuracy": float(state.score),
-            "epochs": int(state.steps),
-        }
-        records = [
-            Record(method, seed, metric, float(value), seconds, self.name)
-            for metric, value in values.items()
-        ]
-        return records, np.asarray(logits)
+def objectives(setting: Setting) -> dict[str, Method]:
+    """Return the teacher's objective and every student's."""
+    weight, labels = setting.label_weight, methods.labelled_cross_entropy()
+    terms = {
+        "low": methods.low_frequency(),
+        "high": methods.high_frequency(setting.temperature),
+    }
+    taught = {
+        "glnn": methods.glnn(weight),
+        "ffg2m": methods.ffg2m(weight, setting.temperature),
+    } | {
+        name: methods.combine((weight, labels), (1 - weight, term))
+        for name, term in terms.items()
+    }
+    return {"teacher": labels, "mlp": labels} | {
+        name: methods.cached(method) for name, method in taught.items()
+    }
 
 
-def until_stopped(program: Program, config: Config) -> Callable[[Any, Batch], Any]:
-    """Return ``(state, batch) -> state`` after all training, in one compiled loop."""
-
-    def go_on(state: BestState) -> jax.Array:
-        return (state.steps < config.epochs) & (state.since < config.patience)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train(state: BestState, batch: Batch) -> BestState:
-        return jax.lax.while_loop(
-            go_on, lambda state: program.step(state, batch)[0], state
-        )
-
-    return train
-
-
-def programs(
+def learner(
     config: Config, name: str, method: str, features: int, classes: int
 ) -> tuple[Network, Program]:
     """Return a setting's teacher or student, and the program that trains it.
 
     Args:
-        config: the optimizers.
+        config: the optimizer.
         name: of the setting.
         method: of the student, or ``"teacher"``.
         features: of a node.
         classes: of the nodes.
     """
-    setting = SETTINGS[name]
-    teaches = method == "teacher"
-    kind = TEACHERS[name.rpartition("-")[2]] if teaches else "node_mlp"
-    network = build(kind, setting, features, classes)
-    rate = config.teacher_learning_rate if teaches else setting.learning_rate
-    # As PyTorch's Adam: the decay is part of the gradient.
-    optimizer = optax.chain(
-        optax.add_decayed_weights(config.weight_decay), optax.adam(rate)
+    setting, optimizer = SETTINGS[name], config.optimizer
+    kind, dropout = TEACHERS[name.rpartition("-")[2]], setting.teacher_dropout
+    if method != "teacher":
+        kind, dropout = "node_mlp", setting.student_dropout
+        optimizer = replace(optimizer, learning_rate=setting.learning_rate)
+    network = models.create(
+        kind,
+        features=features,
+        classes=classes,
+        hidden=setting.hidden,
+        layers=setting.layers,
+        dropout=dropout,
     )
-    program = jaxkd.distill(network, None, objective(setting, method), optimizer)
+    program = jaxkd.distill(
+        network, None, objectives(setting)[method], optimizer.build(config.epochs)
+    )
     return network, with_best(_of_the_graph(program), validation_accuracy(network))
 
 
@@ -194,34 +162,92 @@ def _of_the_graph(program: Program) -> Program:
     )
 
 
-@functools.cache
-def build(kind: str, setting: Setting, features: int, classes: int) -> Network:
-    """Return a setting's network; its students share one, and what it compiles to."""
-    student = kind == "node_mlp"
-    return models.create(
-        kind,
-        features=features,
-        classes=classes,
-        hidden=setting.hidden,
-        layers=setting.layers,
-        dropout=setting.student_dropout if student else setting.teacher_dropout,
-    )
+def until_stopped(program: Program, patience: int) -> Callable:
+    """Return a task's loop: all epochs on one graph in one compiled call.
+
+    Args:
+        program: to train; a step is an epoch.
+        patience: epochs without a better score after which to stop.
+    """
+    # Init runs once, and takes longer to compile well than to run.
+    options = {"xla_backend_optimization_level": 0}
+    start = jax.jit(program.init, compiler_options=options)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train(state: BestState, batch: Batch, steps: int) -> BestState:
+        return jax.lax.while_loop(
+            lambda state: (state.steps < steps) & (state.since < patience),
+            lambda state: program.step(state, batch)[0],
+            state,
+        )
+
+    def loop(_, batch: Batch, *, key, steps, evaluate, **__) -> tuple[Any, History]:
+        state = train(start(key, batch), batch, steps)
+        return state, [dict(evaluate(state))]
+
+    return loop
 
 
-def objective(setting: Setting, method: str) -> Method:
-    """Return a student's objective, or the teacher's."""
-    weight, labels = setting.label_weight, methods.labelled_cross_entropy()
-    taught = {
-        "glnn": lambda: methods.glnn(weight),
-        "low": lambda: methods.combine(
-            (weight, labels), (1 - weight, methods.low_frequency())
-        ),
-        "high": lambda: methods.combine(
-            (weight, labels), (1 - weight, methods.high_frequency(setting.temperature))
-        ),
-        "ffg2m": lambda: methods.ffg2m(weight, setting.temperature),
+def stopping(state: BestState, history: History) -> dict[str, float]:
+    """Return the accuracy that was stopped by, and when that was."""
+    return {
+        "validation_accuracy": float(state.score),
+        "epochs": int(state.steps),
     }
-    return methods.cached(taught[method]()) if method in taught else labels
+
+
+def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Return the records by setting, then by seed, then by method.
+
+    Raises:
+        ValueError: an unknown setting or method.
+        FileNotFoundError: a graph's file is missing.
+    """
+    choose("method", config.methods, dict.fromkeys(METHODS))
+    return [
+        record
+        for name in choose("setting", config.settings, SETTINGS)
+        for record in run_arms(
+            setting_arms(name, config), config, seeds, run, anew=True
+        )
+    ]
+
+
+def setting_arms(name: str, config: Config) -> Callable:
+    """Return the arms of one setting, which are compiled once for all seeds."""
+    graph_name = name.rpartition("-")[0]
+    dataset = data.load_graph(graph_name)
+
+    @functools.cache
+    def compiled(method: str) -> tuple[Network, Program, Callable]:
+        features = dataset.graph.features.shape[1]
+        network, program = learner(config, name, method, features, dataset.classes)
+        return network, program, until_stopped(program, config.patience)
+
+    def row(method: str, batch: Batch) -> tuple[Arm, Task]:
+        network, program, loop = compiled(method)
+
+        def evaluate(network: Network) -> Callable[[Variables], dict[str, float]]:
+            return lambda variables: jax.tree.map(
+                float, measure(network, SETTINGS[name].temperature, variables, batch)
+            )
+
+        task = Task(name, lambda _: batch, config.epochs, evaluate, loop=loop)
+        return Arm(method, program, network, measure=stopping), task
+
+    def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+        split = dataset if graph_name in PUBLIC_SPLIT else dataset.split(seed)
+        batch = jax.tree.map(jnp.asarray, split.batch())
+        yield row("teacher", batch)
+        # It is trained by now, and kept.
+        kept = run.folder / f"{name}/teacher/seed{seed}/student"
+        logits = predict(compiled("teacher")[0], load_pretrained(kept)[1], batch)
+        nodes = jax.tree.map(jnp.asarray, validation_nodes(split))
+        batch |= {"teacher_logits": logits, "validation_nodes": nodes}
+        for method in config.methods or METHODS:
+            yield row(method, batch)
+
+    return arms
 
 
 def validation_nodes(dataset: data.GraphDataset) -> Batch:
@@ -245,65 +271,60 @@ def validation_accuracy(network: Network) -> Callable[[Any, Batch], jax.Array]:
 
     def score(state: Any, batch: Batch) -> jax.Array:
         batch = batch.get("validation_nodes", batch)
-        outputs, _ = network.apply(state.student, batch["graph"])
-        return masked_accuracy(outputs.logits, batch, "validation")
+        logits = predict(network, state.student, batch)
+        return masked_accuracy(logits, batch["label"], batch["validation"])
 
     return score
 
 
-def masked_accuracy(logits: jax.Array, batch: Batch, part: str) -> jax.Array:
-    """Return the accuracy on one part of the nodes."""
-    right = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
-    return losses.weighted_mean(right, batch[part])
+def masked_accuracy(logits: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the agreement with labels on one part of the nodes."""
+    right = (logits.argmax(-1) == label).astype(jnp.float32)
+    return losses.weighted_mean(right, mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(network: Network, variables: Variables, batch: Batch) -> jax.Array:
+    """Return a network's logits on all nodes."""
+    return network.apply(variables, batch["graph"])[0].logits
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def measure(
     network: Network, temperature: float, variables: Variables, batch: Batch
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return a network's logits, its test accuracy and how it keeps to its teacher.
+) -> dict[str, jax.Array]:
+    """Return a network's test accuracy and how it keeps to its teacher.
 
     Both frequencies are measured without dropout: the divergence of an edge's
     differences (``high_frequency_kl``) and of a node's answer from its neighbours' in
     the teacher (``low_frequency_kl``), the plain node-wise ``teacher_kl``, and the
     cosine of a node and its neighbours.
     """
-    graph: Graph = batch["graph"]
-    outputs, _ = network.apply(variables, graph)
-    logits, ends = outputs.logits, (graph.senders, graph.receivers)
-    values = {
-        "test_accuracy": masked_accuracy(logits, batch, "test"),
+    graph, test = batch["graph"], batch["test"]
+    logits, ends = predict(network, variables, batch), (graph.senders, graph.receivers)
+    found = {
+        "test_accuracy": masked_accuracy(logits, batch["label"], test),
         "neighbor_cosine": losses.neighbor_cosine(logits, *ends),
     }
-    if "teacher_logits" in batch:
-        teacher = batch["teacher_logits"]
-        both = (logits, teacher)
-        values |= {
-            "agreement": losses.weighted_mean(
-                (logits.argmax(-1) == teacher.argmax(-1)).astype(jnp.float32),
-                batch["test"],
-            ),
-            "teacher_kl": losses.kd_loss(*both, 1.0).mean(),
-            "low_frequency_kl": losses.edge_low_frequency_loss(*both, *ends).mean(),
-            "high_frequency_kl": losses.edge_high_frequency_loss(
-                *both, *ends, temperature
-            ).mean(),
-        }
-    return logits, values
-
-
-SIZES = {
-    "coauthor_physics": (34493, 8415, 1137311, 495924, 5, 500),
-}
-"""Nodes, features, features that are not 0, directed edges, classes, and the nodes to
-choose by."""
+    if "teacher_logits" not in batch:
+        return found
+    both = (logits, batch["teacher_logits"])
+    low = losses.edge_low_frequency_loss(*both, *ends)
+    high = losses.edge_high_frequency_loss(*both, *ends, temperature)
+    return found | {
+        "agreement": masked_accuracy(logits, both[1].argmax(-1), test),
+        "teacher_kl": losses.kd_loss(*both, 1.0).mean(),
+        "low_frequency_kl": low.mean(),
+        "high_frequency_kl": high.mean(),
+    }
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     """Return the programs of the largest graph, with its padded batch as shapes."""
-    nodes, features, entries, edges, classes, chosen = SIZES["coauthor_physics"]
+    features, classes = 8415, 5
+    # Nodes, features that are not 0, directed edges, and the nodes to choose by.
     nodes, entries, edges, chosen = (
-        n + -n % CHIPS for n in (nodes, entries, edges, chosen)
+        n + -n % CHIPS for n in (34493, 1137311, 495924, 500)
     )
 
     def array(size: int, dtype: Any = jnp.float32, *axes: int) -> jax.ShapeDtypeStruct:
@@ -329,6 +350,17 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     }
     name = "coauthor_physics-gcn"
     return {
-        f"{name}/{method}": (programs(config, name, method, features, classes)[1], data)
+        f"{name}/{method}": (learner(config, name, method, features, classes)[1], data)
         for method, data in (("teacher", batch), ("ffg2m", taught))
     }
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=full_scale,
+    seeds={"small": 5, "paper": 10, "medium": 10},
+    varies=("teacher", "student", "order"),
+)

@@ -9,38 +9,25 @@ Read below JAXKD_DATA, in the folder ``first``:
   tokens: ``jaxkd cache-teacher TEACHER train --to train_cache --k 5 --length 512``.
 """
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments.common.text import train_on_text
+from experiments.common.configs import OptimizerConfig
+from experiments.common.corpus import Corpus, read
+from experiments.common.language_models import llama
+from experiments.first import digits
 from experiments.first.digits import BINS, SEARCH
-from jaxkd import data, distill, methods, models, teachers
-from jaxkd.evaluation.calibration import calibration_error, search_temperature
-from jaxkd.interop import load_pretrained
+from jaxkd import data, distill, methods, teachers
+from jaxkd.evaluation.calibration import search_temperature
 from jaxkd.losses.first import Space
 from jaxkd.network import Network
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Method, Program
-
-QWEN_1_8B: dict[str, Any] = {
-    "vocabulary": 151_936,
-    "width": 2048,
-    "layers": 24,
-    "heads": 16,
-    "hidden": 5504,
-    "rope_theta": 1_000_000.0,
-    "qkv_bias": True,
-}
-"""Arguments of `jaxkd.models.llama` for Qwen1.5 1.8B (arXiv:2309.16609)."""
+from jaxkd.reporting.run import Arm, Run, Task
+from jaxkd.types import Batch, Method, Program, Variables
 
 
 @dataclass(frozen=True)
@@ -48,47 +35,46 @@ class Config:
     """What is trained.
 
     Attributes:
+        student: a name of the language models' ``SIZES``.
         length: tokens of a row, into which answers are packed.
         k: the teacher's tokens.
         space: in which its probabilities are re-calibrated, see `methods.first`.
         epochs: over the answers.
         batch_size: rows.
-        learning_rate: of AdamW at its highest, decaying to 0 by a cosine.
-        warmup: share of the steps that it rises for.
+        optimizer: of the students.
         steps: of the program that is compiled; runs count their own.
     """
 
+    student: str = "qwen1.5-1.8b"
     length: int = 512
     k: int = 5
     space: Space = "probability"
     epochs: int = 3
     batch_size: int = 128
-    learning_rate: float = 2e-6
-    warmup: float = 0.03
+    optimizer: OptimizerConfig = OptimizerConfig(
+        "adamw", 2e-6, 1e-4, warmup=0.03, clip=1.0
+    )
     steps: int = 1200
 
+    def network(self) -> Network:
+        """Return the student; it computes in bf16 and keeps no blocks' activations."""
+        return llama(self.student, 0, remat=True).computing_in(jnp.bfloat16)
 
-def student() -> Network:
-    """Return the student, which computes in bf16 and keeps no activations of blocks."""
-    return models.llama(**QWEN_1_8B, remat=True).computing_in(jnp.bfloat16)
+    def program(
+        self, student: Network, name: str, temperature: float, steps: int
+    ) -> Program:
+        """Return the training of a row."""
+        optimizer = self.optimizer.build(steps)
+        return distill(student, None, self.method(name, temperature), optimizer)
 
-
-def objective(config: Config, name: str, temperature: float) -> Method:
-    """Return a method of the table."""
-    if name == "sft":
-        return methods.cross_entropy()
-    if name == "direct":
-        return methods.first(k=config.k, reduction="sequence")
-    spaces: dict[str, Any] = {"space": config.space, "student_space": config.space}
-    return methods.first(temperature, k=config.k, **spaces, reduction="sequence")
-
-
-def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
-    """Return AdamW with clipped gradients, for that many steps."""
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(int(config.warmup * steps), 1), steps
-    )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
+    def method(self, name: str, temperature: float) -> Method:
+        """Return the method of a row."""
+        if name == "sft":
+            return methods.cross_entropy()
+        if name == "direct":
+            return methods.first(k=self.k, reduction="sequence")
+        spaces: dict[str, Any] = {"space": self.space, "student_space": self.space}
+        return methods.first(temperature, k=self.k, **spaces, reduction="sequence")
 
 
 def packed(config: Config, split: str) -> Any:
@@ -121,92 +107,50 @@ def found_temperature(config: Config, source: Any) -> float:
     )[0]
 
 
-def reliability(network: Network, source: Any, batch_size: int) -> Any:
+def reliability(
+    network: Network, source: Any, batch_size: int
+) -> Callable[[Variables], dict[str, float]]:
     """Return ``variables ->`` accuracy and calibration error of the answers' tokens."""
 
     @jax.jit
-    def predict(variables, batch):
+    def predict(variables: Variables, batch: Batch):
         p = jax.nn.softmax(network.apply(variables, network.read(batch))[0].logits)
         return p.max(-1), p.argmax(-1) == batch["label"]
 
-    def measure(variables) -> dict[str, float]:
-        confidence, correct = [], []
+    def measure(variables: Variables) -> dict[str, float]:
+        parts = []
         for start in range(0, len(source) - batch_size + 1, batch_size):
             batch = source.take(np.arange(start, start + batch_size))
             learnt = batch["mask"]
-            for kept, found in zip(
-                (confidence, correct), predict(variables, batch), strict=True
-            ):
-                kept.append(np.asarray(found)[learnt])
-        right = jnp.asarray(np.concatenate(correct))
-        error = calibration_error(jnp.asarray(np.concatenate(confidence)), right, BINS)
-        return {
-            "last_accuracy": float(right.mean()),
-            "ece10": float(error),
-            "trust": float(right.mean() - error),
-        }
+            parts.append([np.asarray(x)[learnt] for x in predict(variables, batch)])
+        return digits.reliability(*map(np.concatenate, zip(*parts, strict=True)))
 
     return measure
 
 
-def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Fine-tune students on labels, on the teacher as it is, and re-calibrated.
+def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+    """Return students on labels, on the teacher as it is, and re-calibrated.
 
     Raises:
         FileNotFoundError: a folder is not there; the message says which.
     """
     train, held_out = cached(config, "train"), cached(config, "validation")
     test = packed(config, "test")
-    folder = data.data_file("first/student/config.json").parent
-    network, variables = load_pretrained(folder, remat=True)
-    network = network.with_variables(variables).computing_in(jnp.bfloat16)
+    student = read(config.network(), "first/student").deployed
+    steps = config.epochs * data.steps_per_epoch(train, config.batch_size)
+    task = replace(
+        Corpus(train, test, config.batch_size).task("", steps),
+        evaluate=lambda network: reliability(network, test, config.batch_size),
+    )
     temperatures = {
         "sft": 1.0,
         "direct": 1.0,
         f"first_{config.space}": found_temperature(config, held_out),
     }
-    steps = config.epochs * data.steps_per_epoch(train, config.batch_size)
-    measure = reliability(network, test, config.batch_size)
-
-    def one(folder: Path, name: str, temperature: float, seed: int) -> list[Record]:
-        started = time.perf_counter()
-        program = distill(
-            network,
-            None,
-            objective(config, name, temperature),
-            optimizer(config, steps),
-        )
-        _, history = train_on_text(
-            run,
-            program,
-            train,
-            batch_size=config.batch_size,
-            steps=steps,
-            seed=seed,
-            folder=folder,
-            name=f"{name} seed {seed}",
-            mesh="fsdp",
-            evaluate=lambda state: measure(state.student),
-        )
-        found = {"temperature": temperature, **history[-1]}
-        seconds = time.perf_counter() - started
-        return [
-            Record(name, seed, metric, float(value), seconds)
-            for metric, value in found.items()
-            if metric != "step" and not metric.startswith("train_")
-        ]
-
-    return [
-        record
-        for name, temperature in temperatures.items()
-        for seed in seeds
-        for record in run.part(
-            f"{name}/seed{seed}",
-            lambda folder, name=name, c=temperature, seed=seed: one(
-                folder, name, c, seed
-            ),
-        )
-    ]
+    for name, temperature in temperatures.items():
+        found = {"temperature": temperature}
+        program = config.program(student, name, temperature, steps)
+        yield Arm(name, program, student, measure=lambda *_, found=found: found), task
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
@@ -219,10 +163,7 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
         "teacher_ids": jax.ShapeDtypeStruct((*shape, config.k), jnp.uint32),
         "teacher_log_probs": jax.ShapeDtypeStruct((*shape, config.k), jnp.float16),
     }
-    method = objective(config, f"first_{config.space}", 0.3)
-    return {
-        "Qwen1.5 1.8B from a cache": (
-            distill(student(), None, method, optimizer(config, config.steps)),
-            batch,
-        )
-    }
+    program = config.program(
+        config.network(), f"first_{config.space}", 0.3, config.steps
+    )
+    return {"Qwen1.5 1.8B from a cache": (program, batch)}

@@ -13,15 +13,12 @@ from collections.abc import Sequence
 
 from experiments.first import answers, digits
 from jaxkd.reporting.claims import contrast, observed
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Run, run_arms
 
 Config = digits.Config | answers.Config
-
-PRESETS = {"small": digits.Config(), "paper": answers.Config()}
-SLICE = "v5p:4x4x8"
-MESH = "fsdp"
 
 CLAIMS = [
     contrast("first_log", "direct", "ece10"),
@@ -46,10 +43,19 @@ CLAIMS = [
 
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train a teacher, or read its cache, and students of all methods."""
+    """Train a teacher of every seed's images, or read its cache, and students."""
     if isinstance(config, digits.Config):
-        return digits.run(config, seeds, run)
-    return answers.run(config, seeds, run)
+        return run_arms(digits.arms, config, seeds, run, anew=True)
+    return run_arms(answers.arms, config, seeds, run)
 
 
-full_scale = answers.full_scale
+EXPERIMENT = Experiment(
+    presets={"small": digits.Config(), "paper": answers.Config()},
+    run=run,
+    claims=CLAIMS,
+    full_scale=answers.full_scale,
+    topology="v5p:4x4x8",
+    mesh="fsdp",
+    seeds={"small": 5},
+    varies=("teacher", "split", "student", "order"),
+)

@@ -10,9 +10,9 @@ into a transformer and a ResMLP on 5,000 images of CIFAR-10 at half their resolu
 ``paper`` is the table on CIFAR-100 at 224 pixels, ``imagenet`` that on ImageNet.
 """
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +22,69 @@ import numpy as np
 import optax
 
 import jaxkd
-from experiments.common.training import (
-    NetworkSpec,
-    Task,
-    build,
-    image_batch,
-    teacher_records,
-    train_on_labels,
-    train_students,
-)
-from experiments.ofakd.config import (
+from experiments.common.classification import Classification, image_batch
+from experiments.common.configs import choose
+from experiments.ofakd.settings import (
+    CIFAR100,
     CNN,
     DIGITS,
     HIDDEN,
+    IMAGENET,
     MLP,
     OTHER_CNN,
-    PRESETS,
+    PAPER,
     SETTINGS,
-    Config,
+    SMALL,
     Setting,
 )
-from experiments.ofakd.config import PAPER as PAPER  # the report's column
-from experiments.ofakd.recipes import load_dataset, make_optimizer, make_task
-from jaxkd import data, training
-from jaxkd.checks import unknown_name
-from jaxkd.evaluation.classification import labelled_inputs, predictor
+from jaxkd.evaluation.classification import labelled_inputs
 from jaxkd.evaluation.similarity import tapped_cka
 from jaxkd.interop import load_pretrained
 from jaxkd.methods import combine, cross_entropy, exit_logits, fitnets, kd, ofakd
 from jaxkd.network import Network
 from jaxkd.programs import with_average
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Method, Program, Variables
+from jaxkd.reporting.run import (
+    Arm,
+    Clock,
+    History,
+    Run,
+    Task,
+    Values,
+    records,
+    run_arms,
+)
+from jaxkd.types import Batch, Program
 
-SLICE = "v5e:2x4"
+
+@dataclass(frozen=True)
+class Config:
+    """What is run.
+
+    Attributes:
+        settings: names of `SETTINGS`.
+        cka: whether features of networks of one and of two families are compared.
+        epochs: of students and teachers, in place of their recipes'; 0 for those.
+        teachers: folder of the trained teachers that a run does not train, each in a
+            folder of its model's, size's and data set's names, such as
+            ``swin-tiny-imagenet2012``, as ``jaxkd.interop.save_pretrained`` writes it.
+        half: whether networks compute in bfloat16.
+    """
+
+    settings: tuple[str, ...]
+    cka: bool = False
+    epochs: int = 0
+    teachers: str = "teachers"
+    half: bool = False
+
+
+PRESETS = {
+    "small": Config(tuple(SMALL), cka=True),
+    "paper": Config(tuple(CIFAR100), half=True),
+    "imagenet": Config(tuple(IMAGENET), half=True),
+}
 
 CKA_SEEDS = 3
 """At most so many trios of networks are compared."""
@@ -88,65 +115,10 @@ CLAIMS = [
     ),
     *(
         contrast("ofakd", method, "best_accuracy", setting=setting)
-        for setting in (*PRESETS["paper"].settings, *PRESETS["imagenet"].settings)
+        for setting in (*CIFAR100, *IMAGENET)
         for method in ("cross_entropy", "kd", "fitnets")
     ),
 ]
-
-
-def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Compare features, then train the teachers and all students."""
-    for name in config.settings:
-        if name not in SETTINGS:
-            raise ValueError(unknown_name("setting", name, SETTINGS))
-    records = compare_features(config, seeds, run) if config.cka else []
-    for name in config.settings:
-        records += run_setting(config, name, seeds, run)
-    return records
-
-
-def run_setting(
-    config: Config, name: str, seeds: Sequence[int], run: Run
-) -> list[Record]:
-    """Return one setting's records: the teacher's, then every method's."""
-    setting = SETTINGS[name]
-    dataset = load_dataset(setting)
-    task = make_task(config, name, dataset, setting.recipe)
-    if setting.train_examples:
-        task = replace(task, train=dataset.train.subset(setting.train_examples))
-    classes = dataset.train.classes
-    student, teacher = build(setting.student, classes), build(setting.teacher, classes)
-    started = time.perf_counter()
-    variables = teacher_variables(config, setting, dataset, teacher, run)
-    seconds = time.perf_counter() - started
-    logits = predictor(teacher, task.test, transform=task.test_transform)(variables)
-    records = teacher_records(task, logits, seconds)
-    taught = teacher.with_variables(variables)
-    optimizer = make_optimizer(setting.recipe, task.epochs)(task.steps)
-    for method, program in programs(
-        config, setting, student, taught, optimizer
-    ).items():
-        averaged = setting.recipe.average > 0
-
-        def measure(state: Any, _: Any, method=method, averaged=averaged):
-            if method != "ofakd":
-                return {}
-            return exit_accuracies(
-                state.program if averaged else state, setting, student, teacher, task
-            )
-
-        records += train_students(
-            run,
-            task,
-            method,
-            program,
-            student,
-            seeds[: setting.seeds or len(seeds)],
-            teacher_logits=logits,
-            variables=(lambda s: s.average) if averaged else (lambda s: s.student),
-            measure=measure,
-        )
-    return records
 
 
 def programs(
@@ -157,134 +129,137 @@ def programs(
     optimizer: optax.GradientTransformation,
 ) -> dict[str, Program]:
     """Return the setting's programs by method."""
-    labels = cross_entropy(setting.recipe.label_smoothing)
-    terms: dict[str, tuple[tuple[float, Method], ...]] = {
-        "cross_entropy": (),
-        "kd": ((1.0, kd(1.0)),),
-        "fitnets": ((100.0, fitnets("pooled")),),
-        "ofakd": ((1.0, ofakd(setting.taps, gamma=setting.gamma)),),
+    labels = cross_entropy(setting.label_smoothing)
+    methods = {
+        "cross_entropy": labels,
+        "kd": combine((1.0, labels), (1.0, kd(1.0))),
+        "fitnets": combine((1.0, labels), (100.0, fitnets("pooled"))),
+        "ofakd": combine(
+            (1.0, labels), (1.0, ofakd(setting.taps, gamma=setting.gamma))
+        ),
     }
     if config.half:
         student = student.computing_in(jnp.bfloat16)
         teacher = teacher.astype(jnp.bfloat16)
-    found = {
-        name: jaxkd.distill(
-            student,
-            teacher if terms[name] else None,
-            combine((1.0, labels), *terms[name]),
-            optimizer,
+    found = {}
+    for name in setting.methods:
+        source = None if name == "cross_entropy" else teacher
+        program = jaxkd.distill(student, source, methods[name], optimizer)
+        averaged = (
+            with_average(program, setting.average) if setting.average else program
         )
-        for name in setting.methods
-    }
-    if setting.recipe.average:
-        found = {
-            name: with_average(program, setting.recipe.average)
-            for name, program in found.items()
-        }
+        found[name] = averaged
     return found
 
 
-def exit_accuracies(
-    state: Any, setting: Setting, student: Network, teacher: Network, task: Task
-) -> dict[str, float]:
-    """Return the test accuracy of every exit branch, in evaluation.
-
-    Args:
-        state: the last one of the one-for-all program.
-        setting: says what is tapped.
-        student: the network trained.
-        teacher: the network learnt from.
-        task: whose test examples to take.
-    """
-    exits = {kind: tree["1"] for kind, tree in state.method.items()}
-    taps = tuple(dict.fromkeys((*setting.taps, "pooled")))
-
-    @jax.jit
-    def predict(image):
-        of_student, _ = student.apply(state.student, image, taps=taps)
-        of_teacher, _ = teacher.apply(state.teacher, image, taps=("pooled",))
-        logits = exit_logits(exits, of_student, of_teacher, setting.taps)
-        return jnp.stack([z.argmax(-1) for z in logits])
-
-    right = np.zeros(len(setting.taps))
-    for image, label in labelled_inputs(student, task.test, 500, task.test_transform):
-        assert label is not None
-        right += (np.asarray(predict(image))[:, : len(label)] == label).sum(1)
-    return {
-        f"exit{i}_accuracy": value / len(task.test)
-        for i, value in enumerate(right, start=1)
-    }
+def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+    """Yield every setting's teacher and students."""
+    for name, setting in choose("setting", config.settings, SETTINGS).items():
+        images = setting.load(config.epochs)
+        student = setting.student.build(images.classes)
+        teacher = taught(config, setting, images, run, seed)
+        mine = images.subset(setting.train_examples)
+        yield teacher, mine.task(name)
+        task = mine.task(name, mine.logits(teacher.deployed))
+        task = replace(task, seeds=setting.seeds)
+        optimizer = mine.optimizer.build(mine.steps, mine.epochs)
+        found = programs(config, setting, student, teacher.deployed, optimizer)
+        for method, program in found.items():
+            arm = Arm(method, program, student)
+            if method == "ofakd":
+                exits = exit_accuracies(setting, student, teacher.deployed, mine)
+                arm = replace(arm, measure=exits)
+            yield arm, task
 
 
-def compare_features(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Return CKA of a CNN with another CNN and with an MLP, stage by stage.
-
-    All three are trained on the labels of the digits; CKA is of the test images.
-    """
-    dataset = data.load("digits")
-    task = make_task(config, "cka", dataset, DIGITS)
-
-    def compute(seed: int) -> list[Record]:
-        started = time.perf_counter()
-
-        def train(spec: NetworkSpec) -> tuple[Network, Variables]:
-            network = build(spec, dataset.train.classes)
-            state, _ = training.fit(
-                task.distill(network, None, cross_entropy()),
-                task.batches(seed),
-                key=jax.random.key(seed),
-                steps=task.steps,
-                progress=run.progress,
-                name=f"cka {spec[0]} seed {seed}",
-            )
-            return network, state.student
-
-        cnn, others = train(CNN), {"homogeneous": OTHER_CNN, "heterogeneous": MLP}
-        stages = tuple(f"stage{i}" for i in range(4))
-        records = []
-        for name, spec in others.items():
-            taps = HIDDEN if spec is MLP else stages
-            alike = tapped_cka(train(spec), cnn, dataset.test, taps, stages)
-            seconds = time.perf_counter() - started
-            records += [
-                Record(name, seed, f"cka_stage{i}", float(value), seconds, "cka")
-                for i, value in enumerate(np.diag(alike), start=1)
-            ]
-        return records
-
-    return [
-        record
-        for seed in seeds[:CKA_SEEDS]
-        for record in run.part(f"cka/seed{seed}", lambda _, seed=seed: compute(seed))
-    ]
-
-
-def teacher_variables(
-    config: Config,
-    setting: Setting,
-    dataset: data.Dataset,
-    teacher: Network,
-    run: Run,
-) -> Variables:
-    """Return the teacher's variables, trained here or read from its folder.
+def taught(
+    config: Config, setting: Setting, images: Classification, run: Run, seed: int
+) -> Arm:
+    """Return the teacher, trained here or read from its folder.
 
     Raises:
         FileNotFoundError: it is to be read, and is not there.
     """
-    model, arguments = setting.teacher
-    if setting.teacher_recipe is not None:
-        task = make_task(config, "", dataset, setting.teacher_recipe)
-        # Settings of the same teacher share it.
-        return train_on_labels(run, task, teacher, f"teacher-{model}")
-    name = f"{model}-{arguments['size']}-{Path(setting.dataset).name}"
-    folder = Path(config.teachers) / name
+    network = setting.teacher.build(images.classes)
+    if setting.teacher_epochs:
+        learnt = replace(
+            images,
+            epochs=config.epochs or setting.teacher_epochs,
+            optimizer=setting.teacher_optimizer or setting.optimizer,
+        )
+        # Settings of the same data share their teacher.
+        return learnt.teacher(run, network, setting.task.dataset, seed)
+    folder = Path(config.teachers) / setting.teacher_name
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is missing: put the trained teacher there, written by "
             f"jaxkd.interop.save_pretrained({str(folder)!r}, network, variables), or "
             "set teachers to the folder that holds it"
         )
-    return load_pretrained(folder)[1]
+    variables = load_pretrained(folder)[1]
+    return Arm("teacher", None, network.with_variables(variables))
+
+
+def exit_accuracies(
+    setting: Setting, student: Network, teacher: Network, images: Classification
+):
+    """Return what measures the test accuracy of every exit branch, in evaluation."""
+    taps = tuple(dict.fromkeys((*setting.taps, "pooled")))
+
+    def measure(state: Any, history: History) -> Values:
+        state = state.program if setting.average else state
+        exits = {kind: tree["1"] for kind, tree in state.method.items()}
+
+        @jax.jit
+        def predict(image):
+            of_student, _ = student.apply(state.student, image, taps=taps)
+            of_teacher, _ = teacher.apply(state.teacher, image, taps=("pooled",))
+            logits = exit_logits(exits, of_student, of_teacher, setting.taps)
+            return jnp.stack([z.argmax(-1) for z in logits])
+
+        test, right = images.test, np.zeros(len(setting.taps))
+        for image, label in labelled_inputs(student, test, 500, images.test_transform):
+            assert label is not None
+            right += (np.asarray(predict(image))[:, : len(label)] == label).sum(1)
+        return {f"exit{i}_accuracy": n / len(test) for i, n in enumerate(right, 1)}
+
+    return measure
+
+
+def compare_features(config: Config, run: Run, seed: int, folder: Path) -> list[Record]:
+    """Return CKA of a CNN with another CNN and with an MLP, stage by stage.
+
+    All three are trained on the labels of the digits; CKA is of the test images.
+    """
+    images = DIGITS.load(config.epochs)
+    stages = tuple(f"stage{i}" for i in range(4))
+
+    def train(name: str, network: Network):
+        arm = images.teacher(run, network, f"cka/{name}", seed)
+        return arm.deployed, arm.deployed.init(jax.random.key(seed))
+
+    found = []
+    with Clock(folder) as clock:
+        cnn = train("cnn", CNN.build(images.classes))
+        for name, other, taps in (
+            ("homogeneous", OTHER_CNN, stages),
+            ("heterogeneous", MLP, HIDDEN),
+        ):
+            trained = train(name, other.build(images.classes))
+            alike = np.diag(tapped_cka(trained, cnn, images.test, taps, stages))
+            values = {f"cka_stage{i}": float(x) for i, x in enumerate(alike, 1)}
+            found += records("cka", name, seed, values, clock.seconds)
+    return found
+
+
+def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Compare features, then train the teachers and all students."""
+    choose("setting", config.settings, SETTINGS)
+    found = []
+    for seed in seeds[: CKA_SEEDS if config.cka else 0]:
+        compare = partial(compare_features, config, run, seed)
+        found += run.part(f"cka/seed{seed}", compare)
+    return found + run_arms(arms, config, seeds, run)
 
 
 def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:
@@ -292,18 +267,25 @@ def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:
     found = {}
     for name in config.settings:
         setting = SETTINGS[name]
-        classes = 1000 if "imagenet" in setting.dataset else 100
+        classes, size = 1000 if name in IMAGENET else 100, setting.task.batch_size
         student, teacher = (
-            build(spec, classes) for spec in (setting.student, setting.teacher)
+            net.build(classes) for net in (setting.student, setting.teacher)
         )
-        recipe = setting.recipe
-        optimizer = make_optimizer(recipe, recipe.epochs)(recipe.epochs)
-        batch = image_batch(recipe.batch_size, 224)
-        if recipe.mixup:
-            mixed = (recipe.batch_size, classes)
-            batch |= {"label": jax.ShapeDtypeStruct(mixed, jnp.float32)}
-        found[name] = (
-            programs(config, setting, student, teacher, optimizer)["ofakd"],
-            batch,
-        )
+        epochs = setting.task.epochs
+        optimizer = setting.optimizer.build(epochs, epochs)
+        batch = image_batch(size, 224)
+        if setting.transform:  # Mixed labels are probabilities.
+            batch |= {"label": jax.ShapeDtypeStruct((size, classes), jnp.float32)}
+        rows = programs(config, setting, student, teacher, optimizer)
+        found[name] = rows["ofakd"], batch
     return found
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=full_scale,
+    seeds={"small": 5},
+)

@@ -3,30 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from experiments.common.training import NetworkSpec
+from experiments.common.configs import NetworkConfig, OptimizerConfig
 
-SELECTIONS = ("random", "entropy", "coreset", "badge", "class-balanced", "pcoreset")
-"""How the next labels are chosen."""
-
-NO_DISTILLATION, ACTIVEKD = "no distillation", "activekd"
-"""How the student of a round is trained."""
-
-
-def named(training: str, selection: str) -> str:
-    """Return the method's name in the table."""
-    return f"{training} + {selection}"
-
-
-METHODS = (
-    named(NO_DISTILLATION, "random"),
-    named(NO_DISTILLATION, "pcoreset"),
-    *(named(ACTIVEKD, selection) for selection in SELECTIONS),
-)
-
-STUDENTS: dict[str, tuple[NetworkSpec, int]] = {
-    "mlp": (("mlp", {"features": 64, "widths": (64, 64)}), 64),
-    "resnet18": (("imagenet_resnet", {"depth": 18}), 512),
-    "resnet50": (("imagenet_resnet", {"depth": 50}), 2048),
+STUDENTS = {
+    "mlp": (NetworkConfig("mlp", {"features": 64, "widths": (64, 64)}), 64),
+    "resnet18": (NetworkConfig("imagenet_resnet", {"depth": 18}), 512),
+    "resnet50": (NetworkConfig("imagenet_resnet", {"depth": 50}), 2048),
 }
 """The students' networks and their pooled features."""
 
@@ -47,7 +29,7 @@ class Config:
         teachers: ``zero-shot`` and ``few-shot``; each has a table.
         ce_shares: α of each teacher's students when they are tested.
         kd_temperature: β when they are tested. Selection always uses α = ½, β = 1.
-        methods: rows of the tables, training + selection.
+        methods: rows of the tables, training + selection; empty for all.
         rounds: of labelling, after the round on the first labels.
         labels_per_class: at the start.
         queries: labels asked for in a round; 0 for as many as classes.
@@ -55,13 +37,11 @@ class Config:
         batch_size: of labelled examples, and again of unlabelled ones.
         length: of a round's training, in ``unit``.
         unit: steps, or passes over the labelled or the unlabelled examples.
-        learning_rate: of AdamW, at its highest.
-        weight_decay: of AdamW.
-        schedule: constant; linear, rising for a tenth and falling to 0; or cosine.
+        optimizer: of a round's training.
         scale: of the teacher's cosines.
         clap_passes: of the few-shot teacher over the labelled examples.
         clap_batch_size: likewise.
-        checkpoint_every: steps of a round's training; 0 keeps whole rounds only.
+        checkpoint_every: steps of a round's training; 0 for its end only.
     """
 
     dataset: str = "digits"
@@ -71,7 +51,7 @@ class Config:
     teachers: tuple[str, ...] = ("zero-shot", "few-shot")
     ce_shares: tuple[float, ...] = (0.5, 0.5)
     kd_temperature: float = 1.0
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = ()
     rounds: int = 6
     labels_per_class: int = 1
     queries: int = 0
@@ -79,9 +59,7 @@ class Config:
     batch_size: int = 32
     length: int = 300
     unit: Literal["steps", "labelled", "unlabelled"] = "steps"
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.01
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    optimizer: OptimizerConfig = OptimizerConfig("adamw", 3e-3, 0.01, "constant")
     scale: float = 12.0
     clap_passes: int = 300
     clap_batch_size: int = 32
@@ -104,8 +82,7 @@ _TEN_DATA_SETS = Config(
     batch_size=64,
     length=200,
     unit="labelled",
-    learning_rate=1e-3,
-    schedule="linear",
+    optimizer=OptimizerConfig("adamw", 1e-3, 0.01, "linear", warmup=0.1),
     scale=100.0,
     clap_batch_size=64,
     checkpoint_every=1000,
@@ -127,6 +104,6 @@ PRESETS = {
         batch_size=256,
         length=20,
         unit="unlabelled",
-        schedule="cosine",
+        optimizer=OptimizerConfig("adamw", 1e-3, 0.01, "cosine"),
     ),
 }

@@ -16,38 +16,37 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.pcoreset.config import (
-    ACTIVEKD,
-    CLASSES,
-    METHODS,
-    NO_DISTILLATION,
-    PRESETS,
-    Config,
-    named,
-)
-from experiments.pcoreset.rounds import Learner
-from experiments.pcoreset.students import (
-    Student,
-    base_network,
-    distilling,
-    make_student,
-)
-from experiments.pcoreset.tasks import EmbeddedImages, load_task, teacher_logits
-from jaxkd.checks import unknown_name
+from experiments.common.classification import image_batch
+from experiments.common.configs import choose
+from experiments.pcoreset.config import CLASSES, PRESETS, Config
+from experiments.pcoreset.images import load_images, teacher_accuracy
+from experiments.pcoreset.rounds import Learner, activekd, student_network
 from jaxkd.reporting.claims import Claim, contrast
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Run, records
 from jaxkd.types import Batch, Program
 
-SLICE = "v5e:2x4"
+TEACHERS = ("zero-shot", "few-shot")
+RULES = ("random", "entropy", "coreset", "badge", "class-balanced", "pcoreset")
+METHODS = {
+    f"{training} + {rule}": (training == "activekd", rule)
+    for training, rules in (
+        ("no distillation", ("random", "pcoreset")),
+        ("activekd", RULES),
+    )
+    for rule in rules
+}
+"""The rows: whether a teacher helps, and the rule by which labels are asked for."""
+
 OPTIMUM = "optimal cover"
 """The row that greedy covers of tiny pools are compared with."""
 
-PCORESET, CORESET, RANDOM = (
-    named(ACTIVEKD, selection) for selection in ("pcoreset", "coreset", "random")
+PLAIN, RANDOM, CORESET, PCORESET = (
+    "no distillation + random",
+    *(f"activekd + {rule}" for rule in ("random", "coreset", "pcoreset")),
 )
 
 
@@ -58,12 +57,11 @@ def claims(teacher: str, rounds: int) -> list[Claim]:
         teacher: the table's name.
         rounds: of the run, after the first labels'.
     """
-    plain = named(NO_DISTILLATION, "random")
     early = [f"round{i}_accuracy" for i in range(3)]
     late = [*(f"round{i}_accuracy" for i in range(2, rounds)), "last_accuracy"]
     return [
         *(
-            contrast(RANDOM, plain, metric, setting=teacher, lower=False)
+            contrast(RANDOM, PLAIN, metric, setting=teacher, lower=False)
             for metric in early
         ),
         *(
@@ -94,7 +92,7 @@ def claims(teacher: str, rounds: int) -> list[Claim]:
     ]
 
 
-CLAIMS = [c for t in PRESETS["small"].teachers for c in claims(t, 6)]
+CLAIMS = [claim for teacher in TEACHERS for claim in claims(teacher, 6)]
 
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
@@ -104,86 +102,41 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
         ValueError: an unknown method or teacher, or as many shares as teachers are not
             given.
     """
-    for method in config.methods:
-        if method not in METHODS:
-            raise ValueError(unknown_name("method", method, METHODS))
-    for teacher in config.teachers:
-        if teacher not in ("zero-shot", "few-shot"):
-            raise ValueError(
-                unknown_name("teacher", teacher, ["zero-shot", "few-shot"])
-            )
-    task = load_task(config)
-    plain = make_student(config, task, distilled=False, ce_share=1.0)
-    records = []
+    rows = choose("method", config.methods, METHODS)
+    choose("teacher", config.teachers, dict.fromkeys(TEACHERS))
+    images = load_images(config)
+    plain, found = Learner(config, images), []
     for teacher, share in zip(config.teachers, config.ce_shares, strict=True):
-        distilled = make_student(config, task, distilled=True, ce_share=share)
-        records += teacher_records(config, task, teacher)
-        for method in config.methods:
-            student = distilled if method.startswith(ACTIVEKD) else plain
-            records += method_records(
-                config, task, teacher, method, student, seeds, run
-            )
-    return records
-
-
-def method_records(
-    config: Config,
-    task: EmbeddedImages,
-    teacher: str,
-    method: str,
-    student: Student,
-    seeds: Sequence[int],
-    run: Run,
-) -> list[Record]:
-    """Return one row's records, a run a seed."""
-    _, _, selection = method.partition(" + ")
-    # Students without a teacher are the same in every table, and trained once.
-    place = teacher if student.distilled else "labels"
-    found = [
-        record
-        for seed in seeds
-        for record in run.part(
-            f"{place}/{method}/seed{seed}".replace(" + ", "-").replace(" ", "_"),
-            lambda folder, seed=seed: Learner(
-                config,
-                task,
-                teacher,
-                method,
-                teacher,
-                selection,
-                student,
-                seed,
-                folder,
-                run.progress,
-            ).run(),
-        )
-    ]
-    return [replace(record, setting=teacher) for record in found]
-
-
-def teacher_records(config: Config, task: EmbeddedImages, teacher: str) -> list[Record]:
-    """Return the teacher's accuracy without labels, and the optimum's cover ratio."""
-    answers = teacher_logits(config, task.test_features, task.prototypes).argmax(-1)
-    accuracy = float(np.mean(answers == task.test_labels))
-    values = {"last_accuracy": ("teacher", accuracy), "cover_ratio": (OPTIMUM, 1.0)}
-    return [
-        Record(method, 0, metric, value, 0.0, teacher)
-        for metric, (method, value) in values.items()
-    ]
+        # As it is before it knows labels.
+        before = {"last_accuracy": teacher_accuracy(config, images, images.prototypes)}
+        found += records(teacher, "teacher", 0, before, 0.0)
+        found += records(teacher, OPTIMUM, 0, {"cover_ratio": 1.0}, 0.0)
+        taught = Learner(config, images, teacher, share)
+        for method, (distilled, rule) in rows.items():
+            learner = taught if distilled else plain
+            for seed in seeds:
+                found += learner.learn(run, teacher, method, rule, seed)
+    return found
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     """Return the student's training program and the shapes of its global batch."""
-    classes = CLASSES[config.dataset]
-    # The schedule's length, which depends on the round, changes no shape.
-    program = distilling(config, base_network(config, classes), 1000, classes)
-    count = 2 * config.batch_size
-    shapes = {
-        "image": ((count, 224, 224, 3), jnp.float32),
-        "label": ((count,), jnp.int32),
-        "index": ((count,), jnp.int32),
-        "labelled": ((count,), jnp.bool_),
-        "teacher_logits": ((count, classes), jnp.float32),
+    classes, count = CLASSES[config.dataset], 2 * config.batch_size
+    # Its weights are drawn. The steps depend on the round, and change no shape.
+    network = student_network(replace(config, weights=""), classes)
+    batch = image_batch(count, 224) | {
+        "labelled": jax.ShapeDtypeStruct((count,), jnp.bool_),
+        "teacher_logits": jax.ShapeDtypeStruct((count, classes), jnp.float32),
     }
-    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    program = activekd(config, network, classes, 1000)
     return {f"{config.student} on {config.dataset}": (program, batch)}
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    full_scale=full_scale,
+    seeds={"small": 5},
+    varies=("labels", "student", "order"),
+)

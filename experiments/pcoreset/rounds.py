@@ -1,9 +1,8 @@
-"""One run of active learning: train, ask for labels, train again from the start."""
+"""Rounds of active learning: train, ask for labels, train again from the start."""
 
-import json
-import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,252 +12,296 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from experiments.pcoreset.config import Config
-from experiments.pcoreset.students import Student
-from experiments.pcoreset.tasks import (
+from experiments.common.configs import choose
+from experiments.pcoreset.config import STUDENTS, Config
+from experiments.pcoreset.images import (
     EmbeddedImages,
+    teacher_accuracy,
     teacher_logits,
     teacher_prototypes,
 )
-from jaxkd import data, training
-from jaxkd import selection as active
-from jaxkd.checks import unknown_name
-from jaxkd.files import write_atomically
+from jaxkd import data, distill, methods, networks, selection
+from jaxkd.evaluation.classification import evaluator, labelled_inputs
+from jaxkd.interop import load_torch_resnet
+from jaxkd.network import Network
 from jaxkd.reporting.records import Record
-from jaxkd.training.progress import ProgressBar
-from jaxkd.types import Variables
+from jaxkd.reporting.run import Clock, Run, Task, records
+from jaxkd.types import Inputs, Program, Variables
+
+Predictions = tuple[np.ndarray, np.ndarray]
+"""Probabilities (examples, classes) and pooled features (examples, features)."""
+
+
+def student_network(config: Config, classes: int) -> Network:
+    """Return the student's network, pre-trained where the configuration has weights.
+
+    Raises:
+        ValueError: an unknown student.
+        FileNotFoundError: the weights are not there.
+    """
+    known, _ = choose("student", [config.student], STUDENTS)[config.student]
+    network = known.build(classes)
+    if not config.weights:
+        return network
+    _, found = load_torch_resnet(data.data_file(config.weights))
+
+    def init(key: PRNGKeyArray) -> Variables:
+        head = network.init(key)["params"]["fc"]
+        return {"params": {**found["params"], "fc": head}, "stats": found["stats"]}
+
+    return replace(network, init=init, spec=None)
+
+
+def two_heads(
+    config: Config, network: Network, classes: int, **mixture: float
+) -> Network:
+    """Return the student's network with a head for labels and one for the teacher."""
+    features = STUDENTS[config.student][1]
+    return networks.dual_head(network, features, classes, **mixture)
+
+
+def activekd(config: Config, network: Network, classes: int, steps: int) -> Program:
+    """Return the program of ActiveKD: a student of two heads and a cached teacher."""
+    student, method = two_heads(config, network, classes), methods.cached(methods.dho())
+    return distill(student, None, method, config.optimizer.build(steps))
 
 
 @dataclass(frozen=True)
+class Round:
+    """What is known in a round of one run.
+
+    Attributes:
+        number: from 0.
+        seed: of the run.
+        rule: by which the next labels are chosen, one of `selections`.
+        labelled: positions in the pool of the examples whose labels are known.
+        unlabelled: the others.
+        taught: those whose labels the few-shot teacher knows.
+    """
+
+    number: int
+    seed: int
+    rule: str
+    labelled: np.ndarray
+    unlabelled: np.ndarray
+    taught: np.ndarray
+
+    def after(self, picks: np.ndarray) -> "Round":
+        """Return the next round, in which the picks are labelled.
+
+        The few-shot teacher is fitted after a round's student, for the next one.
+        """
+        known = selection.label_picked(self.labelled, self.unlabelled, picks)
+        return Round(self.number + 1, self.seed, self.rule, *known, self.labelled)
+
+
+@dataclass(frozen=True, eq=False)
 class Learner:
-    """One seed of one row of a table.
+    """What trains, tests and asks the students of some rows; compiled once for all.
 
     Attributes:
         config: of everything.
-        task: to learn from.
-        setting: the table's name.
-        method: the row's.
-        teacher: of `teacher_prototypes`.
-        selection: how labels are chosen.
-        student: how students are trained.
-        seed: of the first labels and of all later randomness.
-        folder: keeps the rounds that are done.
-        progress: a bar to draw on.
+        images: to learn from.
+        teacher: ``zero-shot`` or ``few-shot``; empty for labels alone.
+        ce_share: α when a student with a teacher is tested.
     """
 
     config: Config
-    task: EmbeddedImages
-    setting: str
-    method: str
-    teacher: str
-    selection: str
-    student: Student
-    seed: int
-    folder: Path
-    progress: ProgressBar | None
+    images: EmbeddedImages
+    teacher: str = ""
+    ce_share: float = 1.0
 
-    def run(self) -> list[Record]:
-        """Return the records; rounds that are on disk are not done again."""
-        log = self.folder / "rounds.json"
-        rounds = json.loads(log.read_text()) if log.is_file() else []
-        labelled, unlabelled = active.initial_pool(
-            self.task.labels, self.config.labels_per_class, self.seed
-        )
-        # The few-shot teacher is fitted after a round's student, for the next one.
-        taught = labelled
-        for number in range(self.config.rounds + 1):
-            if number == len(rounds):
-                rounds.append(self.play(number, labelled, unlabelled, taught))
-                write_atomically(log, json.dumps(rounds))
-            taught = labelled
-            picks = np.asarray(rounds[number]["picks"], int)
-            labelled, unlabelled = active.label_picked(labelled, unlabelled, picks)
-        return self.records(rounds)
+    @cached_property
+    def network(self) -> Network:
+        """The student's network, with its head for labels."""
+        return student_network(self.config, self.images.train.classes)
 
-    def play(
-        self,
-        number: int,
-        labelled: np.ndarray,
-        unlabelled: np.ndarray,
-        taught: np.ndarray,
-    ) -> dict[str, Any]:
-        """Train a student on the labels that are known, and choose the next.
+    def predicting(self, **mixture: float) -> Network:
+        """Return the network that predicts: if there is a teacher, by both heads."""
+        if not self.teacher:
+            return self.network
+        classes = self.images.train.classes
+        return two_heads(self.config, self.network, classes, **mixture)
+
+    @cached_property
+    def program(self) -> Callable[[int], Program]:
+        """``steps ->`` the program that trains a student."""
+        config, classes = self.config, self.images.train.classes
+
+        @cache
+        def made(steps: int) -> Program:
+            if self.teacher:
+                return activekd(config, self.network, classes, steps)
+            optimizer = config.optimizer.build(steps)
+            return distill(self.network, None, methods.cross_entropy(), optimizer)
+
+        # A schedule that knows no end needs no program of its own.
+        constant = config.optimizer.schedule == "constant"
+        return lambda steps: made(1 if constant else steps)
+
+    @cached_property
+    def test(self) -> Callable[[Any], dict[str, float]]:
+        """``state -> metrics`` on the test images."""
+        beta, transform = self.config.kd_temperature, self.images.transform
+        deployed = self.predicting(alpha=self.ce_share, beta=beta)
+        return evaluator(deployed, self.images.test, transform=transform)
+
+    @cached_property
+    def predict(self) -> Callable[[Variables, np.ndarray], Predictions]:
+        """``(variables, positions in the pool) ->`` predictions to select by."""
+        network, images = self.predicting(), self.images
+
+        @jax.jit
+        def forward(variables: Variables, inputs: Inputs):
+            outputs, _ = network.apply(variables, inputs, taps=("pooled",))
+            return jax.nn.softmax(outputs.logits), outputs.features["pooled"]
+
+        def predict(variables: Variables, positions: np.ndarray) -> Predictions:
+            chosen = data.Subset(images.train, positions)
+            batches = labelled_inputs(network, chosen, 256, images.transform)
+            found = [
+                jax.device_get(forward(variables, inputs)) for inputs, _ in batches
+            ]
+            probs, features = map(np.concatenate, zip(*found, strict=True))
+            # The last batch was filled up.
+            return probs[: len(positions)], features[: len(positions)]
+
+        return predict
+
+    def learn(
+        self, run: Run, setting: str, method: str, rule: str, seed: int
+    ) -> list[Record]:
+        """Return a run's accuracies over the rounds, and how its first labels cover.
 
         Args:
-            number: of the round, from 0.
-            labelled: positions of the examples whose labels are known.
-            unlabelled: the others.
-            taught: those whose labels the few-shot teacher knows.
-
-        Returns:
-            ``accuracy``, ``seconds``, the ``picks`` (positions in ``unlabelled``; none
-            in the last round), and measurements.
+            run: keeps the rounds that are done.
+            setting: the table's name.
+            method: the row's.
+            rule: of `Round`.
+            seed: of the first labels and of all later randomness.
         """
-        started = time.perf_counter()
-        key = jax.random.fold_in(jax.random.key(self.seed), number)
-        teaching, fitting, selecting = jax.random.split(key, 3)
-        source, found = self.task.train, {}
-        if self.student.distilled:
-            logits, found["teacher_accuracy"] = self.taught_by(taught, teaching)
-            source = data.Joined(source, {"teacher_logits": logits})
-        variables = self.train(source, number, labelled, unlabelled, fitting)
-        found["accuracy"] = self.student.evaluate(variables)["accuracy"]
-        picks = np.zeros(0, int)
-        if number < self.config.rounds:
-            picks, measured = self.choose(
-                variables, number, labelled, unlabelled, selecting
-            )
-            found |= measured
-        seconds = time.perf_counter() - started
-        return {**found, "picks": picks.tolist(), "seconds": seconds}
-
-    def taught_by(
-        self, labelled: np.ndarray, key: PRNGKeyArray
-    ) -> tuple[np.ndarray, float]:
-        """Return the teacher's logits for the pool, and its accuracy on the test."""
-        config, task = self.config, self.task
-        prototypes = teacher_prototypes(config, task, self.teacher, labelled, key)
-        answers = teacher_logits(config, task.test_features, prototypes).argmax(-1)
-        accuracy = float(np.mean(answers == task.test_labels))
-        return teacher_logits(config, task.features, prototypes), accuracy
-
-    def train(
-        self,
-        source: Any,
-        number: int,
-        labelled: np.ndarray,
-        unlabelled: np.ndarray,
-        key: PRNGKeyArray,
-    ) -> Variables:
-        """Return a student's variables after a round's training."""
-        config, size = self.config, self.config.batch_size
-        steps = config.steps(len(labelled), len(unlabelled))
-        batches = data.semi_supervised_batches(
-            source,
-            labelled,
-            unlabelled,
-            (size, size if self.student.distilled else 0),
-            steps=steps,
-            seed=1000 * self.seed + number,
-            transform=self.task.transform,
+        labelled, unlabelled = selection.initial_pool(
+            self.images.labels, self.config.labels_per_class, seed
         )
-        checkpoints = None
-        if config.checkpoint_every:
-            checkpoints = training.Checkpoints(self.folder / f"round{number}", keep=1)
-        with checkpoints or nullcontext():
-            state, _ = training.fit(
-                self.student.program(steps),
-                batches,
-                key=key,
-                steps=steps,
-                checkpoints=checkpoints,
-                checkpoint_every=config.checkpoint_every or None,
-                progress=self.progress,
-                name=f"{self.method} seed {self.seed} round {number}",
-            )
-        return state.student
-
-    def choose(
-        self,
-        variables: Variables,
-        number: int,
-        labelled: np.ndarray,
-        unlabelled: np.ndarray,
-        key: PRNGKeyArray,
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Return positions in ``unlabelled``, and how the first choice covers them."""
-        config, task = self.config, self.task
-        candidates = np.arange(len(unlabelled))
-        if 0 < config.candidates < len(unlabelled):
-            rng = np.random.default_rng([self.seed, number])
-            candidates = rng.permutation(len(unlabelled))[: config.candidates]
-        pool = self.student.predict(variables, unlabelled[candidates])
-        centers = self.student.predict(variables, labelled)
-        chosen = select(
-            self.selection,
-            key,
-            pool,
-            centers,
-            task.labels[labelled],
-            config.queries or task.train.classes,
-        )
-        measured = {}
-        if number == 0:
-            ends = np.concatenate([centers[0], pool[0][chosen]])
-            radius = active.cover_radius(jnp.asarray(pool[0]), jnp.asarray(ends))
-            measured["cover_radius"] = float(radius)
-            if self.selection == "pcoreset":
-                measured["cover_ratio"] = worst_cover_ratio(
-                    pool[0], centers[0], self.seed
-                )
-        return candidates[chosen], measured
-
-    def records(self, rounds: list[dict]) -> list[Record]:
-        """Return the run's numbers: accuracy over the rounds, and the first cover."""
-        curve = tuple(entry["accuracy"] for entry in rounds)
-        values = {
-            "last_accuracy": curve[-1],
+        now = Round(0, seed, rule, labelled, unlabelled, taught=labelled)
+        rounds: list[dict[str, Record]] = []
+        for number in range(self.config.rounds + 1):
+            if number:
+                picks = rounds[-1]["picks"]
+                now = now.after(np.array(picks.curve or [picks.value], int))
+            # Students without a teacher are the same in every table, and trained once.
+            part = f"{self.teacher or 'labels'}/{method}/seed{seed}/round{number}"
+            found = run.part(part, partial(self.play, run, part, now))
+            rounds.append({record.metric: record for record in found})
+        curve = [found["accuracy"].value for found in rounds]
+        values: dict[str, Any] = {
+            "last_accuracy": curve,
             "mean_accuracy": float(np.mean(curve)),
-            **{f"round{i}_accuracy": x for i, x in enumerate(curve[:-1])},
+            **{f"round{i}_accuracy": value for i, value in enumerate(curve[:-1])},
         }
-        for name, entry in (
+        for metric, found in (
             ("cover_radius", rounds[0]),
             ("cover_ratio", rounds[0]),
             ("teacher_accuracy", rounds[-1]),
         ):
-            if name in entry:
-                values[name] = entry[name]
-        seconds = sum(entry["seconds"] for entry in rounds)
-        return [
-            Record(
-                self.method,
-                self.seed,
-                metric,
-                float(value),
-                seconds,
-                self.setting,
-                curve if metric == "last_accuracy" else (),
+            if metric in found:
+                values[metric] = found[metric].value
+        seconds = sum(found["accuracy"].wall_time for found in rounds)
+        return records(setting, method, seed, values, seconds)
+
+    def play(self, run: Run, name: str, now: Round, folder: Path) -> list[Record]:
+        """Return one round's accuracies, its picks, and how the first of them cover.
+
+        The picks are positions in ``now.unlabelled``; the last round has none.
+        """
+        config, images = self.config, self.images
+        key = jax.random.fold_in(jax.random.key(now.seed), now.number)
+        teaching, selecting = jax.random.split(key)
+        source, size, values = images.train, config.batch_size, {}
+        with Clock(folder) as clock:
+            if self.teacher:
+                prototypes = teacher_prototypes(
+                    config, images, self.teacher, now.taught, teaching
+                )
+                values["teacher_accuracy"] = teacher_accuracy(
+                    config, images, prototypes
+                )
+                logits = teacher_logits(config, images.features, prototypes)
+                source = data.Joined(source, {"teacher_logits": logits})
+            steps = config.steps(len(now.labelled), len(now.unlabelled))
+            task = Task(
+                "",
+                lambda seed: data.semi_supervised_batches(
+                    source,
+                    now.labelled,
+                    now.unlabelled,
+                    (size, size if self.teacher else 0),
+                    steps=steps,
+                    seed=seed,
+                    transform=images.transform,
+                ),
+                steps,
+                checkpoint_every=config.checkpoint_every or None,
             )
-            for metric, value in values.items()
-        ]
+            # The same for every row of a seed, which thus share the first round.
+            seed = 1000 * now.seed + now.number
+            program = self.program(steps)
+            state, history = run.fit(program, task, seed, folder, name, self.test)
+            values["accuracy"] = history[-1]["accuracy"]
+            if now.number < config.rounds:
+                values |= self.ask(state.student, now, selecting)
+        return records("", "", now.seed, values, clock.seconds)
+
+    def ask(
+        self, variables: Variables, now: Round, key: PRNGKeyArray
+    ) -> dict[str, Any]:
+        """Return the ``picks``, and of the first round how they cover the pool."""
+        config, candidates = self.config, np.arange(len(now.unlabelled))
+        if 0 < config.candidates < len(candidates):
+            rng = np.random.default_rng([now.seed, now.number])
+            candidates = rng.permutation(candidates)[: config.candidates]
+        pool = self.predict(variables, now.unlabelled[candidates])
+        known = self.predict(variables, now.labelled)
+        labels, q = self.images.labels[now.labelled], config.queries
+        rules = selections(key, pool, known, labels, q or self.images.train.classes)
+        picks = np.asarray(rules[now.rule]())
+        found: dict[str, Any] = {"picks": candidates[picks].tolist()}
+        if now.number == 0:
+            centers = np.concatenate([known[0], pool[0][picks]])
+            radius = selection.cover_radius(jnp.asarray(pool[0]), jnp.asarray(centers))
+            found["cover_radius"] = float(radius)
+            if now.rule == "pcoreset":
+                found["cover_ratio"] = worst_cover_ratio(pool[0], known[0], now.seed)
+        return found
 
 
-def select(
-    selection: str,
+def selections(
     key: PRNGKeyArray,
-    pool: tuple[np.ndarray, np.ndarray],
-    labelled: tuple[np.ndarray, np.ndarray],
+    pool: Predictions,
+    labelled: Predictions,
     labels: np.ndarray,
     q: int,
-) -> np.ndarray:
-    """Return positions in the pool of the examples to label next.
+) -> dict[str, Callable[[], Any]]:
+    """Return functions that pick the examples to label next, by their rules' names.
 
     Args:
-        selection: one of ``SELECTIONS``.
         key: of what is random.
-        pool: probabilities and features of the unlabelled examples.
-        labelled: the same of the labelled ones.
+        pool: predictions for the unlabelled examples.
+        labelled: predictions for the labelled ones.
         labels: of the labelled examples.
-        q: how many.
-
-    Raises:
-        ValueError: an unknown selection.
+        q: how many to pick.
     """
     probs, features = map(jnp.asarray, pool)
     labelled_probs, labelled_features = map(jnp.asarray, labelled)
-    strategies = {
-        "random": lambda: active.random_select(key, len(probs), q),
-        "entropy": lambda: active.entropy_select(probs, q),
-        "coreset": lambda: active.coreset_select(features, labelled_features, q),
-        "badge": lambda: active.badge_select(key, probs, features, q),
-        "class-balanced": lambda: active.class_balanced_select(
-            key, probs, jnp.asarray(labels), q
-        ),
-        "pcoreset": lambda: active.pcoreset_select(probs, labelled_probs, q),
+    known = jnp.asarray(labels)
+    return {
+        "random": lambda: selection.random_select(key, len(probs), q),
+        "entropy": lambda: selection.entropy_select(probs, q),
+        "coreset": lambda: selection.coreset_select(features, labelled_features, q),
+        "badge": lambda: selection.badge_select(key, probs, features, q),
+        "class-balanced": lambda: selection.class_balanced_select(key, probs, known, q),
+        "pcoreset": lambda: selection.pcoreset_select(probs, labelled_probs, q),
     }
-    if selection not in strategies:
-        raise ValueError(unknown_name("selection", selection, strategies))
-    return np.asarray(strategies[selection]())
 
 
 def worst_cover_ratio(probs: np.ndarray, centers: np.ndarray, seed: int) -> float:

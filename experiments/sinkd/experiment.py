@@ -17,7 +17,12 @@ import numpy as np
 
 from experiments.common.classification import Classification, ImagesConfig, distilled
 from experiments.common.pairs import PairsConfig, pair_arms
-from experiments.common.text_classification import TextConfig, text_arms, text_programs
+from experiments.common.text_classification import (
+    BERT_BASE,
+    TextConfig,
+    text_arms,
+    text_programs,
+)
 from jaxkd.evaluation.classification import predictor
 from jaxkd.kernels import linear_distill as divergences
 from jaxkd.losses import sinkd_loss
@@ -28,26 +33,13 @@ from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.run import Run
 from jaxkd.types import Method
 
-TEXT = TextConfig()
 PRESETS: dict[str, Any] = {
     "small": PairsConfig(
         pairs=("mlp8",),
         train_examples=(200,),
         task=ImagesConfig(epochs=60, batch_size=16),
     ),
-    "paper": replace(
-        TEXT,
-        teacher="base",
-        student="base-6",
-        weights=("bert-base-uncased", "bert-6-uncased"),
-        vocabulary=30_522,
-        lengths=(128,),
-        train_examples=67_349,
-        epochs=2,
-        teacher_epochs=2,
-        batch_size=32,
-        optimizer=replace(TEXT.optimizer, learning_rate=4e-5),
-    ),
+    "paper": replace(BERT_BASE, epochs=2, teacher_epochs=2),
 }
 
 SETTING = "200 images"

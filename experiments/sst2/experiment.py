@@ -8,12 +8,15 @@ Their students begin from a pretraining that this experiment does not have.
 ``paper`` fine-tunes BERT-base and a pretrained student of 6 blocks.
 """
 
-from dataclasses import replace
-
 import optax
 
 from experiments.common.classification import distilled
-from experiments.common.text_classification import TextConfig, text_arms, text_programs
+from experiments.common.text_classification import (
+    BERT_BASE,
+    TextConfig,
+    text_arms,
+    text_programs,
+)
 from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.methods import (
     combine,
@@ -29,24 +32,7 @@ from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
 from jaxkd.types import Program
 
-SMALL = TextConfig()
-PRESETS = {
-    "small": SMALL,
-    "paper": replace(
-        SMALL,
-        teacher="base",
-        student="base-6",
-        weights=("bert-base-uncased", "bert-6-uncased"),
-        vocabulary=30_522,
-        lengths=(128,),
-        train_examples=67_349,
-        epochs=3,
-        teacher_epochs=3,
-        batch_size=32,
-        optimizer=replace(SMALL.optimizer, learning_rate=4e-5),
-    ),
-}
-
+PRESETS = {"small": TextConfig(), "paper": BERT_BASE}
 CLAIMS = [
     contrast("kd", "cross_entropy", "last_accuracy", setting="sst2"),
     *(

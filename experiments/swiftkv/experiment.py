@@ -9,40 +9,35 @@ several; ``paper`` and ``paper_70b`` have the shapes and the recipe of Llama 3.1
 70B; ``serve`` and ``serve_70b`` read and continue prompts with them.
 """
 
-import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments.common.language_models import SIZES
-from experiments.common.text import language_records, load_text, train_on_text
-from experiments.swiftkv.claims import CLAIMS as CLAIMS
-from experiments.swiftkv.serving import serving_programs, stage_errors
-from jaxkd import data, distill, methods, models
+from experiments.common.configs import OptimizerConfig, choose
+from experiments.common.corpus import CorpusConfig, read
+from experiments.common.language_models import SIZES, llama
+from experiments.swiftkv.serving import serving_programs, stage_evaluator
+from jaxkd import distill, methods
 from jaxkd.compression.kv_cache import with_quantized_cache
-from jaxkd.evaluation.language import fidelity_evaluator, token_evaluator
-from jaxkd.interop import load_pretrained
+from jaxkd.evaluation.language import token_evaluator
 from jaxkd.network import Network
 from jaxkd.networks.freezing import train_only
 from jaxkd.papers import swiftkv as paper
 from jaxkd.papers.swiftkv.conversion import TRAINED, swiftkv
-from jaxkd.reporting.experiment import Run
-from jaxkd.reporting.records import Record
-from jaxkd.types import Batch, Program
-
-SLICE = "v5e:2x4"
-MESH = "v5e-8"
+from jaxkd.reporting.claims import contrast, observed
+from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.paper import paper_table
+from jaxkd.reporting.quantities import Quantity, cell, derived
+from jaxkd.reporting.run import Arm, Run, Task
+from jaxkd.types import Batch, Program, deployed
 
 
 @dataclass(frozen=True)
-class Arm:
+class Rewired:
     """How the model is rewired and trained.
 
     Attributes:
@@ -60,38 +55,27 @@ class Arm:
     hidden: bool = True
 
 
-_SMALL_ARMS = {
-    "untrained_l3": Arm(3, trained="nothing"),
-    "kd_l3": Arm(3),
-    "logits_l3": Arm(3, hidden=False),
-    "full_kd_l3": Arm(3, trained="all"),
-    "labels_l3": Arm(3, labels=True),
-    "untrained_l3_g3": Arm(3, 3, trained="nothing"),
-    "kd_l3_g3": Arm(3, 3),
-    "untrained_l4": Arm(4, trained="nothing"),
-    "kd_l4": Arm(4),
-    "untrained_l5": Arm(5, trained="nothing"),
-    "kd_l5": Arm(5),
+SMALL = {
+    "untrained_l3": Rewired(3, trained="nothing"),
+    "kd_l3": Rewired(3),
+    "logits_l3": Rewired(3, hidden=False),
+    "full_kd_l3": Rewired(3, trained="all"),
+    "labels_l3": Rewired(3, labels=True),
+    "untrained_l3_g3": Rewired(3, 3, trained="nothing"),
+    "kd_l3_g3": Rewired(3, 3),
+    "untrained_l4": Rewired(4, trained="nothing"),
+    "kd_l4": Rewired(4),
+    "untrained_l5": Rewired(5, trained="nothing"),
+    "kd_l5": Rewired(5),
 }
-ARMS = {
-    **_SMALL_ARMS,
-    "kd_l16": Arm(16),
-    "kd_l16_g2": Arm(16, 2),
-    "kd_l16_g4": Arm(16, 4),
-    "kd_l40": Arm(40),
-    "kd_l40_g2": Arm(40, 2),
+ROWS = {
+    **SMALL,
+    "kd_l16": Rewired(16),
+    "kd_l16_g2": Rewired(16, 2),
+    "kd_l16_g4": Rewired(16, 4),
+    "kd_l40": Rewired(40),
+    "kd_l40_g2": Rewired(40, 2),
 }
-SHAPES: dict[str, dict[str, Any]] = {
-    **SIZES,
-    "chars-64x6": {
-        "width": 64,
-        "layers": 6,
-        "heads": 4,
-        "kv_heads": 2,
-        "hidden": 160,
-    },
-}
-"""Arguments of `jaxkd.models.llama` but the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -100,222 +84,173 @@ class Config:
 
     Attributes:
         setting: the name of the table.
-        text: ``tiny_shakespeare``, or a folder of token files below JAXKD_DATA.
-        vocabulary: of the token files.
-        length: tokens of a window.
-        test_windows: to evaluate on; 0 for all.
-        size: a name of `SHAPES`.
+        corpus: the text; its batch size is also that of prompts.
+        size: a name of the language models' ``SIZES``.
         weights: folder of the trained model below JAXKD_DATA; empty to train one.
         teacher_steps: of its training here.
-        teacher_rate: of AdamW at its highest.
-        arms: the rows, names of `ARMS`.
+        teacher_optimizer: likewise.
+        arms: the rows, names of `ROWS`.
         steps: of every student.
-        batch_size: windows, or prompts.
-        learning_rate: of AdamW at its highest, which decays to 0 by a cosine.
-        warmup: share of the steps that it rises for.
-        weight_decay: of AdamW.
+        optimizer: of every student.
         temperature: of both networks' logits.
         compute: dtype of the passes and of what is not trained.
         serve: whether full scale is reading and continuing prompts, not training.
         room: tokens that served prompts can be continued by.
     """
 
-    setting: str
-    text: str
-    vocabulary: int
-    length: int
-    test_windows: int
-    size: str
-    weights: str
-    arms: tuple[str, ...]
-    steps: int
-    batch_size: int
-    learning_rate: float
-    teacher_steps: int = 0
-    teacher_rate: float = 0.0
-    warmup: float = 0.05
-    weight_decay: float = 0.0
+    setting: str = "tiny_shakespeare"
+    corpus: CorpusConfig = CorpusConfig()
+    size: str = "chars-64x6"
+    weights: str = ""
+    teacher_steps: int = 1200
+    teacher_optimizer: OptimizerConfig = OptimizerConfig("adamw", 3e-3, warmup=0.05)
+    arms: tuple[str, ...] = tuple(SMALL)
+    steps: int = 300
+    optimizer: OptimizerConfig = OptimizerConfig("adamw", 1e-3, warmup=0.05)
     temperature: float = 2.0
     compute: str = "float32"
     serve: bool = False
     room: int = 256
 
-    def optimizer(self, rate: float, steps: int) -> optax.GradientTransformation:
-        """Return AdamW with that highest rate, for that many steps."""
-        warmup = max(int(self.warmup * steps), 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps)
-        return optax.adamw(schedule, weight_decay=self.weight_decay)
-
     def teacher(self, vocabulary: int) -> Network:
         """Return the model as it was."""
-        return models.llama(vocabulary, **SHAPES[self.size], remat=not self.serve)
+        return llama(self.size, vocabulary, remat=not self.serve)
 
-    def student(self, teacher: Network, arm: Arm) -> Network:
+    def student(self, teacher: Network, row: Rewired) -> Network:
         """Return the model as it is trained, from the teacher's weights."""
-        network = swiftkv(teacher, arm.kv_layers, arm.group)
+        network = swiftkv(teacher, row.kv_layers, row.group)
         network = network.computing_in(self.compute)
-        if arm.trained == "all":
+        if row.trained == "all":
             return network
         return train_only(network, TRAINED, dtype=self.compute)
 
-    def program(self, student: Network, teacher: Network, arm: Arm) -> Program:
-        """Return the training of an arm's student."""
-        optimizer = self.optimizer(self.learning_rate, self.steps)
-        if arm.labels:
+    def program(self, student: Network, teacher: Network, row: Rewired) -> Program:
+        """Return the training of a row's student."""
+        optimizer = self.optimizer.build(self.steps)
+        if row.labels:
             return distill(student, None, methods.cross_entropy(), optimizer)
-        hidden = f"block{SHAPES[self.size]['layers'] - 2}" if arm.hidden else None
+        hidden = f"block{SIZES[self.size]['layers'] - 2}" if row.hidden else None
         method = paper.swiftkv(hidden, temperature=self.temperature)
         return distill(student, teacher.astype(self.compute), method, optimizer)
 
 
 _LLAMA3_8B = Config(
     setting="llama3.1-8b",
-    text="llama3_tokens",
-    vocabulary=128_256,
-    length=8192,
-    test_windows=0,
+    corpus=CorpusConfig("llama3_tokens", 128_256, 8192, 0, batch_size=8),
     size="llama3.1-8b",
     weights="llama3.1-8b",
     arms=("kd_l16", "kd_l16_g2", "kd_l16_g4"),
     steps=10_400,
-    batch_size=8,
-    learning_rate=2e-4,
+    optimizer=OptimizerConfig("adamw", 2e-4, warmup=0.05),
     compute="bfloat16",
 )
 _LLAMA3_70B = replace(
     _LLAMA3_8B,
     setting="llama3.1-70b",
+    corpus=replace(_LLAMA3_8B.corpus, batch_size=32),
     size="llama3.1-70b",
     weights="llama3.1-70b",
     arms=("kd_l40", "kd_l40_g2"),
     steps=2_600,
-    batch_size=32,
 )
-
 PRESETS = {
-    "small": Config(
-        setting="tiny_shakespeare",
-        text="tiny_shakespeare",
-        vocabulary=0,
-        length=64,
-        test_windows=512,
-        size="chars-64x6",
-        weights="",
-        arms=tuple(_SMALL_ARMS),
-        steps=300,
-        batch_size=16,
-        learning_rate=1e-3,
-        teacher_steps=1200,
-        teacher_rate=3e-3,
-    ),
+    "small": Config(),
     "paper": _LLAMA3_8B,
     "paper_70b": _LLAMA3_70B,
     "serve": replace(_LLAMA3_8B, serve=True, arms=("kd_l16", "kd_l16_g2")),
     "serve_70b": replace(_LLAMA3_70B, serve=True),
 }
 
-PAPER = {
-    "llama3.1-8b/teacher": {"benchmark_average": 0.7371},
-    "llama3.1-8b/kd_l16": {"benchmark_average": 0.7270},
-    "llama3.1-8b/kd_l16_g2": {"benchmark_average": 0.7182},
-    "llama3.1-8b/kd_l16_g4": {"benchmark_average": 0.7149},
-}
+PAPER = paper_table(
+    "benchmark_average",
+    ("llama3.1-8b",),
+    {"teacher": "73.71", "kd_l16": "72.70", "kd_l16_g2": "71.82", "kd_l16_g4": "71.49"},
+    where="seven benchmarks",
+    checked=False,
+)
+
+SETTING = "tiny_shakespeare"
 
 
-def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train the model, or read it, rewire it, and train the arms."""
-    train, test = load_text(
-        config.text, config.length, config.vocabulary, config.test_windows
+def every_arm(metric: str) -> Quantity:
+    """Return a metric in every arm and seed that has it."""
+    return derived(
+        "every arm",
+        lambda records: {
+            (r.method, r.seed): r.value
+            for r in records
+            if (r.metric, r.setting) == (metric, SETTING)
+        },
+        setting=SETTING,
     )
-    teacher = config.teacher(train.classes)
-    fit = functools.partial(
-        train_on_text, run, train=train, batch_size=config.batch_size, mesh=MESH
-    )
-    started = time.perf_counter()
-    if config.weights:
-        folder = data.data_file(f"{config.weights}/config.json").parent
-        variables = load_pretrained(folder)[1]
-    else:
-        steps = config.teacher_steps
-        optimizer = config.optimizer(config.teacher_rate, steps)
-        program = distill(teacher, None, methods.cross_entropy(), optimizer)
-        state, _ = fit(
-            program, steps=steps, seed=0, folder=run.folder / "teacher", name="teacher"
+
+
+UNTRAINED = cell("untrained_l3", fixed=True)
+CLAIMS = [
+    contrast("kd_l3", 0.4 * UNTRAINED, "teacher_kl", setting=SETTING),
+    contrast("kd_l3", 0.5 * UNTRAINED, "nll_gap", setting=SETTING, lower=True),
+    contrast("kd_l3", "labels_l3", "teacher_kl", setting=SETTING),
+    contrast("kd_l4", "kd_l3", "teacher_kl", setting=SETTING),
+    contrast("kd_l5", "kd_l4", "teacher_kl", setting=SETTING),
+    contrast("kd_l3", "kd_l3_g3", "teacher_kl", setting=SETTING),
+    contrast("kd_l3", "full_kd_l3", "teacher_kl", setting=SETTING),
+    *(
+        observed(every_arm(metric), "<=", bound, metric, setting=SETTING)
+        for metric, bound in (
+            ("frozen_change", 0.0),
+            ("stage_error", 1e-5),
+            ("chunk_error", 1e-5),
         )
-        variables = state.student
-    seconds = time.perf_counter() - started
-    teacher = teacher.with_variables(variables)
-    scores = run.part(
-        "teacher scores",
-        lambda _: language_records(
-            *(config.setting, "teacher", 0),
-            [token_evaluator(teacher, test)(variables)],
-            seconds,
-        ),
-    )
-    (base,) = (record.value for record in scores if record.metric == "nll")
-    records = list(scores)
-
-    def trainer(name: str) -> Callable[..., list[Record]]:
-        """Return ``(folder, seed) -> records`` of an arm, compiled once."""
-        arm = ARMS[name]
-        student = config.student(teacher, arm)
-        program = config.program(student, teacher, arm)
-        evaluate = token_evaluator(student, test)
-        fidelity = fidelity_evaluator(student, teacher, variables, test)
-
-        def measure(weights: Any) -> dict[str, Any]:
-            found = {**evaluate(weights), **fidelity(weights)}
-            return {**found, "nll_gap": found["nll"] - base}
-
-        def train(folder: Path, seed: int) -> list[Record]:
-            started, start = time.perf_counter(), student.init(jax.random.key(0))
-            history, trained = [], start
-            if arm.trained == "nothing":
-                history = [measure(start)]
-            else:
-                state, history = fit(
-                    program,
-                    steps=config.steps,
-                    seed=seed,
-                    folder=folder,
-                    name=f"{name} seed {seed}",
-                    evaluate=lambda state: measure(state.student),
-                )
-                trained = state.student
-            if arm.trained == "qkv":
-                before, after = start["stats"], trained["stats"]
-                history[-1]["frozen_change"] = _largest_change(before, after)
-            if seed == seeds[0]:
-                ids = jnp.asarray(test.take(np.arange(4))["input_ids"])
-                history[-1] |= stage_errors(student, trained, ids)
-            seconds = time.perf_counter() - started
-            return language_records(config.setting, name, seed, history, seconds)
-
-        return train
-
-    for name in config.arms:
-        train_arm = trainer(name)
-        for seed in seeds if ARMS[name].trained != "nothing" else seeds[:1]:
-            part = functools.partial(train_arm, seed=seed)
-            records += run.part(f"{name}/seed{seed}", part)
-    return records
+    ),
+]
 
 
-def _largest_change(before: Any, after: Any) -> float:
+def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+    """Return the rows: the model, trained or read, and what is made of it."""
+    rows = choose("arm", config.arms, ROWS)
+    corpus = config.corpus.load()
+    network = config.teacher(corpus.vocabulary)
+    if config.weights:
+        teacher = read(network, config.weights)
+    else:
+        learning = config.teacher_optimizer, config.teacher_steps
+        teacher = corpus.learn(run, network, *learning)
+    yield teacher, corpus.task(config.setting, config.steps)
+    network = teacher.deployed
+    task = corpus.task(config.setting, config.steps, network)
+    base = token_evaluator(network, corpus.test)(network.init(jax.random.key(0)))["nll"]
+    prompts = jnp.asarray(corpus.test.take(np.arange(4))["input_ids"])
+    for name, row in rows.items():
+        student = config.student(network, row)
+        errors = stage_evaluator(student, prompts)
+
+        def measure(state, history, row=row, student=student, errors=errors):
+            variables, found = deployed(state), {"nll_gap": history[-1]["nll"] - base}
+            if row.trained == "qkv":
+                before = student.init(jax.random.key(0))["stats"]
+                found["frozen_change"] = largest_change(before, variables["stats"])
+            return found | errors(variables)
+
+        program = None
+        if row.trained != "nothing":
+            program = config.program(student, network, row)
+        yield Arm(name, program, student, measure=measure), task
+
+
+def largest_change(before: Any, after: Any) -> float:
+    """Return the largest difference between two trees of arrays."""
     changes = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), before, after)
     return max(float(change) for change in jax.tree.leaves(changes))
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     """Return the training of every arm, or the reading and continuing of prompts."""
-    teacher = config.teacher(config.vocabulary)
-    tokens = jax.ShapeDtypeStruct((config.batch_size, config.length), jnp.int32)
-    arms = {name: ARMS[name] for name in config.arms}
+    teacher, batch = config.teacher(config.corpus.vocabulary), config.corpus.batch()
+    rows = choose("arm", config.arms, ROWS)
     if config.serve:
         networks = {"llama": teacher} | {
-            name.removeprefix("kd_"): swiftkv(teacher, arm.kv_layers, arm.group)
-            for name, arm in arms.items()
+            name.removeprefix("kd_"): swiftkv(teacher, row.kv_layers, row.group)
+            for name, row in rows.items()
         }
         smallest = list(networks)[-1]
         networks[f"{smallest} fp8"] = with_quantized_cache(
@@ -324,13 +259,23 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
         return {
             f"{config.setting} {name}": found
             for name, found in serving_programs(
-                networks, tokens, config.room, config.compute
+                networks, batch["input_ids"], config.room, config.compute
             ).items()
         }
     return {
         f"{config.setting} {name}": (
-            config.program(config.student(teacher, arm), teacher, arm),
-            {"input_ids": tokens, "label": tokens},
+            config.program(config.student(teacher, row), teacher, row),
+            batch,
         )
-        for name, arm in arms.items()
+        for name, row in rows.items()
     }
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    arms=arms,
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=full_scale,
+    mesh="v5e-8",
+)

@@ -1,6 +1,6 @@
 """Reading prompts and continuing them, as programs that a compiler can plan."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,19 +12,17 @@ from jaxkd.network import Network
 from jaxkd.types import Batch, Program, Variables
 
 
-def stage_errors(
-    network: Network, variables: Variables, ids: Int[Array, "batch length"]
-) -> dict[str, float]:
-    """Return how far inference's logits of the last token are from training's.
+def stage_evaluator(
+    network: Network, ids: Int[Array, "batch length"]
+) -> Callable[[Variables], dict[str, float]]:
+    """Return ``variables ->`` how far inference's last logits are from training's.
+
+    The largest difference: ``stage_error`` of prompts that are read at once,
+    ``chunk_error`` of such as are read in two chunks.
 
     Args:
         network: that stops prompts' tokens.
-        variables: of the network.
         ids: prompts.
-
-    Returns:
-        The largest difference: ``stage_error`` of a prompt that is read at once,
-        ``chunk_error`` of one that is read in two chunks.
     """
     length, half = ids.shape[1], ids.shape[1] // 2
 
@@ -46,7 +44,7 @@ def stage_errors(
             for name, outputs in found.items()
         }
 
-    return {name: float(error) for name, error in errors(variables).items()}
+    return lambda variables: jax.tree.map(float, errors(variables))
 
 
 def serving_programs(

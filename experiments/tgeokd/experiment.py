@@ -248,15 +248,10 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
         found = rows(config, student, teacher.deployed, average, mine.steps)
         for name in names:
             method, program = found[name]
-            if name == ALL_LABELS:
-                own = replace(mine, train=joined(seen, images.validation))
-            else:
-                own = mine
-            measure = shares(method, student, teacher.deployed, own)
-            yield (
-                Arm(name, program, student, measure=measure),
-                own.task(setting, logits),
-            )
+            own = seen if name != ALL_LABELS else joined(seen, images.validation)
+            task = replace(mine, train=own).task(setting, logits)
+            measure = shares(method, student, teacher.deployed, mine)
+            yield Arm(name, program, student, measure=measure), task
 
 
 def corrupted(source: data.Source, share: float, seed: int = 0) -> data.Source:

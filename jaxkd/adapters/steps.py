@@ -32,15 +32,13 @@ class Steps:
     """One forward pass of a model whose activations have names.
 
     The model's ``__call__`` has a parameter ``steps``, and says with it what comes
-    after what. Nothing more is needed to tap, edit and cut the model:
+    after what. Nothing more is needed to tap, edit and cut the model::
 
-    ```python
-    def __call__(self, image, *, steps=None):
-        steps = steps or Steps()
-        x = steps("stem", self.stem, image)
-        x = steps("block0", self.blocks[0], x)
-        return steps.outputs(self.head, x)
-    ```
+        def __call__(self, image, *, steps=None):
+            steps = steps or Steps()
+            x = steps("stem", self.stem, image)
+            x = steps("block0", self.blocks[0], x)
+            return steps.outputs(self.head, x)
 
     A step computes nothing where it lies outside of the segment that is wanted: before
     it, the value is the activation that the segment was given, after it the last one's.

@@ -7,7 +7,6 @@ network, so that any program trains them.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -28,7 +27,7 @@ from jaxkd.compression.prune.sparsity import (
 from jaxkd.kernels.nm_matmul import sr_ste
 from jaxkd.network import Network
 from jaxkd.sharding.axes import constrain, declared_axes
-from jaxkd.types import Axes, Variables
+from jaxkd.types import NO_AXES, Axes, Variables
 
 
 def weight_scale(
@@ -96,9 +95,7 @@ def scaled(network: Network, scope: str, groups: int = 2) -> Network:
     return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
-def fold_scales(
-    params: Mapping[str, PyTree], axes: Axes = MappingProxyType({})
-) -> PyTree:
+def fold_scales(params: Mapping[str, PyTree], axes: Axes = NO_AXES) -> PyTree:
     """Return the params of a `scaled` network as the plain network's.
 
     Zeros stay zeros, so a pruned network's folded weights are as sparse.

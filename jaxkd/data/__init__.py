@@ -71,6 +71,7 @@ from jaxkd.data.text.windows import token_files as token_files
 from jaxkd.data.transforms import Compose as Compose
 from jaxkd.data.transforms import CropResize as CropResize
 from jaxkd.data.transforms import CutMix as CutMix
+from jaxkd.data.transforms import EitherOf as EitherOf
 from jaxkd.data.transforms import Flip as Flip
 from jaxkd.data.transforms import Mixup as Mixup
 from jaxkd.data.transforms import Normalize as Normalize

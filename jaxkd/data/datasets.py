@@ -256,15 +256,22 @@ def _cropped(record: Example, rng: np.random.Generator | None) -> Example:
 PREPARED: Mapping[str, Mapping[str, Any]] = {
     "cifar10": {"mean": CIFAR10_MEAN, "std": CIFAR10_STD},
     "cifar100": {"mean": CIFAR100_MEAN, "std": CIFAR100_STD},
+    # For networks made for ImageNet's size.
+    "cifar100_224": {
+        "name": "cifar100",
+        "decode": _cropped,
+        "mean": CIFAR100_MEAN,
+        "std": CIFAR100_STD,
+    },
     # The labels of ImageNet's own test split are not public.
     "imagenet2012": {"test": "validation", "decode": _cropped},
 }
-"""Arguments of `tfds_dataset` by the name of its data set."""
+"""Arguments of `tfds_dataset`, by the data set's name or one of ours."""
 
 DATASETS: dict[str, Callable[[], Dataset]] = constructors(
     globals(), Dataset, besides=("tfds_dataset",)
 ) | {
-    f"tfds/{name}": functools.partial(tfds_dataset, name, **arguments)
+    f"tfds/{name}": functools.partial(tfds_dataset, **{"name": name, **arguments})
     for name, arguments in PREPARED.items()
 }
 """Data sets by name: the functions above, and ``tfds/NAME``."""

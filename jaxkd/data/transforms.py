@@ -191,6 +191,25 @@ class CutMix:
 
 
 @dataclass(frozen=True)
+class EitherOf:
+    """One of two transforms for a whole batch, each as often, such as Mixup or CutMix.
+
+    Attributes:
+        first: of the two.
+        second: of the two.
+    """
+
+    first: Transform
+    second: Transform
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Return the batch as the transform that was drawn leaves it."""
+        if rng is None:
+            return batch
+        return (self.first if rng.random() < 0.5 else self.second)(batch, rng)
+
+
+@dataclass(frozen=True)
 class CropResize:
     """Crop an image and bring it to one size, as ImageNet classifiers are trained.
 

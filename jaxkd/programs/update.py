@@ -24,7 +24,7 @@ from jaxkd.checks import check_batch
 from jaxkd.graphs import Graph
 from jaxkd.methods.base import as_loss
 from jaxkd.sharding.axes import constrain_batch
-from jaxkd.types import Batch, Loss, Metrics, Program
+from jaxkd.types import NO_AXES, Axes, Batch, Loss, Metrics, Program
 
 Params = dict[str, PyTree]
 
@@ -264,6 +264,7 @@ def alternate(
     turns: Mapping[str, Turn],
     *,
     accumulate: int = 1,
+    axes: Axes = NO_AXES,
 ) -> Program:
     """Return the program of players that take turns, each on its own loss.
 
@@ -275,6 +276,7 @@ def alternate(
         init: ``(keys, batch) -> (params, carry)``; params are a dict of parts.
         turns: by name; a part may be moved by several players, or by none (frozen).
         accumulate: parts of a batch, see `descend`.
+        axes: of the networks' weights, for meshes; see `network.axes_of`.
 
     Returns:
         A program whose state is a `PlayState`. Its metrics are ``loss``, the sum of the
@@ -333,7 +335,7 @@ def alternate(
             metrics,
         )
 
-    return Program(start, step)
+    return Program(start, step, axes=axes)
 
 
 def as_metric(metric: Any) -> Any:

@@ -53,13 +53,13 @@ def paired_test(
 ) -> PairedTest:
     """Test the mean of paired differences d by Student's t with n − 1 degrees.
 
-    ==================  =================  ==========================
-    kind                it holds if        it fails if
-    ==================  =================  ==========================
-    superiority         mean d > margin    mean d < margin
-    non-inferiority     mean d > −margin   mean d < −margin
-    equivalence         |mean d| < margin  mean d > margin or < −margin
-    ==================  =================  ==========================
+    ===============  =========================  ==============================
+    kind             it holds if                it fails if
+    ===============  =========================  ==============================
+    superiority      mean d > margin            mean d < margin
+    non-inferiority  mean d > −margin           mean d < −margin
+    equivalence      −margin < mean d < margin  mean d > margin or < −margin
+    ===============  =========================  ==============================
 
     Equivalence holds by two one-sided tests (Schuirmann 1987). Where all differences
     are the same, the mean decides alone.

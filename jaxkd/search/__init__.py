@@ -15,3 +15,5 @@ from jaxkd.search.spaces import ChoiceSpace as ChoiceSpace
 from jaxkd.search.supernets import Supernet as Supernet
 from jaxkd.search.supernets import cell_supernet as cell_supernet
 from jaxkd.search.supernets import depth_supernet as depth_supernet
+from jaxkd.search.supernets import jit_once as jit_once
+from jaxkd.search.zero_cost import zero_cost as zero_cost

@@ -36,6 +36,13 @@ class ChoiceSpace:
         """Return all of them, sorted as the choices are."""
         return list(itertools.product(self.choices, repeat=self.length))
 
+    def position(self, architecture: tuple[int, ...]) -> int:
+        """Return where one stands among `architectures`."""
+        total = 0
+        for choice in architecture:
+            total = total * len(self.choices) + self.choices.index(choice)
+        return total
+
     def random(self, rng: np.random.Generator) -> tuple[int, ...]:
         """Return one, all equally likely."""
         return tuple(rng.choice(self.choices, size=self.length).tolist())

@@ -47,6 +47,16 @@ class Supernet(NamedTuple):
     taps: tuple[str, ...]
 
 
+def jit_once(function: Callable) -> Callable:
+    """Return a jitted function that runs little, such as ``init``.
+
+    On CPUs LLVM's optimiser would cost more than it saves.
+    """
+    options = {"xla_backend_optimization_level": 0}
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.jit(function, compiler_options=options if on_cpu else None)
+
+
 class _Part(NamedTuple):
     """A module as two functions, with no state between calls."""
 

@@ -11,7 +11,6 @@ beyond rounding.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from jaxtyping import PyTree
 
 from jaxkd.checks import unknown_name
 from jaxkd.sharding.axes import declared_axes, logical_spec
-from jaxkd.types import Axes, Batch
+from jaxkd.types import NO_AXES, Axes, Batch
 
 AXES = ("dcn", "data", "fsdp", "tensor")
 BATCH_AXES = ("dcn", "data", "fsdp")
@@ -149,7 +148,7 @@ def partition(
 def state_sharding(
     state: PyTree,
     mesh: Mesh,
-    axes: Axes = MappingProxyType({}),
+    axes: Axes = NO_AXES,
     min_size: int = MIN_SIZE,
 ) -> PyTree:
     """Return the sharding of every array of a program's state.

@@ -43,7 +43,7 @@ def fit_intervals(
         evaluate: ``state -> metrics``, after each interval.
         checkpoints: where they are saved; not optional here.
         key: of the run, as of `fit`.
-        **settings: others of `fit`.
+        **settings: others of `fit`; its ``stop`` ends the whole run.
 
     Raises:
         ValueError: the steps are no whole number of intervals, or as `fit` and
@@ -54,18 +54,21 @@ def fit_intervals(
             f"steps must be one or more intervals of evaluate_every, got {steps} and "
             f"{evaluate_every}"
         )
-    state, done = None, []
-    # After a stop the first call finds all that was done before.
-    while len(done) * evaluate_every < steps:
+    state, done, before = None, [], -1
+    # After an interruption the first call finds all that was done before; a call that
+    # finds nothing to do was stopped.
+    while before < len(done) < steps // evaluate_every:
+        before = len(done)
         state, history = fit(
             program,
             batches(weights=weights(done)),
             key=key,
             steps=(len(done) + 1) * evaluate_every,
             evaluate=evaluate,
+            evaluate_every=evaluate_every,
             checkpoints=checkpoints,
             **settings,
         )
-        # A stop within an interval leaves an evaluation of no interval's end.
+        # An end within an interval leaves an evaluation of no interval's end.
         done = [entry for entry in history if entry["step"] % evaluate_every == 0]
     return state, done

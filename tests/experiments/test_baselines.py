@@ -7,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.baselines import networks
 from experiments.baselines.config import PRESETS
 from experiments.baselines.experiment import EXPERIMENT, wanted
-from experiments.baselines.networks import PAIRS, PAPER_PAIRS, stage_norms
 from experiments.baselines.paper import COLUMNS, PAPER
-from experiments.baselines.recipes import Pair, recipes
-from experiments.common import pairs
+from experiments.baselines.recipes import Pair, classifier, recipes, stage_norms
 from experiments.common.classification import ImagesConfig
+from experiments.common.networks import PAIRS, PAPER_PAIRS
 from jaxkd import models
 from jaxkd.reporting.run import Run
 
@@ -25,7 +23,7 @@ DIGITS = ("mlp", "mlp8", "cnn")
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_pair_has_its_stages_norms_and_classifier(pair):
     spec = PAIRS[pair]
-    student, teacher = pairs.networks(spec, 10 if pair in DIGITS else 100)
+    student, teacher = spec.networks(10 if pair in DIGITS else 100)
     side = 8 if pair in DIGITS else 16 if pair in PRESETS["cifar"].pairs else 32
     image = jnp.zeros((2, side, side, 1 if pair in DIGITS else 3))
     taps = (*spec.stages, *(f"{stage}.pre" for stage in spec.stages), "pooled")
@@ -36,12 +34,12 @@ def test_every_pair_has_its_stages_norms_and_classifier(pair):
 
     variables, outputs = jax.eval_shape(lambda: forward(teacher))
     _, found = jax.eval_shape(lambda: forward(student))
-    norms = stage_norms(spec.teacher, variables, spec.stages)
+    norms = stage_norms(spec.teacher.name, variables, spec.stages)
     for stage, (scale, bias) in zip(spec.stages, norms, strict=True):
         channels = outputs.features[f"{stage}.pre"].shape[-1]
         assert scale.shape == bias.shape == (channels,)
         assert found.features[stage].ndim == 4
-    kernel, bias = networks.classifier(variables)
+    kernel, bias = classifier(variables)
     assert kernel.shape == (outputs.features["pooled"].shape[-1], *bias.shape)
     assert outputs.logits.shape == found.logits.shape == (2, *bias.shape)
 

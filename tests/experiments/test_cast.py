@@ -3,20 +3,19 @@
 import lzma
 from dataclasses import replace
 
+import chex
 import jax
 import numpy as np
 import pytest
 
-from experiments.cast.arms import make_arms
 from experiments.cast.claims import falls_along, law_predicts
 from experiments.cast.config import METHODS, PRESETS, SCOPE
-from experiments.cast.experiment import CLAIMS, PAPER, full_scale, run
-from experiments.common.text import load_text
-from jaxkd import models
+from experiments.cast.experiment import EXPERIMENT, arms, full_scale, rows
+from experiments.common.corpus import CorpusConfig
 from jaxkd.compression.prune.sparsity import named, weights_in_scope
 from jaxkd.reporting.claims import Status
-from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Run
 
 SMALL, FULL = PRESETS["small"], PRESETS["paper"]
 TINY = {"width": 16, "layers": 2, "heads": 2, "hidden": 32}
@@ -38,34 +37,11 @@ def tiny(**changes):
     return replace(
         SMALL,
         model=TINY,
-        length=8,
-        test_windows=6,
+        corpus=CorpusConfig(length=8, test_windows=6, batch_size=4),
         teacher_steps=2,
         steps=3,
-        batch_size=4,
         **changes,
     )
-
-
-def test_the_presets_are_the_protocols():
-    assert SMALL.model == {
-        "width": 64,
-        "layers": 6,
-        "heads": 4,
-        "kv_heads": 2,
-        "hidden": 160,
-    }
-    assert (SMALL.length, SMALL.steps, SMALL.mask_every) == (64, 600, 10)
-    assert (SMALL.learning_rate, SMALL.final_learning_rate) == (1e-3, 1e-4)
-    assert (SMALL.decay, SMALL.decays, SMALL.groups) == (1e-3, (1e-4, 3e-4), 2)
-    assert SMALL.budgets == (300, 900, 1200, 2400)
-    assert (FULL.learning_rate, FULL.decay) == (2e-5, 4e-7)
-    assert (FULL.batch_size, FULL.length, FULL.steps) == (256, 4096, 7500)
-    assert (FULL.eta, FULL.groups, FULL.mask_every) == (1 / 3, 2, 10)
-    assert (FULL.warmup, FULL.clip, FULL.compute) == (0.05, 1.0, "bfloat16")
-    rate = FULL.rate()
-    np.testing.assert_allclose([rate(375), rate(7500)], [2e-5, 2e-6], rtol=1e-4)
-    assert {name.split("/")[0] for name in PAPER} == {FULL.setting}
 
 
 def test_the_pull_can_reach_as_far_as_most_dropped_weights():
@@ -76,9 +52,7 @@ def test_full_scale_is_llama_2_7b_with_half_of_its_projections_dropped():
     program, batch = full_scale(FULL)["cast"]
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
     after, metrics = jax.eval_shape(program.step, state, batch)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert metrics["loss"].shape == ()
     found = named(state.student["params"]["network"])
     assert sum(weight.size for weight in found.values()) == 6_738_415_616
@@ -90,38 +64,36 @@ def test_full_scale_is_llama_2_7b_with_half_of_its_projections_dropped():
     assert {x.dtype.name for x in jax.tree.leaves(state.student)} == {"float32"}
 
 
-def text_of(config):
-    return load_text(config.text, config.length, config.vocabulary, config.test_windows)
-
-
 @pytest.mark.slow
 def test_every_method_trains_the_same_scope(text):
     config = tiny(methods=(*METHODS, "cast_no_ramp"))
-    train, _ = text_of(config)
-    network = config.network(train.classes)
-    variables = jax.jit(network.init)(jax.random.key(0))
-    assert len(weights_in_scope(variables["params"], SCOPE)) == 7
-    made = make_arms(config, network, variables)
-    assert set(made) == {*METHODS, "cast_no_ramp", "cast_0.0001", "cast_0.0003"}
-    batch = train.take(np.arange(4))
-    assert made["one_shot"].program is None
+    corpus = config.corpus.load()
+    network = config.network(corpus.vocabulary)
+    params = jax.jit(network.init)(jax.random.key(0))["params"]
+    assert len(weights_in_scope(params, SCOPE)) == 7
+    made = rows(config, network, network, network, network)
+    assert set(config.rows) <= set(made)
+    batch = corpus.train.take(np.arange(4))
+    assert made["one_shot"]()[1] is None
     # The others differ from these in numbers alone.
     for name in ("fixed_mask", "sr_ste", "ast", "cast"):
-        program = made[name].program
+        _, program, steps = made[name]()
         state = jax.eval_shape(program.init, jax.random.key(0), batch)
         _, metrics = jax.eval_shape(program.step, state, batch)
         assert {"cross_entropy", "kd"} <= set(metrics)
-    fixed = made["fixed_mask"].student.init(jax.random.key(0))
-    for weight in weights_in_scope(fixed["params"], SCOPE).values():
-        assert np.mean(np.asarray(weight) == 0) == 0.5
+        assert steps == config.steps
+
+
+def test_an_unknown_method_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"unknown method 'cost'.*did you mean 'cast'"):
-        make_arms(replace(config, methods=("cost",)), network, variables)
+        next(arms(tiny(methods=("cost",)), Run(tmp_path), 0))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_short_run_prunes_what_it_says(text, tmp_path):
     config = tiny(methods=("one_shot", "cast"), decays=(), budgets=(5,))
-    records = run(config, [0], Run(tmp_path / "run"))
+    records = EXPERIMENT.records(config, [0], Run(tmp_path / "run"))
     found = {(r.method, r.metric): r.value for r in records}
     rows = ("one_shot", "cast", "cast_5_steps")
     assert {method for method, _ in found} == {"teacher", *rows}
@@ -135,13 +107,7 @@ def test_a_short_run_prunes_what_it_says(text, tmp_path):
     assert found["cast", "smallest_scale"] > 0.9
     curve = next(r.curve for r in records if (r.method, r.metric) == ("cast", "nll"))
     assert len(curve) == 3
-    assert all(claim.judge(records).numbers for claim in CLAIMS)
-
-
-def test_the_network_reads_what_the_windows_hold(text):
-    _, test = text_of(tiny())
-    assert set(models.llama(10, **TINY).read(test.take(np.arange(2)))) == {"input_ids"}
-    assert len(test) == 6
+    assert all(claim.judge(records).numbers for claim in EXPERIMENT.claims)
 
 
 def seeds(method, metric, value, error=1e-3):
@@ -181,9 +147,3 @@ def test_the_scaling_law_is_judged_on_what_was_left_out():
     verdict = claim.judge(losses(1.1)[1:])
     assert verdict.status == Status.NOT_ESTABLISHED
     assert "have not the same seeds" in verdict.numbers
-
-
-def test_absent_texts_are_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAXKD_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"dolmino_llama2/train\.npy"):
-        text_of(FULL)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -58,9 +59,7 @@ def test_full_scale_rounds_have_their_shapes():
     for program, batch in programs.values():
         state = jax.eval_shape(program.init, jax.random.key(0), batch)
         after, metrics = jax.eval_shape(program.step, state, batch)
-        assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(
-            lambda x: x.shape, state
-        )
+        chex.assert_trees_all_equal_shapes(after, state)
         assert metrics["loss"].shape == ()
         assert jax.tree.leaves(state.clients)[0].shape[0] == 10
 

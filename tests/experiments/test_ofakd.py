@@ -1,4 +1,4 @@
-"""OFA-KD's experiment: the paper's protocol, and a run of seconds."""
+"""OFA-KD's recipes as its authors' code has them, and a run of seconds."""
 
 from dataclasses import replace
 
@@ -7,39 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.common.configs import NetworkConfig
 from experiments.ofakd import experiment
-from experiments.ofakd.config import PAPER, PRESETS, SETTINGS, TWELVE, Recipe
-from jaxkd.data import Dataset, Source
-from jaxkd.reporting.experiment import Run
+from experiments.ofakd.experiment import EXPERIMENT, SETTINGS, full_scale
+from experiments.ofakd.settings import TWELVE, TimmConfig
+from jaxkd.reporting.run import Run
 
-# A student with maps, one with tokens of several grids, and one that is averaged.
-FULL = ("vit_s-mobilenet_v2", "convnext_t-swin_p", "imagenet/swin_t-resmlp_s12")
+SMALL, FULL, IMAGENET = (EXPERIMENT.presets[n] for n in ("small", "paper", "imagenet"))
 
 
-def test_the_presets_are_the_papers_protocol():
-    assert len(PRESETS["paper"].settings) == 6
+def test_stages_of_twelve_blocks_and_folders_of_teachers():
     assert TWELVE == ("block1", "block3", "block9", "block11")
-    cnn = SETTINGS["swin_t-resnet18"]
-    assert (cnn.recipe.epochs, cnn.recipe.batch_size, cnn.side) == (300, 1024, 224)
-    assert (cnn.recipe.optimizer, cnn.recipe.weight_decay) == ("sgd", 2e-3)
-    assert cnn.gamma == 1.0
-    vit = SETTINGS["convnext_t-deit_t"].recipe
-    assert (vit.optimizer, vit.clip, vit.mixup, vit.cutmix) == ("adamw", 5, 0.8, 1)
-    imagenet = SETTINGS["imagenet/deit_t-resnet18"]
-    assert (imagenet.recipe.epochs, imagenet.gamma) == (100, 1.5)
-    assert SETTINGS["imagenet/swin_t-resmlp_s12"].recipe.average == 0.99996
-    assert SETTINGS["vit_s-mobilenet_v2"].taps[-1] == "final"
-    for key in PAPER:
-        setting, _, method = key.rpartition("/")
-        assert method in SETTINGS[setting].methods
-    assert PAPER["convnext_t-resmlp_s12/ofakd"] == {"best_accuracy": 0.8122}
+    assert SETTINGS["swin_t-resnet18"].teacher_name == "swin-tiny-cifar100_224"
 
 
-def rates(recipe, epochs):
+def rates(config, epochs):
     """Return the rate of each epoch, from what the optimizer does to a gradient."""
-    optimizer = experiment.make_optimizer(replace(recipe, weight_decay=0.0), epochs)(
-        epochs
-    )
+    optimizer = replace(config, weight_decay=0.0).build(epochs, epochs)
     params = {"bias": np.zeros(1, "f4")}
     state, found = optimizer.init(params), []
     step = jax.jit(lambda s: optimizer.update({"bias": jnp.ones(1)}, s, params))
@@ -50,21 +34,21 @@ def rates(recipe, epochs):
 
 
 def test_the_rate_rises_and_falls_as_in_the_recipes():
-    recipe = SETTINGS["convnext_t-deit_t"].recipe
-    # Adam's first steps on a constant gradient are of the rate's length.
-    found = rates(recipe, 300)
+    # Adam's steps on a constant gradient are of the rate's length.
+    found = rates(SETTINGS["convnext_t-deit_t"].optimizer, 300)
     assert found[0] == pytest.approx(5e-7, rel=1e-3)
     assert found[10] == pytest.approx((5e-7 + 5e-4) / 2, rel=1e-2)
     cosine = 1e-5 + (5e-4 - 1e-5) * (1 + np.cos(np.pi * np.arange(300) / 300)) / 2
     np.testing.assert_allclose(found[20:], cosine[20:], rtol=1e-2)
-    steps = Recipe(8, 4, "sgd", 1.0, milestones=(4, 6), warmup_epochs=2)
-    ratio = rates(steps, 8)[1:] / rates(replace(steps, milestones=()), 8)[1:]
-    assert ratio[0] == pytest.approx(1)
+    steps = SETTINGS["imagenet/deit_t-resnet18"].optimizer.rate(100, 100)
+    assert [float(steps(epoch)) for epoch in (0, 3, 29, 31, 61, 91)] == pytest.approx(
+        [1e-4, 0.1, 0.1, 1e-2, 1e-3, 1e-4]
+    )
 
 
-def test_biases_and_norms_do_not_decay():
-    recipe = Recipe(1, 4, "sgd", 1.0, weight_decay=0.5)
-    optimizer = experiment.make_optimizer(recipe, 1)(1)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_biases_and_norms_do_not_decay(name):
+    optimizer = TimmConfig(name, 1.0, 0.5).build(1)
     params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
     zeros = jax.tree.map(jnp.zeros_like, params)
     update, _ = optimizer.update(zeros, optimizer.init(params), params)
@@ -73,69 +57,50 @@ def test_biases_and_norms_do_not_decay():
 
 
 def test_mixup_and_cutmix_alternate():
-    task = experiment.make_task(
-        PRESETS["paper"], "x", digits(), SETTINGS["convnext_t-deit_t"].recipe
-    )
+    transform = SETTINGS["convnext_t-deit_t"].transform
     batch = {
         "image": np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype("f4"),
         "label": np.arange(8, dtype="i4"),
     }
     found = set()
     for seed in range(8):
-        mixed = task.transform(batch, np.random.default_rng(seed))
+        mixed = transform(batch, np.random.default_rng(seed))
         # Pasted rectangles keep pixels that are the first image's own.
         found.add(bool(np.any(mixed["image"] == batch["image"])))
         np.testing.assert_allclose(mixed["label"].sum(-1), 1, rtol=1e-5)
     assert found == {True, False}
-    assert task.transform(batch, None)["label"].ndim == 1
+    assert transform(batch, None)["label"].ndim == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL)
-def test_the_full_scale_programs_train(name):
-    preset = "imagenet" if name in PRESETS["imagenet"].settings else "paper"
-    config = replace(PRESETS[preset], settings=(name,))
-    ((program, batch),) = experiment.full_scale(config).values()
-    assert batch["image"].shape[0] % 8 == 0
+def test_the_program_of_tokens_mixed_labels_and_an_average_trains():
+    config = replace(IMAGENET, settings=("imagenet/swin_t-resmlp_s12",))
+    ((program, batch),) = full_scale(config).values()
+    assert batch["image"].shape == (1024, 224, 224, 3)
+    assert batch["label"].shape == (1024, 1000)
     state = jax.eval_shape(program.init, jax.random.key(0), batch)
     after, metrics = jax.eval_shape(program.step, state, batch)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert {"loss", "ofa_logits", "ofa_exits", "cross_entropy"} <= metrics.keys()
 
 
-def digits():
-    rng = np.random.default_rng(0)
-
-    def part(name, examples):
-        arrays = {
-            "image": rng.random((examples, 8, 8, 1)).astype("f4"),
-            "label": (np.arange(examples) % 10).astype("i4"),
-        }
-        return Source(name, arrays, 10)
-
-    return Dataset(part("toy/train", 60), part("toy/test", 30))
-
-
 @pytest.mark.slow
 def test_a_shrunk_run_has_records_of_all_methods(monkeypatch, tmp_path):
     setting = SETTINGS["digits-500"]
-    recipe = replace(setting.recipe, batch_size=20)
     small = replace(
         setting,
-        teacher=("mlp", {"widths": (4,)}),
-        student=("mlp", {"widths": (4, 4, 4, 4)}),
-        recipe=recipe,
-        teacher_recipe=recipe,
-        train_examples=40,
+        task=replace(setting.task, test_examples=30),
+        teacher=NetworkConfig("mlp", {"features": 64, "widths": (4,)}),
+        student=NetworkConfig("mlp", {"features": 64, "widths": (4, 4, 4, 4)}),
+        train_examples=100,
     )
-    monkeypatch.setitem(experiment.SETTINGS, "digits-500", small)
-    cnn = ("cnn", {"channels": (2, 2, 2, 2)})
+    monkeypatch.setitem(SETTINGS, "digits-500", small)
+    cnn = NetworkConfig("cnn", {"channels": (2, 2, 2, 2)})
     monkeypatch.setattr(experiment, "CNN", cnn)
     monkeypatch.setattr(experiment, "OTHER_CNN", cnn)
     monkeypatch.setattr(experiment, "MLP", small.student)
-    monkeypatch.setattr(experiment.data, "load", lambda name: digits())
-    config = replace(PRESETS["small"], settings=("digits-500",), epochs=1)
-    records = experiment.run(config, [0], Run(tmp_path))
+    config = replace(SMALL, settings=("digits-500",), epochs=1)
+    records = EXPERIMENT.records(config, [0], Run(tmp_path))
     methods = {r.method for r in records if r.setting == "digits-500"}
     assert methods == {"teacher", *small.methods}
     of_exits = {r.metric for r in records if r.metric.startswith("exit")}
@@ -148,8 +113,9 @@ def test_a_shrunk_run_has_records_of_all_methods(monkeypatch, tmp_path):
 
 
 def test_a_teacher_that_is_not_there_is_asked_for(tmp_path):
-    config = replace(PRESETS["paper"], teachers=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="swin-tiny-cifar100 is missing"):
-        experiment.teacher_variables(
-            config, SETTINGS["swin_t-resnet18"], digits(), None, Run(tmp_path)
+    config = replace(FULL, teachers=str(tmp_path))
+    images = SETTINGS["digits-500"].load()
+    with pytest.raises(FileNotFoundError, match="swin-tiny-cifar100_224 is missing"):
+        experiment.taught(
+            config, SETTINGS["swin_t-resnet18"], images, Run(tmp_path), seed=0
         )

@@ -13,7 +13,7 @@ from jaxkd.reporting.results import read_results
 PAPERS = [slug for slug in slugs() if slug != "baselines"]
 FILES = sorted(
     file
-    for slug in PAPERS
+    for slug in slugs()
     for file in (experiments_folder() / slug / "results").glob("*.json")
 )
 

@@ -39,7 +39,7 @@ def test_a_short_run_has_all_methods(tmp_path):
     config = replace(
         SMALL,
         settings=("bad labels",),
-        methods=("fixed_0.5", "wls", "frozen", "tgeokd", "cross_entropy_all"),
+        methods=("wls", "tgeokd", "cross_entropy_all"),
         train_examples=20,
         validation_examples=10,
         teacher_epochs=1,
@@ -49,7 +49,7 @@ def test_a_short_run_has_all_methods(tmp_path):
     assert {r.method for r in records} == {"teacher", *config.methods}
     assert {r.setting for r in records} == {"bad labels"}
     shares = {r.method: r.value for r in records if r.metric == "alpha"}
-    assert set(shares) == {"wls", "frozen", "tgeokd"}
+    assert set(shares) == {"wls", "tgeokd"}
     assert all(0 <= value <= 1 for value in shares.values())
     with pytest.raises(ValueError, match=r"unknown method 'tgeo'.*did you mean"):
         EXPERIMENT.records(replace(config, methods=("tgeo",)), [0], Run(tmp_path))

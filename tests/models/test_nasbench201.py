@@ -12,6 +12,7 @@ from jaxkd.models.vision.nasbench201 import (
     OPERATIONS,
     average_pool,
     format_cell,
+    multiply_adds,
     parse_cell,
 )
 
@@ -30,6 +31,13 @@ CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|nor_conv_1x1~0|avg_pool_3x3~1|
 def test_the_benchmarks_parameter_counts(operation, classes, expected):
     network = models.nasbench201(format_cell([operation] * 6), classes)
     assert parameter_count(network) == expected
+
+
+def test_multiply_adds_are_the_benchmarks():
+    assert multiply_adds(["none"] * 6) == multiply_adds(["avg_pool_3x3"] * 6) == 7.78e6
+    # The benchmark's largest network takes 220.12 million.
+    largest = multiply_adds(["nor_conv_3x3"] * 6)
+    assert largest == pytest.approx(220.12e6, rel=1e-4)
 
 
 def test_the_notation_goes_both_ways():

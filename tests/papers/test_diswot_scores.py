@@ -8,6 +8,7 @@ import pytest
 
 from jaxkd.losses import cross_entropy_loss, sp_loss
 from jaxkd.papers.diswot import (
+    Scorer,
     Statistics,
     channel_similarity,
     diswot_score,
@@ -17,6 +18,8 @@ from jaxkd.papers.diswot import (
     semantic_similarity,
 )
 from jaxkd.papers.diswot.scores import MODES
+from jaxkd.search import ChoiceSpace, Supernet
+from jaxkd.types import Outputs
 
 LABELS = jnp.array([0, 2, 1, 4])
 
@@ -169,3 +172,39 @@ def test_gaussian_reinit_follows_the_parameters_names():
     other = gaussian_reinit(params, jax.random.key(2))
     assert jnp.any(other["fc"]["kernel"] != params["fc"]["kernel"])
     assert gaussian_reinit({"table": 3.0}, jax.random.key(0)) == {"table": 3.0}
+
+
+def test_a_scorers_terms_are_the_scores_whatever_the_order():
+    """Of networks of one pointwise layer, scaled by their architecture."""
+
+    def init(key):
+        first, last = jax.random.split(key)
+        return {
+            "conv": {"kernel": jax.random.normal(first, (3, 6))},
+            "fc": {"kernel": jax.random.normal(last, (6, 5)) / 10},
+        }
+
+    def apply(params, image, architecture, *, taps=(), train=True):
+        x = jnp.tanh(image @ params["conv"]["kernel"] * architecture[0])
+        return Outputs(x.mean((1, 2)) @ params["fc"]["kernel"], {"stage3": x})
+
+    net = Supernet(init, apply, lambda p, a: p, ("stage3",))
+    image = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3, 3, 3)), jnp.float32)
+    batch, key = {"image": image, "label": LABELS}, jax.random.key(7)
+    scorer = Scorer(ChoiceSpace((1, 2), 1), net, net, (3,))
+
+    def of(position, architecture):
+        params = init(jax.random.fold_in(key, position))
+        outputs = apply(params, image, architecture)
+        kernel = params["fc"]["kernel"]
+        return Statistics(outputs.features["stage3"], outputs.logits, kernel)
+
+    student, teacher = of(1, (2,)), of(2**20 + 1, (3,))
+    score = scorer.against(key, batch, "default")
+    score((1,))
+    found = score((2,))
+    assert found == scorer.against(key, batch, "default")((2,))
+    total = found["fc_grad"] + found["relation"]
+    np.testing.assert_allclose(total, diswot_score(student, teacher, LABELS), rtol=1e-4)
+    # By default the weights are drawn larger.
+    assert scorer.against(key, batch)((2,)) != found

@@ -7,8 +7,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny import call
 
+from jaxkd import papers
 from jaxkd.generation import GREEDY, generate
 from jaxkd.models import create, llama, mlp
+from jaxkd.network import Network
 from jaxkd.networks.freezing import train_only
 from jaxkd.papers.swiftkv import swiftkv as swiftkv_method
 from jaxkd.papers.swiftkv.conversion import (
@@ -285,7 +287,7 @@ def test_norms_and_biases_of_qwen_are_carried_over():
 def test_it_is_built_again_from_its_record():
     student = networks(1)[1]
     name, arguments = student.spec
-    again = create(name, **arguments)
+    again = create(name, papers.constructors(Network), **arguments)
     shapes = jax.eval_shape(student.init, jax.random.key(0))
     assert jax.tree.structure(shapes) == jax.tree.structure(
         jax.eval_shape(again.init, jax.random.key(0))

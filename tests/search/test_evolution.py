@@ -195,3 +195,9 @@ def test_lengths_are_checked():
         rank_sum([1, 2], [1, 2, 3])
     with pytest.raises(ValueError, match=r"scores hold \[\] values"):
         rank_sum()
+
+
+def test_positions_are_those_of_the_enumeration():
+    architectures = SPACE.architectures()
+    for position in (0, 1, 7, 4321, 15_624):
+        assert SPACE.position(architectures[position]) == position

@@ -4,7 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.search import code_similarity, grad_norm, nwot, snip, synflow
+from jaxkd.losses import cross_entropy_loss
+from jaxkd.search import (
+    Supernet,
+    code_similarity,
+    grad_norm,
+    nwot,
+    snip,
+    synflow,
+    zero_cost,
+)
+from jaxkd.types import Outputs
 
 RNG = np.random.default_rng(0)
 
@@ -55,3 +65,34 @@ def test_nwot_counts_units_that_agree():
     )
     same = code_similarity(jnp.ones((3, 4), bool))
     assert nwot(same) == -jnp.inf
+
+
+def test_all_proxies_of_a_supernets_network():
+    """Its network scales a linear layer by the architecture."""
+
+    def apply(params, image, architecture, *, taps=(), train=True):
+        x = image.reshape(len(image), -1) @ params["fc"]["kernel"] * architecture[0]
+        codes = {"codes": code_similarity(x > 0)} if taps else {}
+        return Outputs(x, codes)
+
+    image = jnp.asarray(RNG.normal(size=(6, 2, 2, 1)), jnp.float32)
+    batch = {"image": image, "label": jnp.array([0, 1, 2, 0, 1, 2])}
+    params = {"fc": {"kernel": jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)}}
+    net = Supernet(lambda key: params, apply, lambda p, a: p, ("codes",))
+    found = zero_cost(net)(params, (2,), batch)
+
+    def loss(params):
+        logits = apply(params, image, (2,)).logits
+        return cross_entropy_loss(logits, batch["label"]).mean()
+
+    gradients = jax.grad(loss)(params)
+    kernel = np.asarray(params["fc"]["kernel"], np.float64)
+    expected = {
+        "grad_norm": grad_norm(gradients),
+        "snip": snip(params, gradients),
+        "nwot": nwot(apply(params, image, (2,), taps=("codes",)).features["codes"]),
+        "synflow": np.log(2 * np.abs(kernel).sum()),
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)

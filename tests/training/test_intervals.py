@@ -36,7 +36,7 @@ def weights(history):
     return (counts == counts.min()).astype(float)
 
 
-def run(folder, steps):
+def run(folder, steps, **settings):
     asked = []
 
     def ask(history):
@@ -53,6 +53,7 @@ def run(folder, steps):
             evaluate=lambda state: dict(zip("abc", state["counts"], strict=True)),
             checkpoints=checkpoints,
             key=jax.random.key(0),
+            **settings,
         )
     return jax.device_get(state), history, asked
 
@@ -90,6 +91,13 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, whole):
     for name in state:
         np.testing.assert_array_equal(state[name], whole[0][name])
     assert history == whole[1]
+
+
+def test_a_run_can_be_stopped(tmp_path, whole):
+    stop = lambda history: len(history) > 2  # noqa: E731
+    _, history, asked = run(tmp_path, 12, stop=stop)
+    assert history == whole[1][:3]
+    assert asked == whole[2]
 
 
 @pytest.mark.parametrize("steps", [0, 5])

@@ -73,9 +73,10 @@ class MLP(nnx.Module):
     """Linear, GELU, linear."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
+        width, hidden = config.width, config.hidden
+        into, back = ("embed", "hidden"), ("hidden", "embed")
         self.up = config.linear(width, hidden, into, rngs=rngs)
-        self.down = config.linear(hidden, width, into[::-1], rngs=rngs)
+        self.down = config.linear(hidden, width, back, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]

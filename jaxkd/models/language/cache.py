@@ -21,7 +21,7 @@ from jaxkd.types import Axes
 
 AXES = (None, "batch", "heads", None, None)
 CACHE_AXES: Axes = {("cache", part): AXES for part in ("key", "value")}
-"""What the axes of a state's ``cache`` mean, beside `Network.axes` of the weights."""
+"""Of a `KVCache` that a state holds as ``cache``, to go beside `Network.axes`."""
 
 
 @flax.struct.dataclass

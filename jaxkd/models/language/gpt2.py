@@ -70,10 +70,11 @@ class MLP(nnx.Module):
     """Linear, GELU by its tanh approximation, linear."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
+        width, hidden = config.width, config.hidden
+        into, back = ("embed", "hidden"), ("hidden", "embed")
         start, end = normal(SCALE), normal(config.last_scale)
         self.up = Linear(width, hidden, axes=into, kernel_init=start, rngs=rngs)
-        self.down = Linear(hidden, width, axes=into[::-1], kernel_init=end, rngs=rngs)
+        self.down = Linear(hidden, width, axes=back, kernel_init=end, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]

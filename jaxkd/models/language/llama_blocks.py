@@ -194,11 +194,11 @@ class Attention(nnx.Module):
         self.config = config
         width, dim, bias = config.width, config.head_dim, config.qkv_bias
         features, shared = config.heads * dim, config.kv_heads * dim
-        into = "embed", "heads"
+        into, back = ("embed", "heads"), ("heads", "embed")
         self.query = config.linear(width, features, into, bias=bias, rngs=rngs)
         self.key = config.linear(width, shared, into, bias=bias, rngs=rngs)
         self.value = config.linear(width, shared, into, bias=bias, rngs=rngs)
-        self.out = config.linear(features, width, into[::-1], rngs=rngs)
+        self.out = config.linear(features, width, back, rngs=rngs)
         norms = config.qk_norm
         self.query_norm = config.norm(dim, rngs=rngs) if norms else None
         self.key_norm = config.norm(dim, rngs=rngs) if norms else None
@@ -235,10 +235,11 @@ class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
+        width, hidden = config.width, config.hidden
+        into, back = ("embed", "hidden"), ("hidden", "embed")
         self.gate = config.linear(width, hidden, into, rngs=rngs)
         self.up = config.linear(width, hidden, into, rngs=rngs)
-        self.down = config.linear(hidden, width, into[::-1], rngs=rngs)
+        self.down = config.linear(hidden, width, back, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]

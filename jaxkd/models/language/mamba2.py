@@ -98,7 +98,7 @@ class Mixer(nnx.Module):
         inner, shared = config.parts
         channels = inner + 2 * shared
 
-        def linear(features_in: int, features: int, *axes: str) -> Linear:
+        def linear(features_in: int, features: int, axes: tuple[str, str]) -> Linear:
             return Linear(
                 features_in,
                 features,
@@ -109,14 +109,14 @@ class Mixer(nnx.Module):
             )
 
         projected = inner + channels + config.heads
-        self.in_projection = linear(config.width, projected, "embed", "heads")
+        self.in_projection = linear(config.width, projected, ("embed", "heads"))
         self.conv = CausalConv(channels, config.window, config.conv_bias, rngs=rngs)
         self.time_bias = nnx.Param(_time_bias(rngs.params(), config.heads))
         rates = jnp.arange(1, config.heads + 1, dtype=jnp.float32)
         self.log_rate = nnx.Param(jnp.log(rates))
         self.skip = nnx.Param(jnp.ones(config.heads))
         self.norm = GatedNorm(inner, config.groups, config.epsilon)
-        self.out = linear(inner, config.width, "heads", "embed")
+        self.out = linear(inner, config.width, ("heads", "embed"))
 
     def __call__(
         self,

@@ -37,10 +37,10 @@ class SelfAttention(nnx.Module):
     ):
         self.heads, self.causal, self.implementation = heads, causal, implementation
         start, end = (nnx.initializers.normal(scale) for scale in scales)
-        into = "embed", "heads"
+        into, back = ("embed", "heads"), ("heads", "embed")
         self.query, self.key, self.value, self.out = (
             Linear(width, width, axes=axes, kernel_init=init, rngs=rngs)
-            for init, axes in (*3 * [(start, into)], (end, into[::-1]))
+            for init, axes in (*3 * [(start, into)], (end, back))
         )
 
     def __call__(

@@ -90,12 +90,13 @@ class Attention(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.head_dim = dim = config.head_dim
         width, inner = config.width, config.heads * dim
-        into, scale = ("embed", "heads"), width**-0.5
+        scale = width**-0.5
+        into, back = ("embed", "heads"), ("heads", "embed")
         start = (width * dim) ** -0.5
         self.query = config.linear(width, inner, into, start, rngs=rngs)
         self.key = config.linear(width, inner, into, scale, rngs=rngs)
         self.value = config.linear(width, inner, into, scale, rngs=rngs)
-        self.out = config.linear(inner, width, into[::-1], inner**-0.5, rngs=rngs)
+        self.out = config.linear(inner, width, back, inner**-0.5, rngs=rngs)
 
     def memory(self, x: Float[Array, "batch columns width"]) -> tuple[Array, Array]:
         """Return keys and values, (batch, columns, heads, dim)."""
@@ -137,12 +138,13 @@ class MLP(nnx.Module):
     """See `Config.feed_forward`."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
+        width, hidden = config.width, config.hidden
+        into, back = ("embed", "hidden"), ("hidden", "embed")
         self.gated = config.feed_forward == "gated-gelu"
         if self.gated:
             self.gate = config.linear(width, hidden, into, width**-0.5, rngs=rngs)
         self.up = config.linear(width, hidden, into, width**-0.5, rngs=rngs)
-        self.down = config.linear(hidden, width, into[::-1], hidden**-0.5, rngs=rngs)
+        self.down = config.linear(hidden, width, back, hidden**-0.5, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]

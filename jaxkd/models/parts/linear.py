@@ -16,10 +16,11 @@ def on_rows(
 ) -> Float[Array, "*places outputs"]:
     """Return ``product(x)``, of one matrix (places, inputs) where that is faster.
 
-    XLA's gradient of a product with (batch, length, inputs) copies the output's
-    gradient transposed before it makes the weight's on CPUs; with rows it does not. On
-    accelerators it does not either, and on a mesh batch and length may be split over
-    different axes: both get x as it is.
+    On CPUs XLA's gradient of a product with (batch, length, inputs) copies the output's
+    gradient transposed before it makes the weight's; of rows it does not. At (8, 197,
+    192) -> 768 a weight's gradient takes 6.4 instead of 8.2 ms of one core. Meshes,
+    where batch and length may be split over different axes, and accelerators get x as
+    it is.
 
     Args:
         product: of x's last axis with a weight.

@@ -58,12 +58,13 @@ class MLP(nnx.Module):
     """Linear, activation, linear."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden, into = config.width, config.hidden, ("embed", "hidden")
+        width, hidden = config.width, config.hidden
+        into, back = ("embed", "hidden"), ("hidden", "embed")
         self.activation = config.activation
         start = normal((2 * width) ** -0.5)
         end = normal((2 * config.layers * width) ** -0.5)
         self.fc1 = Linear(width, hidden, axes=into, kernel_init=start, rngs=rngs)
-        self.fc2 = Linear(hidden, width, axes=into[::-1], kernel_init=end, rngs=rngs)
+        self.fc2 = Linear(hidden, width, axes=back, kernel_init=end, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"]

@@ -74,9 +74,10 @@ class LateAttention(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         features, bias = config.heads * config.head_dim, config.qkv_bias
-        width, into = config.width, ("embed", "heads")
+        width = config.width
+        into, back = ("embed", "heads"), ("heads", "embed")
         self.query = config.linear(width, features, into, bias=bias, rngs=rngs)
-        self.out = config.linear(features, width, into[::-1], rngs=rngs)
+        self.out = config.linear(features, width, back, rngs=rngs)
         norms = config.qk_norm
         self.query_norm = config.norm(config.head_dim, rngs=rngs) if norms else None
 

@@ -1,7 +1,7 @@
-"""Images to learn from, and a vision-language model's embeddings of them."""
+"""Images to learn from, and teachers that see a vision-language model's embeddings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from experiments.pcoreset.config import Config
 from jaxkd import data
+from jaxkd.data.datasets import read_arrays
 from jaxkd.losses import cosine_logits
 from jaxkd.selection import fit_clap
 
@@ -24,29 +25,27 @@ class EmbeddedImages:
     """A data set and what a vision-language model makes of it.
 
     Attributes:
-        train: the pool, as `data.Examples`.
-        test: to measure accuracy on, likewise.
+        train: the pool.
+        test: to measure accuracy on.
         labels: of the pool; a label counts as asked for when it is read.
         features: of the pool's images, (examples, features).
         test_labels: of the test images.
         test_features: of the test images.
         prototypes: (features, classes), the classes' mean text embeddings.
-        transform: of training batches.
-        test_transform: of others.
+        transform: of all batches.
     """
 
-    train: Any
-    test: Any
+    train: data.Examples
+    test: data.Examples
     labels: np.ndarray
     features: np.ndarray
     test_labels: np.ndarray
     test_features: np.ndarray
     prototypes: np.ndarray
     transform: data.Transform | None = None
-    test_transform: data.Transform | None = None
 
 
-def load_task(config: Config) -> EmbeddedImages:
+def load_images(config: Config) -> EmbeddedImages:
     """Return a configuration's data.
 
     Raises:
@@ -54,34 +53,34 @@ def load_task(config: Config) -> EmbeddedImages:
             put where.
         ValueError: the embeddings are not of the data set.
     """
-    return _digits() if config.dataset == "digits" else _tfds(config)
+    if config.dataset == "digits":
+        return _digits()
+    test = "validation" if config.dataset == "imagenet2012" else "test"
+    found = data.tfds_dataset(config.dataset, test=test, decode=_cropped)
+    arrays = read_embeddings(config.embeddings, len(found.train), len(found.test))
+    scale = data.Normalize(found.mean, found.std)
+    return EmbeddedImages(found.train, found.test, **arrays, transform=scale)
 
 
 def _digits() -> EmbeddedImages:
-    parts = data.digits()
-    arrays = {
-        name: np.concatenate([parts.train.arrays[name], parts.test.arrays[name]])
+    parts: Any = data.digits()
+    image, label = (
+        np.concatenate([parts.train.arrays[name], parts.test.arrays[name]])
         for name in ("image", "label")
-    }
-    flat = arrays["image"].reshape(len(arrays["label"]), -1)
-    projection = np.random.default_rng(PROJECTION_SEED).normal(
-        size=(flat.shape[1], PROJECTED)
     )
-    features = flat @ projection
+    flat = image.reshape(len(image), -1)
+    rng = np.random.default_rng(PROJECTION_SEED)
+    features = flat @ rng.normal(size=(flat.shape[1], PROJECTED))
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype("f4")
-    labels = arrays["label"]
-    means = [features[:POOL][labels[:POOL] == c][:SHOTS].mean(0) for c in range(10)]
-    train, test = (
-        data.Source(name, {key: array[part] for key, array in arrays.items()}, 10)
-        for name, part in (("pool", slice(POOL)), ("test", slice(POOL, None)))
-    )
+    pool, test = slice(POOL), slice(POOL, None)
+    means = [features[pool][label[pool] == c][:SHOTS].mean(0) for c in range(10)]
     return EmbeddedImages(
-        train,
-        test,
-        labels[:POOL],
-        features[:POOL],
-        labels[POOL:],
-        features[POOL:],
+        data.Source("pool", {"image": image[pool], "label": label[pool]}, 10),
+        data.Source("test", {"image": image[test], "label": label[test]}, 10),
+        label[pool],
+        features[pool],
+        label[test],
+        features[test],
         np.stack(means, axis=1),
     )
 
@@ -91,17 +90,7 @@ def _cropped(record: Mapping[str, Any], rng: np.random.Generator | None):
     return {"image": crop(record["image"], rng), "label": np.int32(record["label"])}
 
 
-def _tfds(config: Config) -> EmbeddedImages:
-    name = config.dataset
-    test = "validation" if name == "imagenet2012" else "test"
-    found = data.tfds_dataset(name, test=test, decode=_cropped)
-    arrays = read_embeddings(config.embeddings, len(found.train), len(found.test))
-    scale = data.Normalize(found.mean, found.std)
-    task = EmbeddedImages(found.train, found.test, **arrays)
-    return replace(task, transform=scale, test_transform=scale)
-
-
-def read_embeddings(relative: str, train: int, test: int) -> dict[str, Any]:
+def read_embeddings(relative: str, train: int, test: int) -> dict[str, np.ndarray]:
     """Return the arrays of a file of embeddings below ``$JAXKD_DATA``.
 
     Args:
@@ -122,29 +111,27 @@ def read_embeddings(relative: str, train: int, test: int) -> dict[str, Any]:
         "test_labels": test,
         "test_features": test,
     }
+    names = [*rows, "prototypes"]
     try:
-        path = data.data_file(relative)
+        arrays = dict(zip(names, read_arrays(relative, names), strict=True))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}; it holds the vision-language model's embeddings: "
             f"{', '.join(rows)} in the data set's order, and prototypes (features, "
             "classes), the mean text embedding of each class"
         ) from None
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    for array, count in {**rows, "prototypes": None}.items():
-        if array not in arrays or count not in (None, len(arrays[array])):
-            had = f"has {len(arrays[array])}" if array in arrays else "lacks it"
+    for name, count in rows.items():
+        if len(arrays[name]) != count:
             raise ValueError(
-                f"{path} {had} but {array} needs {count or 'a'} rows: embed every "
-                "image of the data set once, in its order"
+                f"{relative} has {len(arrays[name])} rows of {name} but needs {count}: "
+                "embed every image of the data set once, in its order"
             )
-    return {array: arrays[array] for array in (*rows, "prototypes")}
+    return arrays
 
 
 def teacher_prototypes(
     config: Config,
-    task: EmbeddedImages,
+    images: EmbeddedImages,
     teacher: str,
     labelled: np.ndarray,
     key: PRNGKeyArray,
@@ -153,24 +140,23 @@ def teacher_prototypes(
 
     Args:
         config: of the few-shot teacher's training.
-        task: the embeddings.
+        images: with their embeddings.
         teacher: ``zero-shot``, which knows none, or ``few-shot``.
         labelled: positions in the pool.
         key: of the few-shot teacher's batches.
     """
     if teacher == "zero-shot":
-        return task.prototypes
-    return np.asarray(
-        fit_clap(
-            key,
-            jnp.asarray(task.features[labelled]),
-            jnp.asarray(task.labels[labelled]),
-            jnp.asarray(task.prototypes),
-            scale=config.scale,
-            passes=config.clap_passes,
-            batch_size=config.clap_batch_size,
-        )
+        return images.prototypes
+    found = fit_clap(
+        key,
+        jnp.asarray(images.features[labelled]),
+        jnp.asarray(images.labels[labelled]),
+        jnp.asarray(images.prototypes),
+        scale=config.scale,
+        passes=config.clap_passes,
+        batch_size=config.clap_batch_size,
     )
+    return np.asarray(found)
 
 
 def teacher_logits(
@@ -178,5 +164,12 @@ def teacher_logits(
 ) -> np.ndarray:
     """Return a teacher's logits for embedded images."""
     classify = jax.jit(cosine_logits, static_argnums=2)
-    logits = classify(jnp.asarray(features), jnp.asarray(prototypes), config.scale)
-    return np.asarray(logits)
+    return np.asarray(classify(features, prototypes, config.scale))
+
+
+def teacher_accuracy(
+    config: Config, images: EmbeddedImages, prototypes: np.ndarray
+) -> float:
+    """Return the share of the test images that a teacher is right on."""
+    answers = teacher_logits(config, images.test_features, prototypes).argmax(-1)
+    return float(np.mean(answers == images.test_labels))
