@@ -200,7 +200,12 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
 
     named = [(pair, "kd") for pair in config.pairs]
     named += [("resnet32x4-resnet8x4", method) for method in ("crd", "reviewkd")]
-    return {f"{pair}, {m}": (rows(pair)[m]().program, batch) for pair, m in named}
+    found = {}
+    for pair, method in named:
+        program = rows(pair)[method]().program
+        assert program is not None
+        found[f"{pair}, {method}"] = program, batch
+    return found
 
 
 EXPERIMENT = Experiment(

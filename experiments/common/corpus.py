@@ -91,7 +91,7 @@ class Corpus:
 
         def evaluate(network: Network):
             likelihood = token_evaluator(network, self.test)
-            if teacher is None:
+            if teacher is None or frozen is None:
                 return likelihood
             fidelity = fidelity_evaluator(network, teacher, frozen, self.test)
             return lambda variables: {**likelihood(variables), **fidelity(variables)}

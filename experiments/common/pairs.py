@@ -49,8 +49,12 @@ Measure = Callable[
 """``(data, student, teacher's logits of the test) ->`` what measures a student."""
 
 
+def _nothing(*_: Any) -> Callable[[Any, History], Values]:
+    return lambda state, history: {}
+
+
 def pair_arms(
-    programs: Programs, measure: Measure | None = None
+    programs: Programs, measure: Measure = _nothing
 ) -> Callable[[Any, Run, int], Iterator[tuple[Arm, Task]]]:
     """Return the arms of an experiment: a teacher of each pair, and its students.
 
@@ -85,13 +89,9 @@ def pair_arms(
                 optimizer = some.optimizer.build(some.steps, some.epochs)
                 rows = programs(config, student, teacher.deployed, optimizer)
                 task = some.task(setting, logits)
-                further = (
-                    {}
-                    if measure is None
-                    else {"measure": measure(some, student, logits)}
-                )
+                further = measure(some, student, logits)
                 for name in names:
-                    yield Arm(name, rows[name], student, **further), task
+                    yield Arm(name, rows[name], student, measure=further), task
 
     return arms
 

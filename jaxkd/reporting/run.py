@@ -72,6 +72,9 @@ class Task:
     loop: Callable[..., tuple[Any, History]] = fit
 
 
+_deployed = deployed  # An arm's own field has that name too.
+
+
 def _nothing(state: Any, history: History) -> Values:
     return {}
 
@@ -94,7 +97,7 @@ class Arm:
     name: str
     program: Program | None
     deployed: Network
-    variables: Callable[[Any], Variables] = deployed
+    variables: Callable[[Any], Variables] = _deployed
     measure: Callable[[Any, History], Values] = _nothing
     seconds: float = 0.0
 
@@ -272,8 +275,8 @@ def records(
     """Return a record a metric; a course is its curve, its last value the value."""
     found = []
     for metric, value in values.items():
-        course = tuple(map(float, value if isinstance(value, Sequence) else (value,)))
-        curve = course if len(course) > 1 else ()
+        course = list(map(float, value if isinstance(value, Sequence) else [value]))
+        curve = tuple(course) if len(course) > 1 else ()
         found.append(Record(method, seed, metric, course[-1], seconds, setting, curve))
     return found
 
