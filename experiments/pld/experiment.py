@@ -60,11 +60,7 @@ CLAIMS = [
         for claim in (
             contrast("pld", "cross_entropy", "last_accuracy", setting=setting),
             contrast(
-                "pld",
-                "kd",
-                "last_accuracy",
-                0.005,
-                "non-inferiority",
+                *("pld", "kd", "last_accuracy", 0.005, "non-inferiority"),
                 setting=setting,
                 because="one standard error of an earlier trial",
             ),
@@ -74,11 +70,7 @@ CLAIMS = [
     # An over-confident teacher leaves all weight on the first place.
     *(
         contrast(
-            "pld_t1",
-            "cross_entropy",
-            "last_accuracy",
-            0.01,
-            "equivalence",
+            *("pld_t1", "cross_entropy", "last_accuracy", 0.01, "equivalence"),
             setting=setting,
             because="a third of PLD's gain at its own temperature in an earlier trial",
         )
