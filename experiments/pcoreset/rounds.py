@@ -53,11 +53,15 @@ def student_network(config: Config, classes: int) -> Network:
 
 
 def two_heads(
-    config: Config, network: Network, classes: int, **mixture: float
+    config: Config,
+    network: Network,
+    classes: int,
+    alpha: float = 0.5,
+    beta: float = 1.0,
 ) -> Network:
     """Return the student's network with a head for labels and one for the teacher."""
     features = STUDENTS[config.student][1]
-    return networks.dual_head(network, features, classes, **mixture)
+    return networks.dual_head(network, features, classes, alpha=alpha, beta=beta)
 
 
 def activekd(config: Config, network: Network, classes: int, steps: int) -> Program:
@@ -116,12 +120,12 @@ class Learner:
         """The student's network, with its head for labels."""
         return student_network(self.config, self.images.train.classes)
 
-    def predicting(self, **mixture: float) -> Network:
+    def predicting(self, alpha: float = 0.5, beta: float = 1.0) -> Network:
         """Return the network that predicts: if there is a teacher, by both heads."""
         if not self.teacher:
             return self.network
         classes = self.images.train.classes
-        return two_heads(self.config, self.network, classes, **mixture)
+        return two_heads(self.config, self.network, classes, alpha, beta)
 
     @cached_property
     def program(self) -> Callable[[int], Program]:
@@ -157,7 +161,7 @@ class Learner:
             return jax.nn.softmax(outputs.logits), outputs.features["pooled"]
 
         def predict(variables: Variables, positions: np.ndarray) -> Predictions:
-            chosen = data.Subset(images.train, positions)
+            chosen: Any = data.Subset(images.train, positions)
             batches = labelled_inputs(network, chosen, 256, images.transform)
             found = [
                 jax.device_get(forward(variables, inputs)) for inputs, _ in batches
@@ -217,17 +221,9 @@ class Learner:
         config, images = self.config, self.images
         key = jax.random.fold_in(jax.random.key(now.seed), now.number)
         teaching, selecting = jax.random.split(key)
-        source, size, values = images.train, config.batch_size, {}
+        size = config.batch_size
         with Clock(folder) as clock:
-            if self.teacher:
-                prototypes = teacher_prototypes(
-                    config, images, self.teacher, now.taught, teaching
-                )
-                values["teacher_accuracy"] = teacher_accuracy(
-                    config, images, prototypes
-                )
-                logits = teacher_logits(config, images.features, prototypes)
-                source = data.Joined(source, {"teacher_logits": logits})
+            source, values = self.taught(now, teaching)
             steps = config.steps(len(now.labelled), len(now.unlabelled))
             task = Task(
                 "",
@@ -251,6 +247,17 @@ class Learner:
             if now.number < config.rounds:
                 values |= self.ask(state.student, now, selecting)
         return records("", "", now.seed, values, clock.seconds)
+
+    def taught(self, now: Round, key: PRNGKeyArray) -> tuple[Any, dict[str, Any]]:
+        """Return the pool with the teacher's logits beside it, and its accuracy."""
+        config, images = self.config, self.images
+        if not self.teacher:
+            return images.train, {}
+        known = teacher_prototypes(config, images, self.teacher, now.taught, key)
+        logits = teacher_logits(config, images.features, known)
+        accuracy = teacher_accuracy(config, images, known)
+        source = data.Joined(images.train, {"teacher_logits": logits})
+        return source, {"teacher_accuracy": accuracy}
 
     def ask(
         self, variables: Variables, now: Round, key: PRNGKeyArray
