@@ -25,8 +25,8 @@ class EmbeddedImages:
     """A data set and what a vision-language model makes of it.
 
     Attributes:
-        train: the pool.
-        test: to measure accuracy on.
+        train: the pool, as `data.Examples`.
+        test: to measure accuracy on, likewise.
         labels: of the pool; a label counts as asked for when it is read.
         features: of the pool's images, (examples, features).
         test_labels: of the test images.
@@ -35,8 +35,8 @@ class EmbeddedImages:
         transform: of all batches.
     """
 
-    train: data.Examples
-    test: data.Examples
+    train: Any
+    test: Any
     labels: np.ndarray
     features: np.ndarray
     test_labels: np.ndarray

@@ -53,7 +53,11 @@ def student_network(config: Config, classes: int) -> Network:
 
 
 def two_heads(
-    config: Config, network: Network, classes: int, alpha: float = 0.5, beta: float = 1
+    config: Config,
+    network: Network,
+    classes: int,
+    alpha: float = 0.5,
+    beta: float = 1.0,
 ) -> Network:
     """Return the student's network with a head for labels and one for the teacher."""
     features = STUDENTS[config.student][1]
@@ -116,7 +120,7 @@ class Learner:
         """The student's network, with its head for labels."""
         return student_network(self.config, self.images.train.classes)
 
-    def predicting(self, alpha: float = 0.5, beta: float = 1) -> Network:
+    def predicting(self, alpha: float = 0.5, beta: float = 1.0) -> Network:
         """Return the network that predicts: if there is a teacher, by both heads."""
         if not self.teacher:
             return self.network
