@@ -23,13 +23,6 @@ ORDER = [
 
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
-SHARED: set[tuple[str, str]] = {
-    ("bdkd", "baselines"),
-    ("common", "baselines"),
-    ("ofakd", "baselines"),
-}
-"""Experiments that still take code from another: it belongs in experiments/common."""
-
 
 def imports(statements: list[ast.stmt]) -> Iterator[tuple[str, str, int]]:
     """Yield (module, name or "", line) of all imports, those in functions as well."""
@@ -119,17 +112,14 @@ def test_types_import_nothing_of_the_package():
 
 
 def test_experiments_import_no_other():
-    def experiment(module: str) -> str:
-        return module.split(".")[1]
-
-    across = {
-        (experiment(module), experiment(target))
+    across = [
+        f"{module} imports {target} (line {line})"
         for module, targets in graph().items()
-        for target in targets
+        for target, line in targets.items()
         if room(module) == room(target) == "experiments"
-        and experiment(target) not in {experiment(module), "common"}
-    }
-    assert across <= SHARED
+        and target.split(".")[1] not in {module.split(".")[1], "common"}
+    ]
+    assert not across
 
 
 def test_no_list_of_exports_is_typed_by_hand():

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from jaxkd.checks import check_batch, check_labels, unknown_name
+from jaxkd.graphs import edge_dot
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,15 @@ def test_traced_arrays_are_passed_over_but_their_lengths_are_not():
     assert checked(make_batch(image=image(np.nan), label=np.array([9, 9, 9, 9]))) == 36
     with pytest.raises(ValueError, match="unequal length"):
         checked(make_batch(label=np.zeros(3, int)))
+
+
+def test_signatures_are_checked_while_tests_run():
+    ends, x = jnp.zeros(3, int), jnp.zeros((3, 1, 2))
+    assert edge_dot(ends, ends, x, x).shape == (3, 1)
+    for bad in (
+        (ends, ends, x, x[0]),
+        (ends, ends[1:], x, x),
+        (ends, ends, x, x[:, 0]),
+    ):
+        with pytest.raises(TypeCheckError, match=r"graphs\.edge_dot"):
+            edge_dot(*bad)
