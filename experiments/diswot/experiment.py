@@ -88,9 +88,17 @@ def objectives() -> dict[str, Method]:
     }
 
 
-def student_program(config: Config, blocks: Architecture, depth: int) -> Program:
-    """Return the benchmarks' distillation on CIFAR-100 of a student by L_DisWOT†."""
-    student, teacher = (mapped(config.resnet(net)) for net in (blocks, depth))
+def student_program(
+    config: Config,
+    blocks: Architecture,
+    depth: int,
+    classes: int = 100,
+    channels: int = 3,
+) -> Program:
+    """Return the benchmarks' distillation of a student of S1 by L_DisWOT†."""
+    student, teacher = (
+        mapped(config.resnet(net, classes, channels)) for net in (blocks, depth)
+    )
     optimizer = CIFAR_SGD.build(PROTOCOL_STEPS, epochs=240)
     return distill(student, teacher, objectives()["diswot"], optimizer)
 
@@ -109,7 +117,8 @@ def measure_cost(config: Config, images: Classification, _: Path) -> list[Record
         score(architecture)
     searching = time.perf_counter() - started
 
-    program = student_program(config, config.timed_student, config.teacher_depth)
+    pair, shape = (config.timed_student, config.teacher_depth), images.image_shape
+    program = student_program(config, *pair, images.classes, shape[-1])
     batch = scoring_batch(replace(images, batch_size=64), 0)
     state = search.jit_once(program.init)(jax.random.key(0), batch)
     step = jax.jit(program.step, donate_argnums=0)

@@ -2,6 +2,7 @@
 
 from jaxkd.adapters.calls import Adapted as Adapted
 from jaxkd.adapters.flax_linen import adapt_linen as adapt_linen
+from jaxkd.adapters.flax_nnx import abstract_module as abstract_module
 from jaxkd.adapters.flax_nnx import adapt_nnx as adapt_nnx
 from jaxkd.adapters.flax_nnx import merge_module as merge_module
 from jaxkd.adapters.flax_nnx import split_module as split_module

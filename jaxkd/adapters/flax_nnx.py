@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxkd.adapters.calls import (
@@ -34,13 +35,26 @@ def split_module(module: nnx.Module) -> tuple[dict, dict]:
     return _to_dict(params), _to_dict(stats)
 
 
+def abstract_module(build: Callable[[], nnx.Module]) -> Any:
+    """Return the structure of the module that is built; no weights are made.
+
+    Flax would place them on the mesh by the axes that layers declare. Those are logical
+    ones, which the mesh does not have: `jaxkd.sharding.state_sharding` places weights.
+
+    Args:
+        build: makes the module.
+    """
+    with use_abstract_mesh(AbstractMesh((), ())):
+        return nnx.eval_shape(build)
+
+
 def merge_module(
     abstract: nnx.Module, params: dict, stats: dict, key: PRNGKeyArray | None = None
 ) -> Any:
     """Return the module with these values; the opposite of `split_module`.
 
     Args:
-        abstract: the module's structure, made under ``nnx.eval_shape``.
+        abstract: the module's structure, as `abstract_module` returns it.
         params: as `split_module` returns them.
         stats: likewise.
         key: where the random streams start; needed only where they are used.
@@ -97,7 +111,7 @@ def adapt_nnx(
             return build(rngs)
 
     # Only the structure: no weights are made here, nor a second time in init.
-    abstract = nnx.eval_shape(lambda: start(nnx.Rngs(0)))
+    abstract = abstract_module(lambda: start(nnx.Rngs(0)))
     paths = dict(taps or {})
     _, _, randomness, _ = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
     stochastic = bool(nnx.to_flat_state(randomness))

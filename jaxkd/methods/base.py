@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jaxkd.adapters import merge_module, split_module
+from jaxkd.adapters import abstract_module, merge_module, split_module
 from jaxkd.losses.basics import as_float, expand_weights, weighted_loss
 from jaxkd.methods.modules.projectors import Connector
 from jaxkd.types import Batch, Loss, Method, MethodVariables, Metrics, Outputs
@@ -136,7 +136,7 @@ def from_module(
         return {"params": params, "state": state}
 
     def value(variables, student, teacher, batch, key, step):
-        abstract = nnx.eval_shape(lambda: build(student, teacher, nnx.Rngs(0)))
+        abstract = abstract_module(lambda: build(student, teacher, nnx.Rngs(0)))
         module = merge_module(abstract, variables["params"], variables["state"], key)
         module.train()
         found = masked_loss(loss(module, student, teacher, batch, key), batch)

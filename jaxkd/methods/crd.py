@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
-from jaxkd.adapters import merge_module, split_module
+from jaxkd.adapters import abstract_module, merge_module, split_module
 from jaxkd.losses.basics import frozen, weighted_loss
 from jaxkd.losses.contrastive import crd_init, crd_loss, sample_negatives
 from jaxkd.methods.base import example_weights
@@ -64,7 +64,7 @@ def crd(
         return {"params": params, "state": banks}
 
     def loss(variables, student, teacher, batch, key, step):
-        abstract = nnx.eval_shape(lambda: build(student, teacher, nnx.Rngs(0)))
+        abstract = abstract_module(lambda: build(student, teacher, nnx.Rngs(0)))
         module = merge_module(abstract, variables["params"], {})
         contrast = sample_negatives(key, labels, indices(batch), negatives)
         weights = example_weights(batch, student)

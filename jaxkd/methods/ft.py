@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from jaxkd.adapters import merge_module, split_module
+from jaxkd.adapters import abstract_module, merge_module, split_module
 from jaxkd.losses.attention import ft_loss
 from jaxkd.losses.features import hint_loss
 from jaxkd.methods.base import example_weights, from_loss, from_module
@@ -33,7 +33,7 @@ def paraphrased(
     def build(rngs: nnx.Rngs) -> Paraphraser:
         return Paraphraser(channels, rate, rngs=rngs)
 
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    abstract = abstract_module(lambda: build(nnx.Rngs(0)))
 
     def init(key):
         params, _ = split_module(build(nnx.Rngs(key)))

@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.adapters import merge_module
+from jaxkd.adapters import abstract_module, merge_module
 from jaxkd.losses.divergences import ofa_loss
 from jaxkd.methods.base import (
     example_weights,
@@ -118,7 +118,7 @@ def exit_logits(
         width: likewise.
     """
     build = _builder(taps, stages_after, width)
-    abstract = nnx.eval_shape(lambda: build(student, teacher, nnx.Rngs(0)))
+    abstract = abstract_module(lambda: build(student, teacher, nnx.Rngs(0)))
     module = merge_module(abstract, variables["params"], variables["state"])
     module.eval()
     return _run(module, student, taps)

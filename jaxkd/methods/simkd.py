@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.adapters import merge_module, split_module
+from jaxkd.adapters import abstract_module, merge_module, split_module
 from jaxkd.losses.features import hint_loss
 from jaxkd.losses.pooling import adaptive_average_pool, match_size
 from jaxkd.methods.base import from_loss
@@ -41,7 +41,7 @@ def simkd_student(
     def build(rngs: nnx.Rngs) -> SimKDProjector:
         return SimKDProjector(channels, teacher_channels, factor, rngs=rngs)
 
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    abstract = abstract_module(lambda: build(nnx.Rngs(0)))
 
     def init(key):
         own = student.init(key)

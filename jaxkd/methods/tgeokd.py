@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.adapters import merge_module, split_module
+from jaxkd.adapters import abstract_module, merge_module, split_module
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import frozen, weighted_loss
 from jaxkd.losses.fusion import (
@@ -70,7 +70,7 @@ def tgeokd(
 
     def loss(variables, student, teacher, batch, key, step):
         x = features(student, teacher, batch)
-        abstract = nnx.eval_shape(lambda: build(x.shape[-1], nnx.Rngs(0)))
+        abstract = abstract_module(lambda: build(x.shape[-1], nnx.Rngs(0)))
         controller = merge_module(abstract, variables["params"], {})
         value, metrics = _fused(
             "tgeokd", student, teacher, batch, controller(x), temperature

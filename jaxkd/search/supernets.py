@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxkd.adapters import merge_module, split_module
+from jaxkd.adapters import abstract_module, merge_module, split_module
 from jaxkd.checks import unknown_name
 from jaxkd.models.parts.blocks import BatchNorm, conv
 from jaxkd.models.vision.nasbench201 import (
@@ -68,7 +68,7 @@ def _part(
     build: Callable[[nnx.Rngs], nnx.Module],
     call: Callable[[Any, Array], Any] = lambda module, x: module(x),
 ) -> _Part:
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    abstract = abstract_module(lambda: build(nnx.Rngs(0)))
 
     def init(key):
         return split_module(build(nnx.Rngs(key)))[0]

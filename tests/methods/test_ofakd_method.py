@@ -9,6 +9,7 @@ from tiny import call
 
 from jaxkd import Outputs, combine, distill, methods, models
 from jaxkd.methods.ofakd import exit_logits, ofakd
+from jaxkd.sharding.mesh import make_mesh, on_mesh
 
 KEY = jax.random.key(0)
 
@@ -213,3 +214,18 @@ def test_exits_are_summed_and_weighed():
 def test_numbers_that_are_not_the_taps_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_branches_of_attention_are_traced_where_a_mesh_is_known():
+    """Their layers declare logical axes, which the mesh does not have."""
+    tokens, pooled = jnp.zeros((2, 5, 8)), jnp.zeros((2, 8))
+    student = Outputs(jnp.zeros((2, 3)), {"block0": tokens, "pooled": pooled})
+    teacher = Outputs(jnp.zeros((2, 3)), {"pooled": pooled})
+    method, batch = ofakd(("block0",)), {"label": jnp.array([0, 1])}
+    mesh = make_mesh("data", jax.devices()[:1])
+
+    def value():
+        variables = method.init(KEY, student, teacher, batch)
+        return call(method, variables, student, teacher, batch)[0]
+
+    assert jax.eval_shape(on_mesh(value, mesh)).shape in ((), (2,))
