@@ -1,6 +1,7 @@
 """What experiments on language models share: a text's windows, and training on them."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ class Corpus:
             steps: of training.
             teacher: with its variables, for KL both ways and agreement.
         """
-        frozen = None if teacher is None else teacher.init(jax.random.key(0))
+        frozen: Any = None if teacher is None else teacher.init(jax.random.key(0))
 
         def evaluate(network: Network):
             likelihood = token_evaluator(network, self.test)

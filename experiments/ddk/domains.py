@@ -77,9 +77,9 @@ class Domains:
         test: of which the tables do.
     """
 
-    train: dict[str, data.Windows]
-    validation: dict[str, data.Windows]
-    test: dict[str, data.Windows]
+    train: dict[str, Any]
+    validation: dict[str, Any]
+    test: dict[str, Any]
 
 
 def _file(name: str, part: data.Part = "file") -> str:

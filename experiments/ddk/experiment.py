@@ -164,7 +164,7 @@ METHODS = ("cpt", "kd", "kd_equal", "ddk_unsmoothed", "ddk")
 
 def sampling(
     config: Config, name: str, start: Mapping[str, float], teacher: Mapping[str, float]
-) -> Callable[[History], Any]:
+) -> Callable[[Sequence[Mapping[str, float]]], Any]:
     """Return a method's weights of the domains, as `fit_intervals` asks for them.
 
     Args:

@@ -55,7 +55,7 @@ class Config:
     smoothing: float = 0.1
 
 
-def noisy_digits(config: Config, seed: int) -> dict[str, data.Source]:
+def noisy_digits(config: Config, seed: int) -> dict[str, Any]:
     """Return half of the digits to train on, some to validate and the rest to test."""
     whole = data.digits()
     image, label = (

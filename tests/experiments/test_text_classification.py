@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from experiments.common import text_classification
-from experiments.sst2.experiment import SMALL
+from experiments.sst2.experiment import PRESETS
 from jaxkd import data
 from jaxkd.reporting.experiment import load_experiment
 from jaxkd.reporting.run import Run
@@ -52,8 +52,9 @@ def test_sentences_in_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(text_classification, "sentences", lambda: [GOOD, BAD] * 9)
     tiny = {"width": 32, "layers": 1, "heads": 2, "hidden": 32}
     monkeypatch.setitem(text_classification.SIZES, "toy", tiny)
+    small = PRESETS["small"]
     config = replace(
-        SMALL,
+        small,
         methods=("relations",),
         teacher="toy",
         student="toy",
@@ -63,7 +64,7 @@ def test_sentences_in_seconds(tmp_path, monkeypatch):
         epochs=40,
         teacher_epochs=15,
         batch_size=8,
-        optimizer=replace(SMALL.optimizer, learning_rate=5e-3),
+        optimizer=replace(small.optimizer, learning_rate=5e-3),
     )
     records = load_experiment("sst2").records(config, [0], Run(tmp_path))
     found = {(r.method, r.metric): r.value for r in records}
