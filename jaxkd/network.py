@@ -345,8 +345,9 @@ def _cast_inputs(inputs: Inputs, reads: tuple[str, ...], dtype: Any) -> Inputs:
     """
     if not isinstance(inputs, Mapping):
         return _cast(inputs, dtype)
+    read = {*reads, "activation"}  # The latter where a segment starts.
     return {
-        name: _cast(x, dtype) if name in reads and getattr(x, "ndim", 0) != 1 else x
+        name: _cast(x, dtype) if name in read and getattr(x, "ndim", 0) != 1 else x
         for name, x in inputs.items()
     }
 
