@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.common.training import NetworkSpec
+from experiments.common.configs import NetworkConfig
 from jaxkd import data
 
 CLASSES = 10
@@ -49,7 +49,7 @@ class Config:
     clients: int = 10
     partitions: tuple[data.Kind, ...] = ("strong", "weak", "iid")
     classes_per_client: int = 3
-    network: NetworkSpec = ("mlp", {"features": 64, "widths": (64,)})
+    network: NetworkConfig = NetworkConfig("mlp", {"features": 64, "widths": (64,)})
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     decay_every: int = 0
@@ -75,7 +75,7 @@ PRESETS = {
         datasets=("tfds/mnist", "tfds/fashion_mnist", "tfds/cifar10"),
         train_examples=0,
         extractors=(("tfds/cifar10", "weights/cifar10_extractor"),),
-        network=("lenet", {}),
+        network=NetworkConfig("lenet"),
         optimizer="sgd",
         learning_rate=0.1,
         decay_every=5000,
@@ -90,7 +90,6 @@ PRESETS = {
         cost_datasets=(),
     ),
 }
-SLICE = "v5e:2x4"
 IMAGES = {"tfds/mnist": (28, 1), "tfds/fashion_mnist": (28, 1), "tfds/cifar10": (32, 3)}
 """Size and channels of the paper's data sets."""
 

@@ -10,8 +10,8 @@ clients, for a fraction of the cost of a kernel's density ratio.
 Fashion-MNIST and CIFAR-10 among ten convolutional networks.
 """
 
-import time
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,43 +20,94 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common.training import build, student_records
-from experiments.edgefd.claims import CLAIMS
-from experiments.edgefd.config import CLASSES, IMAGES, PRESETS, SLICE, Config, table
-from experiments.edgefd.division import divide, features_of, load_dataset, rounds_of
-from experiments.edgefd.filters import FILTERS, filter_costs, filter_quality
-from jaxkd import data, training
+from experiments.common.classification import accuracies
+from experiments.common.configs import choose
+from experiments.edgefd.config import CLASSES, IMAGES, PRESETS, Config, table
+from experiments.edgefd.federation import (
+    Federation,
+    cost_setting,
+    divide,
+    features_of,
+    filter_costs,
+    filter_quality,
+    load_dataset,
+    shared,
+)
+from jaxkd import data
 from jaxkd.evaluation.classification import evaluator, example_labels
+from jaxkd.federated import Rounds
 from jaxkd.losses import ambiguity_filter, era_sharpen, masked_ensemble
 from jaxkd.network import Network
 from jaxkd.programs import Client, fd_client, federated_distillation
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.claims import Claim, contrast
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.records import Record, select
-from jaxkd.types import Batch, Program
+from jaxkd.reporting.run import Arm, History, Run, Task, run_arms
+from jaxkd.types import Batch, Program, Variables
 
-__all__ = ["CLAIMS", "MESH", "PRESETS", "SLICE", "Config", "full_scale", "run"]
+BEFORE = "fixed before the first run, by an earlier trial"
 
-MESH = "one"
-"""Ten such networks do not fill one chip."""
+
+def claims_of(setting: str, kind: str) -> list[Claim]:
+    """Return the claims about one table."""
+    better = functools.partial(contrast, "edgefd", metric="last_accuracy")
+    better = functools.partial(better, setting=setting)
+    if kind == "iid":
+        because = "a fifth of the gain that is claimed for other partitions"
+        return [better("fedmd", margin=0.01, kind="equivalence", because=because)]
+    return [
+        better("fedmd", margin=0.05),
+        better("selective_fd"),
+        better("oracle", margin=0.04, kind="non-inferiority", because=BEFORE),
+        better("edgefd_iid", margin=0.07, kind="non-inferiority", because=BEFORE),
+    ]
+
+
+EXPECTED_FILTER = {
+    ("strong", "filter_precision"): 0.87,
+    ("strong", "filter_recall"): 1.00,
+    ("weak", "filter_precision"): 0.75,
+    ("weak", "filter_recall"): 0.93,
+}
+"""Of EdgeFD's filter in an earlier trial of the small setting."""
+
+CLAIMS = [
+    *(
+        claim
+        for preset in PRESETS.values()
+        for dataset in preset.datasets
+        for kind in preset.partitions
+        for claim in claims_of(table(dataset, kind), kind)
+    ),
+    *(
+        contrast(
+            "edgefd", value, metric, 0.05, "equivalence", setting=kind, because=BEFORE
+        )
+        for (kind, metric), value in EXPECTED_FILTER.items()
+    ),
+    *(
+        contrast("kmeans", "kulsif_fit", "filter_ms", setting=cost_setting(*of))
+        for of in (("digits", 64), ("mnist", 784))
+    ),
+]
 
 
 def client_of(config: Config, dataset: str) -> tuple[Network, Client]:
     """Return one client's network and its steps."""
-    name, arguments = config.network
-    if name == "lenet":
+    network = config.network
+    if network.name == "lenet":
         size, channels = IMAGES[dataset]
-        arguments = {"size": size, "channels_in": channels, **arguments}
-    network = build((name, arguments), CLASSES)
-    steps = config.local_steps + config.distill_steps
+        arguments = {"size": size, "channels_in": channels, **network.arguments}
+        network = replace(network, arguments=arguments)
+    network = network.build(CLASSES)
     rate: Any = config.learning_rate
     if config.decay_every:
-        rate = optax.exponential_decay(
-            rate, config.decay_every * steps, 0.7, staircase=True
-        )
-    optimizer = {"adam": optax.adam, "sgd": optax.sgd}[config.optimizer](rate)
+        steps = config.decay_every * (config.local_steps + config.distill_steps)
+        rate = optax.exponential_decay(rate, steps, 0.7, staircase=True)
+    optimizers = {"adam": optax.adam, "sgd": optax.sgd}
     client = fd_client(
         network,
-        optimizer,
+        choose("optimizer", [config.optimizer], optimizers)[config.optimizer](rate),
         local_steps=config.local_steps,
         distill_steps=config.distill_steps,
         distill_batch_size=config.distill_batch_size,
@@ -87,103 +138,110 @@ def programs(config: Config, client: Client) -> dict[str, Program]:
     }
 
 
-def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train all methods' clients on every division, and time the filters."""
-    records = []
-    for name in config.datasets:
-        mine = run_dataset(config, name, seeds, run)
-        # The accuracy without any division stands in the other tables to compare with.
-        reference = select(mine, "edgefd", "last_accuracy", table(name, "iid"))
-        for kind in config.partitions:
-            records += [r for r in mine if r.setting == table(name, kind)]
-            if kind != "iid":
-                records += [
-                    replace(r, method="edgefd_iid", setting=table(name, kind))
-                    for r in reference
-                ]
-    for name in config.cost_datasets:
-        try:
-            images = data.load(name).train.arrays["image"]
-        except FileNotFoundError as error:
-            print(f"The filters are not timed on {name}: {error}")
-            continue
-        records += run_costs(config, name, images, seeds, run)
-    return records
+def rounds_of(
+    config: Config,
+    source: data.Examples,
+    federation: Federation,
+    masks: np.ndarray,
+    scale: Any,
+) -> Rounds:
+    """Return the rounds' data."""
+    even = len(federation.proxies) // config.clients * config.clients
+    return Rounds(
+        source,
+        federation.parts,
+        federation.proxies,
+        masks,
+        config.rounds,
+        config.local_steps * config.local_batch_size,
+        config.proxy_size or even,
+        federation.seed,
+        scale,
+    )
 
 
-def run_costs(
-    config: Config, name: str, images: np.ndarray, seeds: Sequence[int], run: Run
-) -> list[Record]:
-    """Return the filters' times for one of the clients that share a training set."""
-    features = images.reshape(len(images), -1)
-    held = len(images) // config.clients
-    proxies = round(config.proxy_share * len(images))
-    return [
-        record
-        for seed in seeds
-        for record in run.part(
-            f"cost-{name}/seed{seed}",
-            lambda folder, seed=seed: filter_costs(
-                features, name, seed, config.centroids, held, proxies
-            ),
-        )
-    ]
-
-
-def run_dataset(
-    config: Config, name: str, seeds: Sequence[int], run: Run
-) -> list[Record]:
-    """Return one data set's records, of all divisions, methods and seeds."""
+def dataset_arms(config: Config, name: str) -> Callable:
+    """Return the arms of one data set's tables, which are compiled once for all."""
     dataset, scale = load_dataset(config, name)
     labels = example_labels(dataset.train)
     features = features_of(config, name, dataset.train, scale)
     network, client = client_of(config, name)
     methods = programs(config, client)
     evaluate = evaluator(network, dataset.test, transform=scale)
+    # All clients' variables at once are not the zoo's network, to be exported.
+    clients = replace(network, spec=None)
 
-    def mean_of_clients(state: Any) -> dict[str, float]:
+    def mean_of_clients(variables: Variables) -> dict[str, float]:
         found = [
-            evaluate(jax.tree.map(lambda x, i=i: x[i], state.clients.variables))
+            evaluate(jax.tree.map(lambda x, i=i: x[i], variables))
             for i in range(config.clients)
         ]
         return {key: float(np.mean([f[key] for f in found])) for key in found[0]}
 
-    def train(method: str, kind: data.Kind, seed: int, folder: Any) -> list[Record]:
-        started = time.perf_counter()
-        federation = divide(config, labels, features, kind, seed)
-        filtered = FILTERS.get(method, FILTERS["fedmd"])
-        masks = filtered(federation, config.centroids, config.percentile)
-        rounds = rounds_of(config, dataset.train, federation, masks, scale)
-        with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-            _, history = training.fit(
-                methods[method],
-                data.batches(rounds, config.clients, epochs=1, seed=None),
-                key=jax.random.key(seed),
-                evaluate=mean_of_clients,
-                evaluate_every=config.evaluate_every,
-                checkpoints=checkpoints,
-                checkpoint_every=max(config.rounds // 4, 1),
-                progress=run.progress,
-                name=f"{name} {kind} {method} seed {seed}",
-            )
-        further = {}
-        if method != "local":
-            further = filter_quality(masks, federation)
-            further["upload_kb"] = history[-1]["train_upload_bytes"] / 1000
-        seconds = time.perf_counter() - started
-        setting = table(name, kind)
-        return student_records(setting, method, seed, history, further, seconds)
+    def row(method: str, kind: data.Kind, federation: Federation) -> tuple[Arm, Task]:
+        @functools.cache
+        def masks() -> np.ndarray:
+            return shared(method, config, federation)
 
-    return [
-        record
-        for kind in config.partitions
-        for method in methods
-        for seed in seeds
-        for record in run.part(
-            f"{name}/{kind}/{method}/seed{seed}".replace("tfds/", "tfds-"),
-            lambda folder, m=method, k=kind, s=seed: train(m, k, s, folder),
+        def batches(seed: int):
+            rounds = rounds_of(config, dataset.train, federation, masks(), scale)
+            return data.batches(rounds, config.clients, epochs=1, seed=None)
+
+        def measure(state: Any, history: History) -> dict[str, float]:
+            if method == "local":
+                return {}
+            upload = history[-1]["train_upload_bytes"] / 1000
+            return {**filter_quality(masks(), federation), "upload_kb": upload}
+
+        return Arm(
+            method,
+            methods[method],
+            clients,
+            lambda state: state.clients.variables,
+            measure,
+        ), Task(
+            table(name, kind),
+            batches,
+            None,
+            lambda _: mean_of_clients,
+            config.evaluate_every,
+            max(config.rounds // 4, 1),
+            accuracies,
         )
-    ]
+
+    def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
+        for kind in config.partitions:
+            federation = divide(config, labels, features, kind, seed)
+            for method in methods:
+                yield row(method, kind, federation)
+
+    return arms
+
+
+def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Train all methods' clients on every division, and time the filters."""
+    records = []
+    for name in config.datasets:
+        mine = run_arms(dataset_arms(config, name), config, seeds, run, anew=True)
+        # The accuracy without any division stands in the other tables to compare with.
+        reference = select(mine, "edgefd", "last_accuracy", table(name, "iid"))
+        for kind in config.partitions:
+            setting = table(name, kind)
+            records += [r for r in mine if r.setting == setting]
+            if kind != "iid":
+                records += [
+                    replace(r, method="edgefd_iid", setting=setting) for r in reference
+                ]
+    for name in config.cost_datasets:
+        try:
+            for seed in seeds:
+                records += run.part(
+                    f"cost-{name}/seed{seed}",
+                    lambda folder, n=name, s=seed: filter_costs(config, n, s),
+                )
+        except FileNotFoundError as error:
+            print(f"The filters are not timed on {name}: {error}")
+    return records
 
 
 def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
@@ -212,3 +270,14 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
             },
         )
     return found
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    full_scale=full_scale,
+    mesh="one",  # Ten such networks do not fill one chip.
+    seeds={"small": 5},
+    varies=("split", "student", "order"),
+)

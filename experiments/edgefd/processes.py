@@ -12,12 +12,11 @@ import numpy as np
 import tyro
 
 from experiments.edgefd.config import CLASSES, PRESETS
-from experiments.edgefd.division import load_dataset
 from experiments.edgefd.experiment import client_of
-from experiments.edgefd.filters import centroid_filter
+from experiments.edgefd.federation import divide, load_dataset
 from jaxkd import data
 from jaxkd.evaluation.classification import evaluator
-from jaxkd.federated import draw_private
+from jaxkd.federated import centroid_filter, draw_private
 from jaxkd.federated.engine import Coordinator, Participant
 
 ADDRESS = "127.0.0.1:8080"
@@ -78,28 +77,18 @@ def client(
 
     config = replace(PRESETS["small"], clients=clients)
     dataset, _ = load_dataset(config, "digits")
-    parts = data.partition(
-        dataset.train.arrays["label"],
-        clients,
-        kind,
-        seed=seed,
-        classes_per_client=config.classes_per_client,
-    )
-    proxies, owner = data.build_proxy(parts, config.proxy_share, seed=seed)
-    images = dataset.train.arrays["image"]
+    images, labels = (dataset.train.arrays[name] for name in ("image", "label"))
+    features = images.reshape(len(images), -1)
+    division = divide(config, labels, features, kind, seed)
+    mine = division.parts[number]
     key = jax.random.fold_in(jax.random.key(seed), number)
-    passes = centroid_filter(
-        images[parts[number]].reshape(len(parts[number]), -1),
-        key,
-        config.centroids,
-        config.percentile,
-    )
+    passes = centroid_filter(features[mine], key, config.centroids, config.percentile)
     network, steps = client_of(config, "digits")
     evaluate = evaluator(network, dataset.test)
 
     def private(round_number: int) -> dict[str, np.ndarray]:
         size = config.local_steps * config.local_batch_size
-        drawn = draw_private(parts[number], size, seed, round_number, number)
+        drawn = draw_private(mine, size, seed, round_number, number)
         batch = dataset.train.take(drawn)
         return {"image": batch["image"], "label": batch["label"]}
 
@@ -107,8 +96,8 @@ def client(
         number,
         steps,
         private,
-        images[proxies[owner == number]],
-        lambda given, own: passes(given.reshape(len(given), -1), own),
+        images[division.proxies[division.owner == number]],
+        lambda given, own: np.asarray(passes(given.reshape(len(given), -1), own)),
         jax.random.key(seed),
         lambda variables: evaluate(variables)["accuracy"],
     )

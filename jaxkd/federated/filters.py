@@ -4,14 +4,18 @@ EdgeFD asks whether a sample lies near a centroid of the client's data; Selectiv
 estimates the ratio of densities with a kernel, which costs a linear system.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxkd.federated.clustering import nearest_centroid_distance
+from jaxkd.federated.clustering import kmeans_fit, nearest_centroid_distance
 from jaxkd.losses.basics import as_float, check_positive
+
+_fit_centroids = jax.jit(kmeans_fit, static_argnames=("k", "iterations"))
 
 
 def id_threshold(
@@ -130,3 +134,91 @@ def kulsif_ratio(
     x, known, auxiliary = as_float(x), as_float(known), as_float(auxiliary)
     near = _kernel(x, known, width).mean(1) / regularization
     return _kernel(x, auxiliary, width) @ alpha + near
+
+
+Filter = Callable[..., Bool[Array, "samples"]]
+"""A client's: ``(proxies, own=None) ->`` which of them it speaks about."""
+
+
+def centroid_filter(
+    known: Float[np.ndarray | Array, "known features"],
+    key: PRNGKeyArray,
+    k: int = 5,
+    percentile: float = 90.0,
+) -> Filter:
+    """Fit EdgeFD's filter on a client's samples: k-means, and the distance that passes.
+
+    Args:
+        known: the client's samples.
+        key: of k-means.
+        k: the number of centroids.
+        percentile: of the client's own samples that pass.
+
+    Raises:
+        ValueError: a percentile out of range, k below 1, or no samples.
+    """
+    known = jnp.asarray(known)
+    centroids, _ = _fit_centroids(known, k, key)
+    threshold = id_threshold(known, centroids, percentile)
+
+    def passes(proxies: Any, own: Any = None) -> Array:
+        own = None if own is None else jnp.asarray(own)
+        return edgefd_mask(jnp.asarray(proxies), centroids, threshold, own)
+
+    return passes
+
+
+def density_filter(
+    known: Float[np.ndarray | Array, "known features"],
+    key: PRNGKeyArray,
+    percentile: float = 95.0,
+) -> Filter:
+    """Fit Selective-FD's filter on a client's samples: KuLSIF's density ratio.
+
+    Args:
+        known: the client's samples.
+        key: of the auxiliary ones.
+        percentile: of the client's own samples that pass, as in `centroid_filter`.
+    """
+    known = jnp.asarray(known)
+    kernel = kulsif_kernel(known, key)
+
+    def passes(proxies: Any, own: Any = None) -> Array:
+        likely = _likely(jnp.asarray(proxies), known, *kernel, percentile)
+        return likely if own is None else likely | jnp.asarray(own)
+
+    return passes
+
+
+def kulsif_kernel(
+    known: Float[Array, "known features"], key: PRNGKeyArray, samples: int = 500
+) -> tuple[Float[Array, "auxiliary features"], float, float]:
+    """Return auxiliary samples, width and λ by rules that look at no result.
+
+    The samples are uniform in the range of all values, the width is the median distance
+    of known samples, and λ is min(n, m)^−0.9 (Kanamori et al. 2012).
+
+    Args:
+        known: X, as in `kulsif_fit`.
+        key: of the auxiliary samples.
+        samples: how many of them.
+    """
+    auxiliary = jax.random.uniform(
+        key, (samples, known.shape[1]), minval=known.min(), maxval=known.max()
+    )
+    some = np.asarray(known[:500])
+    square = (some**2).sum(1)
+    distances = np.sqrt(np.maximum(square[:, None] + square - 2 * some @ some.T, 0))
+    width = float(np.median(distances[np.triu_indices(len(some), 1)]))
+    return auxiliary, width, float(min(len(known), samples) ** -0.9)
+
+
+@jax.jit
+def _likely(proxies, known, auxiliary, width, regularization, percentile):
+    """Return where the ratio is at least the known samples' lowest but a few."""
+    alpha = kulsif_fit(known, auxiliary, width, regularization)
+    own, others = (
+        kulsif_ratio(x, known, auxiliary, alpha, width, regularization)
+        for x in (known, proxies)
+    )
+    return others >= jnp.percentile(own, 100 - percentile)
