@@ -5,9 +5,9 @@ has a closed form, so the students' errors are BOOT's own and no teacher's.
 """
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from experiments.boot.config import Config
-from jaxkd import data, programs, training
+from jaxkd import data, programs
 from jaxkd.evaluation.generation import (
     ddim_sample,
     ddim_trajectory,
@@ -30,8 +30,9 @@ from jaxkd.losses.diffusion import vp_schedule
 from jaxkd.models.diffusion.conditioning import INPUTS, sinusoidal
 from jaxkd.network import Network
 from jaxkd.papers import boot as paper
-from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Arm, History, Run, Task, Values
+from jaxkd.reporting.run import records as named_records
 
 FIRST, LAST = 0.002, 0.99
 BATCH, AVERAGE = 256, 0.999
@@ -201,52 +202,33 @@ def run_analytic(
         rows |= {f"ddim{n}": (teach(noise, n), target) for n in (1, 2, 4)}
         rows[f"ddim{REFERENCE}"] = (target, None)
         return [
-            Record(method, seed, metric, value, 0.0, setting)
+            record
             for method, (samples, against) in rows.items()
-            for metric, value in compare(problem, samples, against, seed).items()
+            for record in named_records(
+                setting, method, seed, compare(problem, samples, against, seed), 0.0
+            )
         ]
 
-    def student(method: str, program: Any, seed: int, folder: Path) -> list[Record]:
-        started = time.perf_counter()
-        epochs = -(-steps // 100)
-        source = data.Conditions(100 * BATCH)
-        with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-            state, _ = training.fit(
-                program,
-                data.batches(source, BATCH, epochs=epochs, seed=seed),
-                key=jax.random.key(seed),
-                steps=steps,
-                checkpoints=checkpoints,
-                progress=run.progress,
-                name=f"{setting} {method} seed {seed}",
-            )
+    def measure(seed: int, state: Any, history: History) -> Values:
         noise = start(seed)
         learnt = paper.denoiser(network, state.average)
         samples = learnt(noise, jnp.full(count, FIRST))
         found = compare(problem, samples, teach(noise, REFERENCE), seed)
-        seconds = time.perf_counter() - started
-        curve = way(teacher, learnt, noise)
-        return [
-            Record(
-                method,
-                seed,
-                metric,
-                value,
-                seconds,
-                setting,
-                curve if metric == "teacher_mse" else (),
-            )
-            for metric, value in found.items()
-        ]
+        course = (*way(teacher, learnt, noise), found["teacher_mse"])
+        return {**found, "teacher_mse": course}
 
     network = Network.from_nnx(
         lambda rngs: TimedMLP(problem.dim, problem.width, rngs=rngs), reads=INPUTS
     )
+    source, epochs = data.Conditions(100 * BATCH), -(-steps // 100)
+    task = Task(
+        setting,
+        lambda seed: data.batches(source, BATCH, epochs=epochs, seed=seed),
+        steps,
+    )
     records = []
     for seed in seeds:
-        records += run.part(
-            f"{setting}/samplers/seed{seed}", functools.partial(references, seed)
-        )
+        records += run.part(f"{setting}/samplers/seed{seed}", partial(references, seed))
     for method, arguments in methods.items():
         program = programs.with_average(
             paper.boot(
@@ -260,19 +242,17 @@ def run_analytic(
             AVERAGE,
         )
         for seed in seeds:
-            records += run.part(
-                f"{setting}/{method}/seed{seed}",
-                functools.partial(student, method, program, seed),
-            )
+            arm = Arm(method, program, network, measure=partial(measure, seed))
+            records += run.train(arm, task, [seed])
     return records
 
 
 def way(teacher: Network, learnt: Any, noise: Array) -> tuple[float, ...]:
-    """Return the student's squared error at ten times from the last to the first."""
+    """Return the student's squared error at nine times, from the last on."""
     noise, times = noise[:500], np.linspace(LAST, FIRST, 201)
     denoise = paper.denoiser(teacher, teacher.init(jax.random.key(0)))
-    signals = ddim_trajectory(denoise, noise, times)[19::20]
+    signals = ddim_trajectory(denoise, noise, times)[19:-1:20]
     return tuple(
         float(jnp.mean((learnt(noise, jnp.full(len(noise), t)) - signal) ** 2))
-        for t, signal in zip(times[20::20], signals, strict=True)
+        for t, signal in zip(times[20:-1:20], signals, strict=True)
     )

@@ -20,14 +20,12 @@ import numpy as np
 from experiments.boot.analytic import ABLATIONS, Problem, ring, run_analytic
 from experiments.boot.config import PRESETS, Config
 from experiments.boot.images import digits, full_scale, run_images, train_classifier
+from experiments.common.configs import choose
 from jaxkd.reporting.claims import contrast
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.records import Record
-
-__all__ = ["CLAIMS", "MESH", "PRESETS", "SLICE", "Config", "full_scale", "run"]
-
-SLICE, MESH = "v5p:4x4x8", "fsdp"
+from jaxkd.reporting.run import Run
 
 SAMPLES, TO_TEACHER = "sliced_wasserstein", "teacher_mse"
 
@@ -55,7 +53,8 @@ CLAIMS = [
 def digits_mixture(config: Config, run: Run) -> Problem:
     """Return normals around the digits, and a classifier of them."""
     dataset = digits()
-    network, variables = train_classifier(config, dataset, run)
+    network = train_classifier(config, dataset, run)
+    variables = network.init(jax.random.key(0))
     images = [source.arrays["image"] for source in (dataset.train, dataset.test)]
     centres = np.concatenate(images).reshape(-1, 64)
 
@@ -68,17 +67,33 @@ def digits_mixture(config: Config, run: Run) -> Problem:
 
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
-    """Train the students of every setting, and return the records."""
+    """Train the students of every setting, and return the records.
+
+    Raises:
+        ValueError: an unknown setting.
+    """
     analytic = functools.partial(run_analytic, config, seeds=seeds, run=run)
-    boot, records = {"boot": {}}, []
-    if "ring" in config.settings:
-        records += analytic("ring", ring(), config.ring_steps, boot)
-    if "ablations" in config.settings:
-        steps = config.ablation_steps
-        records += analytic("ring ablations", ring(), steps, ABLATIONS)
-    if "mixture" in config.settings:
-        problem = digits_mixture(config, run)
-        records += analytic("digits mixture", problem, config.mixture_steps, boot)
-    if "images" in config.settings:
-        records += run_images(config, seeds, run)
-    return records
+    boot = {"boot": {}}
+    settings = {
+        "ring": lambda: analytic("ring", ring(), config.ring_steps, boot),
+        "ablations": lambda: analytic(
+            "ring ablations", ring(), config.ablation_steps, ABLATIONS
+        ),
+        "mixture": lambda: analytic(
+            "digits mixture", digits_mixture(config, run), config.mixture_steps, boot
+        ),
+        "images": lambda: run_images(config, seeds, run),
+    }
+    chosen = choose("setting", config.settings, settings)
+    return [record for compute in chosen.values() for record in compute()]
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    full_scale=full_scale,
+    topology="v5p:4x4x8",
+    mesh="fsdp",
+    seeds={"small": 5},
+)

@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from jax.experimental.multihost_utils import process_allgather
 
 import jaxkd
 from experiments.boot.analytic import late_decay
-from experiments.boot.config import Config
-from experiments.common.training import Task, adam_cosine, train_on_labels
-from jaxkd import data, methods, models, programs, training
+from experiments.boot.config import Config, Training
+from experiments.common.classification import Classification
+from experiments.common.configs import OptimizerConfig
+from jaxkd import data, methods, models, programs
 from jaxkd.evaluation.classification import example_labels
 from jaxkd.evaluation.generation import (
     ddim_sample,
@@ -25,9 +27,9 @@ from jaxkd.evaluation.generation import (
 )
 from jaxkd.network import Network
 from jaxkd.papers import boot as paper
-from jaxkd.reporting.experiment import Run
 from jaxkd.reporting.images import plot_images
 from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Arm, History, Run, Task, Values, records
 from jaxkd.types import Batch, Program, Variables
 
 FIRST, LAST = 0.002, 0.99
@@ -65,27 +67,14 @@ CLASSES = {"digits": 10, "imagenet64": 1000}
 
 def network(config: Config, dropout: float = 0.0) -> Network:
     """Return the teacher's U-Net, and without dropout the student's."""
-    size, _, channels_in = DATASETS[config.dataset][1]
-    unet = models.unet(
-        size,
-        channels_in=channels_in,
-        channels=config.channels,
-        multipliers=config.multipliers,
-        blocks=config.blocks,
-        attention=config.attention,
-        head_channels=config.head_channels,
-        classes=CLASSES[config.dataset],
-        groups=config.groups,
-        dropout=dropout,
-        remat=config.bfloat16,
-    )
+    arguments = {**config.unet.arguments, "dropout": dropout}
+    unet = replace(config.unet, arguments=arguments).build(CLASSES[config.dataset])
     return unet.computing_in(jnp.bfloat16) if config.bfloat16 else unet
 
 
-def _optimizer(rate: float, steps: int, warmup: int) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(late_decay(rate, steps, warmup))
-    )
+def _optimizer(config: Config, stage: Training) -> optax.GradientTransformation:
+    rate = late_decay(stage.rate, stage.steps, config.warmup)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
 def teacher_program(config: Config) -> Program:
@@ -95,7 +84,7 @@ def teacher_program(config: Config) -> Program:
             network(config, config.dropout),
             None,
             methods.denoising("x", classes=CLASSES[config.dataset]),
-            _optimizer(config.teacher_rate, config.teacher_steps, config.warmup),
+            _optimizer(config, config.teacher),
         ),
         config.average,
     )
@@ -107,7 +96,7 @@ def student_program(config: Config, teacher: Network) -> Program:
         paper.boot(
             teacher,
             teacher,
-            _optimizer(config.student_rate, config.student_steps, config.warmup),
+            _optimizer(config, config.student),
             DATASETS[config.dataset][1],
             delta=config.delta,
             times=(FIRST, LAST),
@@ -126,8 +115,8 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     def integers(size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size,), jnp.int32)
 
-    images = jax.ShapeDtypeStruct((config.teacher_batch, *shape), jnp.float32)
-    label, count = integers(config.teacher_batch), integers(config.student_batch)
+    images = jax.ShapeDtypeStruct((config.teacher.batch, *shape), jnp.float32)
+    label, count = integers(config.teacher.batch), integers(config.student.batch)
     return {
         "teacher": (
             teacher_program(config),
@@ -140,66 +129,50 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
     }
 
 
-def _fit(
-    config: Config, run: Run, folder: Path, program: Program, batches, steps, seed, name
-) -> Variables:
-    """Return the averaged variables after training, whole and on this host."""
-    with training.Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-        state, _ = training.fit(
-            program,
-            batches,
-            key=jax.random.key(seed),
-            steps=steps,
-            mesh=training.make_mesh(config.mesh),
-            checkpoints=checkpoints,
-            checkpoint_every=max(steps // 10, 1),
-            progress=run.progress,
-            name=name,
-        )
+def _whole(state: Any) -> Variables:
+    """Return the averaged variables, whole on every host."""
     return process_allgather(state.average, tiled=True)
 
 
-def train_teacher(config: Config, dataset: data.Dataset, run: Run) -> Variables:
-    """Return the teacher's averaged variables."""
-    per_epoch = data.steps_per_epoch(dataset.train, config.teacher_batch)
-    batches = data.batches(
-        dataset.train,
-        config.teacher_batch,
-        epochs=-(-config.teacher_steps // per_epoch),
-        transform=_scale(dataset),
-    )
-    program, folder = teacher_program(config), run.folder / "teacher"
-    steps, name = config.teacher_steps, f"{config.dataset} teacher"
-    return _fit(config, run, folder, program, batches, steps, 0, name)
+def _task(config: Config, stage: Training, source: data.Examples, transform) -> Task:
+    epochs = -(-stage.steps // data.steps_per_epoch(source, stage.batch))
+
+    def batches(seed: int):
+        return data.batches(
+            source, stage.batch, epochs=epochs, seed=seed, transform=transform
+        )
+
+    every = max(stage.steps // 10, 1)
+    return Task(config.dataset, batches, stage.steps, checkpoint_every=every)
+
+
+def train_teacher(config: Config, dataset: data.Dataset, run: Run) -> Network:
+    """Return the teacher with its averaged variables."""
+    arm = Arm("teacher", teacher_program(config), network(config), _whole)
+    task = _task(config, config.teacher, dataset.train, _scale(dataset))
+    return run.teacher(arm, task).deployed
 
 
 def _scale(dataset: data.Dataset) -> data.Transform | None:
     return data.Normalize(dataset.mean, dataset.std) if dataset.mean else None
 
 
-def _labels_task(config: Config, dataset: data.Dataset) -> Task:
-    return Task(
-        "",
+def train_classifier(config: Config, dataset: data.Dataset, run: Run) -> Network:
+    """Return the classifier, with its variables, whose features are compared."""
+    digits = config.dataset == "digits"
+    classes = CLASSES[config.dataset]
+    labelled = Classification(
         dataset.train,
         dataset.test,
-        epochs=config.classifier_epochs,
-        batch_size=50 if config.dataset == "digits" else 1024,
-        optimizer=adam_cosine(3e-3),
-        transform=_scale(dataset),
-        test_transform=_scale(dataset),
+        config.classifier_epochs,
+        50 if digits else 1024,
+        OptimizerConfig("adam", 3e-3),
+        _scale(dataset),
+        _scale(dataset),
     )
-
-
-def train_classifier(
-    config: Config, dataset: data.Dataset, run: Run
-) -> tuple[Network, Variables]:
-    """Return the classifier whose features samples are compared by."""
-    if config.dataset == "digits":
-        classifier = models.cnn(1, (16, 32, 64))
-    else:
-        classifier = models.imagenet_resnet(50, CLASSES[config.dataset])
-    task = _labels_task(config, dataset)
-    return classifier, train_on_labels(run, task, classifier, "classifier")
+    small = models.cnn(1, (16, 32, 64))
+    classifier = small if digits else models.imagenet_resnet(50, classes)
+    return labelled.teacher(run, classifier, "classifier").deployed
 
 
 class Judge:
@@ -208,15 +181,13 @@ class Judge:
     Args:
         config: the run's.
         dataset: of the real images.
-        classifier: the network and its variables.
+        classifier: with its variables.
     """
 
-    def __init__(
-        self, config: Config, dataset: data.Dataset, classifier: tuple[Network, Any]
-    ):
-        network, variables = classifier
-        self.features = feature_extractor(network, variables)
-        self.classify = jax.jit(lambda x: network.apply(variables, x)[0].logits)
+    def __init__(self, config: Config, dataset: data.Dataset, classifier: Network):
+        variables = classifier.init(jax.random.key(0))
+        self.features = feature_extractor(classifier, variables)
+        self.classify = jax.jit(lambda x: classifier.apply(variables, x)[0].logits)
         count = min(config.samples or len(dataset.test), len(dataset.test))
         self.labels = jnp.asarray(example_labels(dataset.test)[:count])
         transform = _scale(dataset)
@@ -300,78 +271,57 @@ def run_images(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     """Return the records of the teacher's samplers and of its students."""
     load, shape = DATASETS[config.dataset]
     dataset = load()
-    trained = train_teacher(config, dataset, run)
-    teacher = jax.device_put(trained)
+    unet = train_teacher(config, dataset, run)
+    teacher = unet.init(jax.random.key(0))
     judge = Judge(config, dataset, train_classifier(config, dataset, run))
     sample = samplers(config)
     reference = f"ddim{config.sampler_steps[-1]}"
-    unet = network(config).with_variables(trained)
     program = student_program(config, unet)
+    named = functools.partial(records, config.dataset)
 
-    def start(seed: int):
+    def draw(seed: int, method: str, variables: Variables) -> np.ndarray:
         key = jax.random.key(1000 + seed)
-        return jax.random.normal(key, (len(judge.labels), *shape))
-
-    def from_teacher(seed: int, method: str) -> np.ndarray:
-        return _in_chunks(sample[method], teacher, start(seed), judge.labels)
-
-    def rows(method, seed, values, seconds) -> list[Record]:
-        return [
-            Record(method, seed, metric, value, seconds, config.dataset)
-            for metric, value in values.items()
-        ]
+        noise = jax.random.normal(key, (len(judge.labels), *shape))
+        return _in_chunks(sample[method], variables, noise, judge.labels)
 
     def references(seed: int, folder: Path) -> list[Record]:
-        records = rows("data", seed, judge.scores(judge.train), 0.0)
+        found = named("data", seed, judge.scores(judge.train), 0.0)
         # How long a sampler takes does not depend on the weights.
         speed = speeds(sample, teacher, shape, reference)
-        target = from_teacher(seed, reference)
+        target = draw(seed, reference, teacher)
         np.save(folder / "reference.npy", target)
         for method in sample:
             if method != "boot":
                 started = time.perf_counter()
-                images = from_teacher(seed, method)
-                values = judge.scores(images, judge.labels)
-                values |= speed[method]
+                images = draw(seed, method, teacher)
+                values = judge.scores(images, judge.labels) | speed[method]
                 if method != reference:
                     values["teacher_mse"] = float(np.mean((images - target) ** 2))
-                seconds = time.perf_counter() - started
-                records += rows(method, seed, values, seconds)
-        return records + rows("boot", seed, speed["boot"], 0.0)
+                found += named(method, seed, values, time.perf_counter() - started)
+        return found + named("boot", seed, speed["boot"], 0.0)
 
-    def student(seed: int, folder: Path) -> list[Record]:
-        started = time.perf_counter()
-        source = data.Conditions(100 * config.student_batch, CLASSES[config.dataset])
-        batches = data.batches(
-            source,
-            config.student_batch,
-            epochs=-(-config.student_steps // 100),
-            seed=seed,
+    def measure(seed: int, state: Any, history: History) -> Values:
+        learnt = jax.device_put(_whole(state))
+        images = draw(seed, "boot", learnt)
+        target = np.load(
+            run.folder / config.dataset / f"samplers/seed{seed}/reference.npy"
         )
-        name = f"{config.dataset} boot seed {seed}"
-        steps = config.student_steps
-        learnt = jax.device_put(
-            _fit(config, run, folder, program, batches, steps, seed, name)
-        )
-        images = _in_chunks(sample["boot"], learnt, start(seed), judge.labels)
-        values = judge.scores(images, judge.labels)
-        samplers_part = run.folder / config.dataset / "samplers" / f"seed{seed}"
-        target = np.load(samplers_part / "reference.npy")
-        values["teacher_mse"] = float(np.mean((images - target) ** 2))
-        records = rows("boot", seed, values, time.perf_counter() - started)
         if seed == seeds[0]:
             variables = {name: teacher for name in sample} | {"boot": learnt}
             draw_samples(config, sample, variables, run.folder / "samples.png")
-        return records
+        error = float(np.mean((images - target) ** 2))
+        return {**judge.scores(images, judge.labels), "teacher_mse": error}
 
-    records = []
+    source = data.Conditions(100 * config.student.batch, CLASSES[config.dataset])
+    task = _task(config, config.student, source, None)
+    found = []
     for seed in seeds[: config.student_seeds]:
-        for who, compute in (("samplers", references), ("boot", student)):
-            records += run.part(
-                f"{config.dataset}/{who}/seed{seed}",
-                functools.partial(compute, seed),
-            )
-    return records
+        compute = functools.partial(references, seed)
+        found += run.part(f"{config.dataset}/samplers/seed{seed}", compute)
+        further = functools.partial(measure, seed)
+        arm = Arm("boot", program, network(config), _whole, further)
+        found += run.train(arm, task, [seed])
+    return found
 
 
 def draw_samples(

@@ -10,29 +10,22 @@ import pytest
 from PIL import Image
 
 from experiments.boot.analytic import ABLATIONS, late_decay, mixture, ring
-from experiments.boot.experiment import (
-    CLAIMS,
-    MESH,
-    PRESETS,
-    SLICE,
-    full_scale,
-    run,
-)
+from experiments.boot.experiment import EXPERIMENT, full_scale
+from experiments.common.configs import NetworkConfig
 from jaxkd.papers.boot import boot
-from jaxkd.reporting.experiment import Run
+from jaxkd.reporting.run import Run
 
+PRESETS = EXPERIMENT.presets
+UNET = {"multipliers": (1,), "attention": ()}
+SHAPE = {"image_size": 8, "channels_in": 1, "blocks": 1, "channels": 4}
 TINY = replace(
     PRESETS["small"],
     settings=("mixture", "images"),
     mixture_steps=2,
     analytic_samples=20,
-    channels=4,
-    multipliers=(1,),
-    groups=2,
-    head_channels=4,
-    attention=(),
-    teacher_steps=2,
-    student_steps=2,
+    unet=NetworkConfig("unet", {**SHAPE, **UNET, "groups": 2, "head_channels": 4}),
+    teacher=replace(PRESETS["small"].teacher, steps=2),
+    student=replace(PRESETS["small"].student, steps=2),
     warmup=1,
     sampler_steps=(1, 2),
     samples=30,
@@ -70,35 +63,11 @@ def test_the_ring_and_the_rate():
     assert late_decay(0.1, steps=100)(0) == np.float32(0.1)
 
 
-def test_presets_are_the_protocol():
-    small, paper = PRESETS["small"], PRESETS["paper"]
-    assert (small.ring_steps, small.ablation_steps, small.mixture_steps) == (
-        3000,
-        2000,
-        4000,
-    )
-    assert ABLATIONS["boot"] == {}
-    assert (paper.teacher_steps, paper.teacher_batch) == (540_000, 2048)
-    assert (paper.student_batch, paper.average) == (1024, 0.9999)
-    assert paper.mesh == MESH == "fsdp"
-    assert SLICE == "v5p:4x4x8"
-
-
-def test_claims_are_about_methods_that_are_run():
-    settings = {claim.setting for claim in CLAIMS}
-    assert settings == {
-        "ring",
-        "ring ablations",
-        "digits mixture",
-        "digits",
-        "imagenet64",
-    }
-
-
 @pytest.mark.slow
 def test_full_scale_steps_keep_their_state():
     # With fewer layers: `test_diffusion_models.py` counts the whole network's.
-    config = replace(PRESETS["paper"], blocks=1, multipliers=(1,), attention=())
+    few = NetworkConfig("unet", {"blocks": 1, **UNET})
+    config = replace(PRESETS["paper"], unet=few)
     programs = full_scale(config)
     assert sorted(programs) == ["student", "teacher"]
     for name, (program, batch) in programs.items():
@@ -123,7 +92,7 @@ def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("boot")
     # A dozen programs that run for a moment: compiling them is what takes long.
     jax.config.update("jax_disable_most_optimizations", True)
-    yield folder, run(TINY, [0], Run(folder))
+    yield folder, EXPERIMENT.records(TINY, [0], Run(folder))
     jax.config.update("jax_disable_most_optimizations", False)
 
 
@@ -161,5 +130,6 @@ def test_a_short_run_has_records_of_every_method(records):
 @pytest.mark.slow
 def test_finished_parts_are_not_done_again(records):
     folder, found = records
-    again = run(replace(TINY, settings=("mixture",)), [0], Run(folder))
+    mixture_only = replace(TINY, settings=("mixture",))
+    again = EXPERIMENT.records(mixture_only, [0], Run(folder))
     assert again == [r for r in found if r.setting == "digits mixture"]
