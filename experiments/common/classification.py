@@ -121,10 +121,10 @@ class Classification:
         return self.train.classes
 
     @property
-    def image_shape(self) -> tuple[int, ...] | None:
-        """The shape of an image; None for data without images."""
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of an image; () of data without images."""
         image = self.test.take(np.arange(1)).get("image")
-        return None if image is None else image.shape[1:]
+        return () if image is None else image.shape[1:]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -180,7 +180,7 @@ class Classification:
             evaluate_every=self.evaluate_every * self.steps_per_epoch,
             checkpoint_every=max(self.epochs // 4, 1) * self.steps_per_epoch,
             summary=accuracies,
-            input_shape=self.image_shape,
+            input_shape=self.image_shape or None,
         )
 
     def teacher(self, run: Run, network: Network, setting: str, seed: int = 0) -> Arm:

@@ -123,7 +123,7 @@ def measure_cost(config: Config, images: Classification, _: Path) -> list[Record
     state = search.jit_once(program.init)(jax.random.key(0), batch)
     step = jax.jit(program.step, donate_argnums=0)
     seconds = []
-    for _ in range(config.timed_steps + 1):
+    for _step in range(config.timed_steps + 1):
         started = time.perf_counter()
         state, metrics = step(state, batch)
         jax.block_until_ready(metrics)

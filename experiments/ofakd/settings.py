@@ -1,6 +1,7 @@
 """OFA-KD's settings: pairs of networks of different families, and their recipes."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,11 @@ class TimmConfig(OptimizerConfig):
             return decay
         warmup = round(self.warmup * steps)
         rise = optax.linear_schedule(self.warmup_rate, self.learning_rate, warmup)
-        return lambda step: jnp.where(step < warmup, rise(step), decay(step))
+
+        def rate(step: Any) -> Any:
+            return jnp.where(step < warmup, rise(step), decay(step))
+
+        return rate
 
     def build(self, steps: int, epochs: int = 1) -> optax.GradientTransformation:
         """Return the optimizer of a run."""

@@ -79,7 +79,7 @@ def adapt_linen(
                 mutable=[*variables["stats"], "intermediates"],
                 capture_intermediates=lambda m, _: ".".join(m.path) in watched.values(),
             )
-        calls = flatten_dict(changed.get("intermediates", {}))
+        calls: Any = flatten_dict(changed.get("intermediates", {}))
         captured = {
             tap: only_call(calls.get((*path.split("."), "__call__"), ()), tap, path)
             for tap, path in watched.items()

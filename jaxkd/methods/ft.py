@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from jaxkd.adapters import abstract_module, merge_module, split_module
+from jaxkd.adapters import NO_EDITS, abstract_module, merge_module, split_module
 from jaxkd.losses.attention import ft_loss
 from jaxkd.losses.features import hint_loss
 from jaxkd.methods.base import example_weights, from_loss, from_module
@@ -39,12 +39,13 @@ def paraphrased(
         params, _ = split_module(build(nnx.Rngs(key)))
         return {"params": params, "stats": {"teacher": teacher.init(key)}}
 
-    def apply(variables, inputs, *, taps=(), train=False, key=None):
+    def apply(variables, inputs, *, taps=(), edits=NO_EDITS, train=False, key=None):
         own = tuple(t for t in taps if t in teacher.taps)
         outputs, _ = teacher.apply(
             variables["stats"]["teacher"],
             inputs,
             taps=tuple(dict.fromkeys((*own, tap))),
+            edits=edits,
         )
         outputs = jax.lax.stop_gradient(outputs)
         module = merge_module(abstract, variables["params"], {})

@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.adapters import abstract_module, merge_module, split_module
+from jaxkd.adapters import NO_EDITS, abstract_module, merge_module, split_module
 from jaxkd.losses.features import hint_loss
 from jaxkd.losses.pooling import adaptive_average_pool, match_size
 from jaxkd.methods.base import from_loss
@@ -56,12 +56,13 @@ def simkd_student(
             },
         }
 
-    def apply(variables, inputs, *, taps=(), train=False, key=None):
+    def apply(variables, inputs, *, taps=(), edits=NO_EDITS, train=False, key=None):
         params, stats = variables["params"], variables["stats"]
         outputs, changed = student.apply(
             {"params": params["student"], "stats": stats["student"]},
             inputs,
             taps=tuple(dict.fromkeys((tap, *(t for t in taps if t in student.taps)))),
+            edits=edits,
             train=train,
             key=key,
         )
