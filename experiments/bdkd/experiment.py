@@ -268,8 +268,10 @@ def single_updates(config: Config, run: Run, folder: Path) -> list[Record]:
     @partial(jax.jit, static_argnums=(0, 1))
     def changes(delta: float, invert: bool, batch: Batch) -> dict[str, jax.Array]:
         def loss(params: Any) -> jax.Array:
+            z_s, z_t = logits(params, batch)
             own, _ = bdkd_loss(
-                *logits(params, batch),
+                z_s,
+                z_t,
                 batch["label"],
                 temperature,
                 delta,

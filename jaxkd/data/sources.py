@@ -44,8 +44,8 @@ class Examples(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
-        """A checksum that changes with the data."""
+    def fingerprint(self) -> Any:
+        """A checksum that changes with the data, as text; a cached property will do."""
         ...
 
 

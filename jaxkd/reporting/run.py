@@ -24,7 +24,7 @@ from jaxkd.training import Checkpoints, fit, make_mesh
 from jaxkd.training.progress import ProgressBar
 from jaxkd.types import Program, Variables, deployed
 
-History = list[dict[str, int | float]]
+History = Sequence[Mapping[str, int | float]]
 """One dict an evaluation, as `jaxkd.training.fit` returns them."""
 
 Values = Mapping[str, float | Sequence[float]]
