@@ -129,22 +129,12 @@ def load_experiment(slug: str) -> Experiment:
         sys.path.insert(0, root)
     module: Any = importlib.import_module(f"experiments.{slug}.experiment")
     title, _, summary = (module.__doc__ or slug).partition("\n")
-    found = getattr(module, "EXPERIMENT", None) or _from_globals(module)
     return dataclasses.replace(
-        found, slug=slug, title=title.strip(), summary=summary.strip(), folder=folder
-    )
-
-
-def _from_globals(module: Any) -> Experiment:
-    """Return the experiment of a module that has its parts as globals."""
-    return Experiment(
-        presets=module.PRESETS,
-        run=module.run,
-        claims=module.CLAIMS,
-        paper=getattr(module, "PAPER", {}),
-        full_scale=getattr(module, "full_scale", None),
-        topology=getattr(module, "SLICE", "v5e:2x4"),
-        mesh=getattr(module, "MESH", "data"),
+        module.EXPERIMENT,
+        slug=slug,
+        title=title.strip(),
+        summary=summary.strip(),
+        folder=folder,
     )
 
 
