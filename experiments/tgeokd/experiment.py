@@ -226,7 +226,7 @@ def uniform(classes: int) -> jax.Array:
 def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
     """Yield the teacher and the rows' students, in every setting."""
     images = load(config)
-    classes, train = images.classes, cast(data.Source, images.train)
+    classes, train = images.classes, cast(Any, images.train)
     student, network = (net.build(classes) for net in (config.student, config.teacher))
     settings = choose("setting", config.settings, dict.fromkeys(SETTINGS))
     untaught = rows(config, student, network, uniform(classes), images.steps)
