@@ -49,7 +49,7 @@ def dual_head_log_probs(
             f"ce_logits has shape {jnp.shape(ce_logits)} but kd_logits has shape "
             f"{jnp.shape(kd_logits)}: both heads need the same examples and classes"
         )
-    _check_share("alpha", alpha)
+    check_share("alpha", alpha)
     check_positive("beta", beta)
     return jnp.logaddexp(
         jnp.log(alpha) + jax.nn.log_softmax(as_float(ce_logits)),
@@ -67,7 +67,7 @@ def dho_loss(
     lam: float = 0.5,
     temperature: float = 2.0,
     weights: Float[Array, "batch"] | None = None,
-) -> tuple[Float[Array, ""], dict[str, Loss]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Dual-head loss of a batch that holds labelled and unlabelled examples.
 
     λ·mean_l CE + (1 − λ)·(mean_l KD + mean_u KD), Kang et al. 2025, arXiv:2505.07675,
@@ -87,32 +87,72 @@ def dho_loss(
         weights: one an example.
 
     Returns:
-        The loss, and its parts ``ce``, ``kd_labelled`` and ``kd_unlabelled`` without λ,
-        each a sum and what it is divided by.
+        The loss, and its parts ``ce``, ``kd_labelled`` and ``kd_unlabelled`` without λ.
 
     Raises:
         ValueError: shapes differ, labels are no class indices, λ is outside [0, 1] or
             T is not above 0.
     """
+    check_share("lam", lam)
+    terms = dho_terms(
+        ce_logits,
+        kd_logits,
+        teacher_logits,
+        labels,
+        labelled,
+        temperature=temperature,
+        weights=weights,
+    )
+    parts = {name: term.value for name, term in terms.items()}
+    distilled = parts["kd_labelled"] + parts["kd_unlabelled"]
+    return lam * parts["ce"] + (1 - lam) * distilled, parts
+
+
+def dho_terms(
+    ce_logits: Float[Array, "batch classes"],
+    kd_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
+    labels: Int[Array, "batch"],
+    labelled: Bool[Array, "batch"],
+    *,
+    temperature: float = 2.0,
+    weights: Float[Array, "batch"] | None = None,
+) -> dict[str, Loss]:
+    """Return the parts of `dho_loss`, each a sum and what it is divided by.
+
+    Args:
+        ce_logits: as of `dho_loss`.
+        kd_logits: likewise.
+        teacher_logits: likewise.
+        labels: likewise.
+        labelled: likewise.
+        temperature: likewise.
+        weights: likewise.
+
+    Raises:
+        ValueError: as `dho_loss`.
+    """
     check_same_shape(kd_logits, teacher_logits, "logits")
     check_class_indices(labels)
     check_positive("temperature", temperature)
-    _check_share("lam", lam)
     weights = jnp.ones(len(ce_logits)) if weights is None else as_float(weights)
     ce = cross_entropy_loss(ce_logits, jnp.where(labelled, labels, 0))
     kd = kd_loss(kd_logits, teacher_logits, temperature)
     among_labelled = jnp.where(labelled, weights, 0)
     among_unlabelled = jnp.where(labelled, 0, weights)
-    parts = {
+    return {
         "ce": weighted_loss(ce, among_labelled),
         "kd_labelled": weighted_loss(kd, among_labelled),
         "kd_unlabelled": weighted_loss(kd, among_unlabelled),
     }
-    distilled = parts["kd_labelled"].value + parts["kd_unlabelled"].value
-    return lam * parts["ce"].value + (1 - lam) * distilled, parts
 
 
-def _check_share(name: str, value: Any) -> None:
+def check_share(name: str, value: Any) -> None:
+    """Refuse a number known at trace time that is outside [0, 1].
+
+    Raises:
+        ValueError: it names the argument and the value.
+    """
     if isinstance(value, Tracer):
         return
     if not np.all((np.asarray(value) >= 0) & (np.asarray(value) <= 1)):

@@ -1,6 +1,6 @@
 """Dual-head optimisation: labels and a teacher's soft labels train a head each."""
 
-from jaxkd.losses.dual_head import dho_loss
+from jaxkd.losses.dual_head import check_share, dho_terms
 from jaxkd.methods.base import example_weights, summed
 from jaxkd.networks.dual_head import CE_TAP, KD_TAP
 from jaxkd.types import Method
@@ -21,6 +21,7 @@ def dho(lam: float = 0.5, temperature: float = 2.0) -> Method:
     Raises:
         ValueError: from the loss, a batch without ``labelled``.
     """
+    check_share("lam", lam)
 
     def init(key, student, teacher, batch):
         return {"params": {}, "state": {}}
@@ -31,13 +32,12 @@ def dho(lam: float = 0.5, temperature: float = 2.0) -> Method:
                 f"the batch has {sorted(batch)}, but dho() needs labelled, a boolean "
                 "an example: make batches with data.semi_supervised_batches"
             )
-        _, parts = dho_loss(
+        parts = dho_terms(
             student.features[CE_TAP],
             student.features[KD_TAP],
             teacher.logits,
             batch["label"],
             batch["labelled"],
-            lam=lam,
             temperature=temperature,
             weights=example_weights(batch, student),
         )
