@@ -20,7 +20,7 @@ from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.methods.base import masked_loss
 from jaxkd.network import Network
 from jaxkd.programs.update import Keys, Player, descend
-from jaxkd.types import Batch, Loss, Metrics, Program
+from jaxkd.types import Batch, Inputs, Loss, Metrics, Program
 
 Aggregate = Callable[
     [Float[Array, "clients samples classes"], Bool[Array, "clients samples"]],
@@ -64,14 +64,16 @@ class Client(NamedTuple):
     Attributes:
         init: ``key -> ClientState``.
         learn: ``(state, private batch, key) -> (state, loss)``, from labels.
-        predict: ``(state, proxy batch) ->`` class probabilities (samples, classes).
-        distill: ``(state, proxy batch, targets, valid, key) -> (state, loss)``.
+        predict: ``(state, inputs) ->`` class probabilities (samples, classes).
+        distill: ``(state, inputs, targets, valid, key) -> (state, loss)``.
+        read: ``batch ->`` the inputs in it.
     """
 
     init: Callable[[PRNGKeyArray], ClientState]
     learn: Callable[[ClientState, Batch, PRNGKeyArray], tuple[ClientState, Array]]
-    predict: Callable[[ClientState, Batch], Array]
+    predict: Callable[[ClientState, Inputs], Array]
     distill: Callable[..., tuple[ClientState, Array]]
+    read: Callable[[Batch], Inputs]
 
 
 def fd_client(
@@ -111,12 +113,12 @@ def fd_client(
         return ClientState(variables, player.init({"network": variables["params"]}))
 
     def move(
-        state: ClientState, batch: Batch, key: PRNGKeyArray, loss: Callable
+        state: ClientState, inputs: Inputs, key: PRNGKeyArray, loss: Callable
     ) -> tuple[ClientState, Array]:
         def objective(params: PyTree, stats: PyTree, batch: Batch, keys: Keys, step):
             variables = {"params": params["network"], "stats": stats}
             outputs, variables = network.apply(
-                variables, network.read(batch), train=True, key=keys.student
+                variables, batch["inputs"], train=True, key=keys.student
             )
             return loss(outputs.logits), (variables["stats"], {})
 
@@ -126,7 +128,7 @@ def fd_client(
             objective,
             {"network": state.variables["params"]},
             state.variables["stats"],
-            batch,
+            {"inputs": inputs},
             Keys(key),
             0,
         )
@@ -156,19 +158,19 @@ def fd_client(
             def loss(logits: Array) -> Loss:
                 return masked_loss(cross_entropy_loss(logits, part["label"]), part)
 
-            return move(state, part, key, loss)
+            return move(state, network.read(part), key, loss)
 
         keys = jax.random.split(key, local_steps)
         state, losses = jax.lax.scan(step, state, (parts, keys))
         return state, losses.mean()
 
-    def predict(state: ClientState, batch: Batch) -> Array:
-        logits = network.apply(state.variables, network.read(batch))[0].logits
+    def predict(state: ClientState, inputs: Inputs) -> Array:
+        logits = network.apply(state.variables, inputs)[0].logits
         return jax.nn.softmax(as_float(logits) / temperature)
 
     def distill(
         state: ClientState,
-        batch: Batch,
+        inputs: Inputs,
         targets: Array,
         valid: Array,
         key: PRNGKeyArray,
@@ -188,14 +190,14 @@ def fd_client(
                 )
                 return weighted_loss(losses, valid[rows])
 
-            part = jax.tree.map(lambda x: x[rows], dict(batch))
+            part = jax.tree.map(lambda x: x[rows], inputs)
             return move(state, part, key, loss)
 
         keys = jax.random.split(noise, distill_steps)
         state, losses = jax.lax.scan(step, state, (positions, keys))
         return state, losses.mean()
 
-    return Client(init, learn, predict, distill)
+    return Client(init, learn, predict, distill, network.read)
 
 
 def init_key(key: PRNGKeyArray, client: Any) -> PRNGKeyArray:
@@ -296,11 +298,11 @@ def federated_distillation(
                 lambda x: x.reshape(-1, *x.shape[2:]), (batch["proxy"], batch["mask"])
             )
             masks = masks.T
-            _, predictions = each(lambda c, s: (s, c.predict(s, proxy)), states)
+            _, predictions = each(lambda c, s: (s, c.predict(s, c.read(proxy))), states)
             targets, valid = aggregate(predictions, masks)
             states, losses = each(
                 lambda client, mine, key: client.distill(
-                    mine, proxy, targets, valid, key
+                    mine, client.read(proxy), targets, valid, key
                 ),
                 states,
                 distilling,

@@ -261,7 +261,8 @@ class SwiftLlama(nnx.Module):
         )
         late_blocks = range(self.kv_layers, config.layers)
         for kind, values in found.items():
-            flat = values.reshape(-1, *values.shape[2:])
+            # Of a prompt's chunk there may be no tokens, and then no size to infer.
+            flat = values.reshape(len(late_blocks), *values.shape[2:])
             keep_scanned(steps, names, kind, late_blocks, flat)
         return x, cache
 
