@@ -108,8 +108,9 @@ def test_taid_from_heads_is_taid_from_logits(hidden):
             value, (state, metrics) = tiny.call(
                 method, variables, *hidden, batch, jax.random.key(1), step
             )
-            variables = {"params": {}, "state": state}
-        results[from_heads] = value, state.t, metrics["taid"]
+            variables = {"params": {}, "state": method.update(state, step)}
+        t = variables["state"]["schedule"].t
+        results[from_heads] = value, t, metrics["taid"]
     np.testing.assert_allclose(results[True], results[False], rtol=1e-5)
     assert results[True][1] > 0.3
 
@@ -119,7 +120,8 @@ def test_taid_at_its_end_is_forward_kl(hidden):
     batch = {"mask": MASK}
     method = methods.taid(5, t_start=0.5)
     variables = method.init(jax.random.key(0), student, teacher, batch)
-    variables["state"] = variables["state"].replace(t=jnp.ones(()))
+    schedule = variables["state"]["schedule"].replace(t=jnp.ones(()))
+    variables["state"] = {**variables["state"], "schedule": schedule}
 
     def gradient(method, variables):
         def loss(z):
