@@ -5,6 +5,8 @@ of the last epoch. DKD, DIST, CTKD, LSKD and ReviewKD are as their authors publi
 of the best epoch.
 """
 
+from jaxkd.reporting.paper import paper_table
+
 COLUMNS = (
     "resnet56-resnet20",
     "resnet110-resnet32",
@@ -43,10 +45,10 @@ BEST_EPOCH = {
     "reviewkd": "71.89 - 75.63 - 75.09 - 69.89 77.45 77.78",
 }
 
+CRD = "table of RepDistiller's README"
+OWN = "table of the method's README"
+
 PAPER = {
-    f"{pair}/{method}": {metric: round(float(value) / 100, 4)}
-    for metric, table in (("last_accuracy", LAST_EPOCH), ("best_accuracy", BEST_EPOCH))
-    for method, row in table.items()
-    for pair, value in zip(COLUMNS, row.split(), strict=True)
-    if value != "-"
+    **paper_table("last_accuracy", COLUMNS, LAST_EPOCH, CRD, checked=True),
+    **paper_table("best_accuracy", COLUMNS, BEST_EPOCH, OWN, checked=True),
 }

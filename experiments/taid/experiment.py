@@ -31,6 +31,7 @@ from jaxkd.losses import kd_loss, taid_target, weighted_mean
 from jaxkd.losses.divergences import kl_divergence
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.paper import PaperValue
 from jaxkd.reporting.run import History
 from jaxkd.types import Method
 
@@ -49,7 +50,7 @@ CLAIMS = [
 
 # MT-Bench of Phi-3-mini to TinyLlama, from memory, not checked.
 PAPER = {
-    f"phi3/{name}": {"mt_bench": value}
+    f"phi3/{name}": {"mt_bench": PaperValue(value, "MT-Bench", checked=False)}
     for name, value in {
         "cross_entropy": 2.00,
         "forward_kl": 2.71,

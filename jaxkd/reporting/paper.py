@@ -22,17 +22,11 @@ class PaperValue:
     checked: bool
 
 
-Paper = Mapping[str, Mapping[str, PaperValue | float]]
+Paper = Mapping[str, Mapping[str, PaperValue]]
 """A paper's numbers in the records' units: method -> metric -> value.
 
-A key ``"setting/method"`` holds for that setting only and goes before ``"method"``. A
-bare number counts as recalled.
+A key ``"setting/method"`` holds for that setting only and goes before ``"method"``.
 """
-
-
-def as_paper_value(given: PaperValue | float) -> PaperValue:
-    """Return a number as one that is recalled, and a `PaperValue` as it is."""
-    return given if isinstance(given, PaperValue) else PaperValue(given, "", False)
 
 
 def paper_table(

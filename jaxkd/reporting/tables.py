@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxkd.reporting.metrics import METRICS, higher_is_better
-from jaxkd.reporting.paper import RECALLED, Paper, PaperValue, as_paper_value
+from jaxkd.reporting.paper import RECALLED, Paper, PaperValue
 from jaxkd.reporting.records import (
     Record,
     Summary,
@@ -145,7 +145,7 @@ def comparison(
                     setting,
                     method,
                     summaries,
-                    {m: as_paper_value(known[m]) for m in metrics if m in known},
+                    {m: known[m] for m in metrics if m in known},
                     len(seconds),
                     float(np.mean(list(seconds.values()))),
                 )

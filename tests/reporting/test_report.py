@@ -247,7 +247,8 @@ def test_a_name_that_is_no_formula_is_drawn(tmp_path):
 
 
 def test_the_markdown_report_holds_tables_and_claims():
-    text = markdown_report(results(RECORDS), CLAIMS, {"kd": {"last_accuracy": 0.7}})
+    paper = {"kd": {"last_accuracy": PaperValue(0.7, "Table 1", checked=False)}}
+    text = markdown_report(results(RECORDS), CLAIMS, paper)
     assert "| kd | **92.0 ± 1.2** | 87.0 to 97.0 | 70.0† | 3 | 2.0 |" in text
     assert "\n† recalled, not read in the paper or its code\n" in text
     assert "| kd above cross\\_entropy" not in text
