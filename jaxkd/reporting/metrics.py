@@ -75,6 +75,8 @@ METRICS = {
     "round3_accuracy": Metric("round 3 %"),
     "round4_accuracy": Metric("round 4 %"),
     "round5_accuracy": Metric("round 5 %"),
+    "mse": Metric("MSE", higher_is_better=False),
+    "validation_mse": Metric("validation MSE", higher_is_better=False),
     "cover_radius": Metric("cover radius", higher_is_better=False),
     "worst_ratio": Metric("worst ratio", higher_is_better=False),
     "mean_ratio": Metric("mean ratio", higher_is_better=False),
