@@ -50,7 +50,11 @@ class KernelConfig:
 def sine() -> list[Record]:
     """Return the mean squared distance from the sine, a table for each α."""
     x, queries = np.linspace(0, 1, 11)[:, None], np.linspace(0, 1, 101)[:, None]
-    gram, kernel, y = rbf_kernel(x, x, 80), rbf_kernel(queries, x, 80), SINE[:, None]
+    gram, kernel, y = (
+        rbf_kernel(x, x, 80.0),
+        rbf_kernel(queries, x, 80.0),
+        SINE[:, None],
+    )
     truth = np.sin(2 * np.pi * queries)
     eigenvalues = np.linalg.eigvalsh(gram)[::-1]
     found = []
