@@ -22,6 +22,16 @@ LONGEST_HEADER = 16_384
 """Bytes before the numbers of an ``.npy`` file; NumPy itself reads 10,000."""
 
 
+def shown(text: str, longest: int = 300) -> str:
+    """Return someone else's words for a message: cut, and without control characters.
+
+    Args:
+        text: the words.
+        longest: characters to keep.
+    """
+    return "".join(c if c.isprintable() else "?" for c in text[:longest])
+
+
 def json_from(content: bytes | str, name: str, limit: int) -> Any:
     """Return what a JSON text says.
 
@@ -43,9 +53,7 @@ def json_from(content: bytes | str, name: str, limit: int) -> Any:
         found = json.loads(text, object_pairs_hook=_unique)
         _check_depth(found)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{name} is no JSON that can be read ({error}); it begins {content[:100]!r}"
-        ) from None
+        raise ValueError(f"{name} is no JSON that can be read: {error}") from None
     return found
 
 

@@ -18,6 +18,7 @@ from jaxkd.federated.rounds import draw_proxies
 from jaxkd.losses import masked_ensemble
 from jaxkd.programs.federated import Aggregate, Client, init_key, round_keys
 from jaxkd.types import Batch, Variables
+from jaxkd.untrusted import shown
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +207,7 @@ class Coordinator:
 
     def exclude(self, round_number: int, client: int, reason: str) -> None:
         """Note, and log, that a client's contribution is left out."""
-        # A reason may quote the client, which must not write lines of its own.
-        reason = "".join(c if c.isprintable() else "?" for c in reason[:300])
+        reason = shown(reason)  # it may quote the client
         self.excluded.append(Exclusion(round_number, client, reason))
         when = "joining" if round_number == JOINING else f"round {round_number}"
         logger.warning("%s: client %s is left out: %s", when, client, reason)
