@@ -209,14 +209,15 @@ class FederatedDistillation(flwr.server.strategy.Strategy):
         answers = {self._numbers[c.cid]: x for c, x in _answers(results, failures)}
         losses = []
         for client in self._asked:
-            answer = answers.get(client)
-            given = None if answer is None else answer.metrics.get("accuracy")
+            if client not in answers:
+                self.coordinator.exclude(server_round - 1, client, SILENT)
+                continue
+            given = answers[client].metrics.get("accuracy")
             if type(given) in (int, float) and (math.isnan(given) or 0 <= given <= 1):
                 self.history[-1]["accuracy"][client] = float(given)
-                losses.append(answer.loss)
+                losses.append(answers[client].loss)
             else:
                 reason = f"it told its accuracy as {given!r:.50}, not as 0 to 1"
-                reason = SILENT if answer is None else reason
                 self.coordinator.exclude(server_round - 1, client, reason)
         return (float(np.mean(losses)) if losses else None), {}
 
