@@ -29,6 +29,12 @@ from jaxkd.losses.diffusion import diffuse as diffuse
 from jaxkd.losses.diffusion import signal_step_coef as signal_step_coef
 from jaxkd.losses.diffusion import to_signal as to_signal
 from jaxkd.losses.diffusion import vp_schedule as vp_schedule
+from jaxkd.losses.directions import class_means as class_means
+from jaxkd.losses.directions import class_sums as class_sums
+from jaxkd.losses.directions import direction_loss as direction_loss
+from jaxkd.losses.directions import feature_alignment as feature_alignment
+from jaxkd.losses.directions import nd_loss as nd_loss
+from jaxkd.losses.directions import norm_loss as norm_loss
 from jaxkd.losses.divergences import cross_entropy_loss as cross_entropy_loss
 from jaxkd.losses.divergences import ctkd_temperature as ctkd_temperature
 from jaxkd.losses.divergences import dkd_loss as dkd_loss

@@ -12,6 +12,7 @@ from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.methods import METHODS
 from jaxkd.methods.base import as_loss, resolved
 from jaxkd.papers.diswot import diswot
+from jaxkd.papers.self_distillation_theory import self_distillation
 from jaxkd.papers.swiftkv import swiftkv
 from jaxkd.types import Method
 
@@ -80,6 +81,7 @@ BUILD = {
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "mgd": lambda: methods.mgd("b"),
+    "nd": lambda: methods.nd(),
     "nst": lambda: methods.nst(["b"]),
     "ofakd": lambda: methods.ofakd(["a", "b"], gamma=1.3),
     "ofd": lambda: methods.ofd(["a.pre"], [NORM]),
@@ -89,6 +91,7 @@ BUILD = {
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),
     "reviewkd": lambda: methods.reviewkd(["a", "b"], mid=8),
     "rkd": lambda: methods.rkd("pooled"),
+    "self_distillation": lambda: self_distillation(),
     "simkd": lambda: methods.simkd("b"),
     "sinkd": lambda: methods.sinkd(),
     "sp": lambda: methods.sp("b"),
