@@ -21,7 +21,7 @@ def unknown_name(kind: str, given: str, valid: Iterable[str]) -> str:
         given: the name that was given.
         valid: the names that exist.
     """
-    valid = list(valid)
+    valid, given = list(valid), given[:100]
     message = f"unknown {kind} {given!r}"
     match = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
     if match:

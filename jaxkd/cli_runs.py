@@ -27,6 +27,7 @@ from jaxkd.reporting.results import (
     write_results,
 )
 from jaxkd.reporting.run import Clock, Run, on_first_process
+from jaxkd.untrusted import json_file
 
 RUNS = Path("runs")
 """Where runs are kept, unless a folder is named."""
@@ -191,12 +192,14 @@ def resume(folder: RunFolder) -> None:
             "prints where it keeps one"
         )
     try:
-        saved = json.loads(file.read_text())
+        saved = json_file(file)
         preset, seeds, commit = saved["preset"], saved["seeds"], saved["commit_results"]
         code, dirty = saved["code"]
+        if type(seeds) is not int or seeds < 1 or type(commit) is not bool:
+            raise TypeError(f"seeds {seeds!r} or commit_results {commit!r}")
         experiment = load_experiment(saved["experiment"])
         config = config_from_json(experiment.preset(preset), saved["config"])
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} is damaged or of another version ({error!r}): start again with "
             "`jaxkd run`"

@@ -27,9 +27,11 @@ from jaxkd.interop.checkpoint import (
     tensor_shapes,
 )
 from jaxkd.interop.families import family_reading, family_writing
+from jaxkd.interop.limits import check_layers
 from jaxkd.interop.shards import INDEX, WEIGHTS, Shards, write_shards
 from jaxkd.network import Network
 from jaxkd.types import Variables
+from jaxkd.untrusted import blaming, json_file
 
 CONFIG = "config.json"
 PROGRAM = "model.stablehlo"
@@ -81,19 +83,21 @@ def load_pretrained(
     folder = Path(folder)
     config, shards = _read_config(folder), Shards(folder)
     if "architectures" in config:
-        family = family_reading(config)
-        model, given = family.model, family.arguments(config)
+        with blaming(str(folder / CONFIG)):
+            family = family_reading(config)
+            model, given = family.model, family.arguments(config)
         if family.head is not None:
             given["tied"] = family.head not in shards.tensors
     else:
         family, model, given = None, config["model"], config["arguments"]
+    check_layers(given, shards.tensors, folder / CONFIG)
     try:
         network = models.create(
             model,
             {**models.MODELS, **papers.constructors(Network)},
             **{**given, **arguments},
         )
-    except TypeError as error:
+    except Exception as error:  # whatever numbers of other kinds and sizes cause
         raise ValueError(
             f"{folder / CONFIG} and what was given make arguments that {model!r} does "
             f"not take ({error}): export the model again"
@@ -109,12 +113,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "transformers or `jaxkd export` write them"
         )
     try:
-        config = json.loads(path.read_text())
-        theirs = "model" not in config
-        needed = ("architectures", "model_type") if theirs else ("model", "arguments")
-        for key in needed:
-            if not config[key]:
-                raise ValueError(f"{key} is empty")
+        config = json_file(path)
+        kinds: dict[str, type] = {"architectures": list, "model_type": str}
+        if "model" in config:
+            kinds = {"model": str, "arguments": dict}
+        for key, kind in kinds.items():
+            if not config[key] or not isinstance(config[key], kind):
+                raise ValueError(f"{key} is empty, or no {kind.__name__}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error!r}): fetch or export the model again"
@@ -202,7 +207,7 @@ def _tokenizer_files(folder: Path) -> tuple[list[Path], dict[str, Any]]:
             f"{folder} holds no tokeniser, such as {', '.join(TOKENIZER[:2])}"
         )
     path = folder / CONFIG
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = json_file(path) if path.is_file() else {}
     return found, {key: config[key] for key in SPECIAL if key in config}
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxkd.files import write_atomically
+from jaxkd.files import check_plain, write_atomically
 from jaxkd.training.ahead import StepPlan
+from jaxkd.untrusted import json_file
 
 HEADER = (
     "program",
@@ -86,10 +87,13 @@ def read_plans(path: Path) -> dict[str, StepPlan]:
         ValueError: the file is damaged or of another version.
     """
     try:
-        saved = json.loads(path.read_text())
-        return {name: StepPlan(**plan) for name, plan in saved.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        saved = json_file(path)
+        check_plain(saved, "it")
+        plans = {name: StepPlan(**plan) for name, plan in saved.items()}
+        plan_rows(plans)  # Fails where a value is of another kind.
+        return plans
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
         raise ValueError(
-            f"{path} is damaged or of another version ({error}): write it again with "
+            f"{path} is damaged or of another version ({e}): write it again with "
             "`jaxkd compile`"
         ) from None

@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 
-from jaxkd.files import write_atomically
+from jaxkd.files import check_plain, write_atomically
 from jaxkd.reporting.records import Record
+from jaxkd.untrusted import json_file
 
 SCHEMA = 1
 """Version of the file's layout; a reader takes its own only."""
@@ -220,15 +221,10 @@ def _remedy(path: Path) -> str:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    def refuse(token: str) -> None:
-        raise ValueError(
-            f"{path} holds {token}, a value that is not finite: a run diverged or the "
-            f"file was edited; {_remedy(path)}"
-        )
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json_file(path)
+        check_plain(content, "it")
+    except ValueError as error:
         raise ValueError(
             f"{path} is half-written or corrupt ({error}): {_remedy(path)}"
         ) from None
@@ -236,7 +232,21 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds a {type(content).__name__}, not an object: {_remedy(path)}"
         )
+    if (bad := _infinite(content)) is not None:
+        raise ValueError(
+            f"{path} holds {json.dumps(bad)}, a value that is not finite: a run "
+            f"diverged or the file was edited; {_remedy(path)}"
+        )
     return content
+
+
+def _infinite(content: Any) -> float | None:
+    """Return a number that is not finite, of all in what JSON has, or None."""
+    if isinstance(content, float):
+        return None if math.isfinite(content) else content
+    parts = content.values() if isinstance(content, dict) else content
+    found = map(_infinite, parts if isinstance(content, dict | list) else ())
+    return next((bad for bad in found if bad is not None), None)
 
 
 _KINDS: Mapping[Any, tuple[str, Any]] = {

@@ -7,6 +7,7 @@ time, records and the exported students. What it has finished is never done agai
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.files import write_atomically
+from jaxkd.files import check_plain, write_atomically
 from jaxkd.interop import save_pretrained
 from jaxkd.network import Network
 from jaxkd.reporting.records import Record
 from jaxkd.training import Checkpoints, fit, make_mesh
 from jaxkd.training.progress import ProgressBar
 from jaxkd.types import Program, Variables, deployed
+from jaxkd.untrusted import json_file
 
 History = Sequence[Mapping[str, int | float]]
 """One dict an evaluation, as `jaxkd.training.fit` returns them."""
@@ -254,6 +256,11 @@ class Clock:
     def __init__(self, folder: Path):
         self._file = folder / "seconds.txt"
         before = self._file.read_text() if self._file.is_file() else "0"
+        if not re.fullmatch(r"\d{1,12}(\.\d+)?", before.strip()):
+            raise ValueError(
+                f"{self._file} holds {before!r:.40}, not seconds: delete it, and the "
+                "time counts from now"
+            )
         self._started = time.perf_counter() - float(before)
 
     @property
@@ -328,15 +335,22 @@ def read_part(folder: Path) -> list[Record]:
     """
     path = folder / "records.json"
     try:
-        return [
-            Record(**{**entry, "curve": tuple(entry["curve"])})
-            for entry in json.loads(path.read_text())
-        ]
+        return [_record(entry) for entry in json_file(path)]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is half-written or corrupt ({error!r}): delete it, and `jaxkd "
             "resume` repeats this part"
         ) from None
+
+
+def _record(entry: Any) -> Record:
+    check_plain(entry, "a record")
+    texts = [entry[name] for name in ("method", "metric", "setting")]
+    numbers = [entry["value"], entry["wall_time"], *entry["curve"]]
+    kinds = {*map(type, texts)}, {*map(type, numbers)}, type(entry["seed"])
+    if kinds[0] != {str} or not kinds[1] <= {int, float} or kinds[2] is not int:
+        raise ValueError(f"a record is {entry!r:.200}")
+    return Record(**{**entry, "curve": tuple(entry["curve"])})
 
 
 def _name(arm: Arm, task: Task) -> str:

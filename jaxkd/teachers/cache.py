@@ -18,10 +18,15 @@ import jax
 import numpy as np
 
 from jaxkd.data.sources import Examples
+from jaxkd.files import check_plain
 from jaxkd.teachers.targets import TeacherTargets
 from jaxkd.types import Batch
+from jaxkd.untrusted import json_file
 
 MANIFEST = "teacher.json"
+
+MOST_FILES, LARGEST_RECORD = 100_000, 2**28
+"""Files of a cache, whose names have five digits, and bytes of one answer, at most."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "file of one. `jaxkd cache-teacher` writes one"
         )
     try:
-        found = json.loads(path.read_text())
+        found = {"teacher": "", "data": "", **json_file(path)}
+        check_plain(found, "it")
+        files, size = divmod(found["examples"], found["shard_examples"])
+        if found["shard_examples"] < 1 or not 0 <= files < MOST_FILES or size < 0:
+            raise ValueError(f"it names more than {MOST_FILES:,} files, or none")
         record_type(found)
         shards(folder, found)
-        return {"teacher": "", "data": "", **found}
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        return found
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
         raise ValueError(
-            f"{path} is damaged ({error!r}): delete the folder and make the cache again"
+            f"{path} is damaged ({e!r}): delete the folder and make the cache again"
         ) from None
 
 
@@ -74,7 +83,13 @@ def record_type(manifest: Mapping[str, Any]) -> np.dtype:
     arrays = [
         (k, kind, tuple(shape)) for k, (kind, shape) in manifest["arrays"].items()
     ]
-    return np.dtype([("checksum", "<u4"), ("example", "<u4"), *arrays])
+    found = np.dtype([("checksum", "<u4"), ("example", "<u4"), *arrays])
+    if found.hasobject or not 8 < found.itemsize <= LARGEST_RECORD:
+        raise ValueError(
+            f"an answer of {found.itemsize:,} bytes is not numbers of at most "
+            f"{LARGEST_RECORD:,} bytes: {manifest['arrays']!r:.200}"
+        )
+    return found
 
 
 def record_checksum(record: bytes) -> int:

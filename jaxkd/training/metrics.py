@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxkd.untrusted import LARGEST_JSON, json_from
+
 
 @runtime_checkable
 class MetricWriter(Protocol):
@@ -42,7 +44,11 @@ class JsonLines:
         Raises:
             ValueError: a line before the last is not JSON. It names file and line.
         """
-        _keep(self.path, lambda line: json.loads(line)["step"] <= step)
+
+        def wanted(line: str) -> bool:
+            return json_from(line, "it", LARGEST_JSON)["step"] <= step
+
+        _keep(self.path, wanted)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line."""

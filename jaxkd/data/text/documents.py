@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Integer
 
 from jaxkd.data.text.tokenizers import Tokenizer
+from jaxkd.files import check_plain
+from jaxkd.untrusted import json_file, mapped_array
 
 CHUNK = 1024
 """Texts that are tokenised at a time, on all cores."""
@@ -120,14 +122,20 @@ def load_documents(folder: str | Path) -> Documents:
     if not about.is_file():
         raise FileNotFoundError(f"{about} is missing: write it by Documents.save")
     try:
-        found = json.loads(about.read_text())
+        found = json_file(about)
+        kinds = {"name": str, "vocabulary": int, "trained": bool}
+        for key, kind in kinds.items():
+            if type(found[key]) is not kind:
+                raise ValueError(f"{about} has {key} = {found[key]!r:.80}")
         names = ["tokens", "offsets", *(["trained"] if found["trained"] else [])]
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in names
-        }
+        arrays = {name: mapped_array(folder / f"{name}.npy") for name in names}
+        wanted = {"tokens": np.integer, "offsets": np.integer, "trained": np.bool_}
+        for name, array in arrays.items():
+            if array.ndim != 1 or not np.issubdtype(array.dtype, wanted[name]):
+                raise ValueError(f"{name} are {array.dtype} of shape {array.shape}")
+        check_plain(found["name"], f"the name in {about}")
         return Documents(found["name"], vocabulary=found["vocabulary"], **arrays)
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
             f"{folder} holds damaged documents ({error}): save them again"
         ) from None

@@ -1,10 +1,14 @@
 """Text to tokens and back: bytes, or the tokenizer of a Hugging Face folder."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from jaxkd.untrusted import blaming, json_file, read_bytes
+
+LARGEST = 2**28
+"""Bytes of a ``tokenizer.json``; that of 262,144 tokens has an eighth."""
 
 
 @runtime_checkable
@@ -131,18 +135,24 @@ class FileTokenizer:
         pad: the token that fills rows up, or None.
     """
 
-    def __init__(self, tokenizer: Any, bos: int | None, eos: int | None, pad: Any):
+    def __init__(
+        self, tokenizer: Any, bos: int | None, eos: int | None, pad: Any, name: str = ""
+    ):
         self._tokenizer = tokenizer
+        self._source = f"a text by the tokenizer {name}".strip()
         self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
         self.bos, self.eos, self.pad = bos, eos, pad
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; none is added to begin or end it."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with blaming(self._source):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of every text, found on all cores."""
-        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        texts = list(texts)
+        with blaming(self._source):
+            found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -152,17 +162,19 @@ class FileTokenizer:
             ValueError: a token that is none.
         """
         _check_tokens(tokens, self.vocabulary)
-        return self._tokenizer.decode([int(t) for t in tokens])
+        with blaming(self._source):
+            return self._tokenizer.decode([int(t) for t in tokens])
 
     def classifier_tokens(
         self, text: str, second: str | None, length: int
     ) -> tuple[list[int], list[int]]:
         """Return tokens with the file's own special ones (``[CLS] … [SEP]``)."""
-        found = self._tokenizer.encode(text, second)
-        if len(found) > length:
-            self._tokenizer.enable_truncation(length)
+        with blaming(self._source):
             found = self._tokenizer.encode(text, second)
-            self._tokenizer.no_truncation()
+            if len(found) > length:
+                self._tokenizer.enable_truncation(length)
+                found = self._tokenizer.encode(text, second)
+                self._tokenizer.no_truncation()
         return found.ids, found.type_ids
 
 
@@ -188,14 +200,20 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
             f"{path} is missing: save the model's fast tokenizer there "
             "(transformers' save_pretrained writes it)"
         )
+    content = read_bytes(path, LARGEST)
     try:
-        tokenizer = File.from_file(str(path))
-    except Exception as error:  # the package raises nothing narrower
+        # A file may be of no use, and say so by an error or by a panic.
+        with blaming(str(path)):
+            tokenizer = File.from_buffer(content)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            highest = max(tokenizer.get_vocab().values())
+            if highest >= 2**31:
+                raise ValueError(f"it has the token {highest}, not below 2**31")
+    except ValueError as error:
         raise ValueError(
             f"{path} is no tokenizer that can be read ({error}): fetch it again"
         ) from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     names: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         names |= _read_json(path.with_name(file))
@@ -203,7 +221,9 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
     for kind in ("bos_token", "eos_token", "pad_token"):
         token = names.get(kind)
         # Older folders write a token with the rules of its stripping.
-        token = token["content"] if isinstance(token, dict) else token
+        token = token.get("content", token) if isinstance(token, dict) else token
+        if not isinstance(token, str | None):
+            raise ValueError(f"{path.parent}: {kind} is {token!r:.80}, no text")
         number = None if token is None else tokenizer.token_to_id(token)
         if token is not None and number is None:
             raise ValueError(
@@ -211,16 +231,19 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
                 "the files are of different tokenizers"
             )
         found.append(number)
-    return FileTokenizer(tokenizer, *found)
+    return FileTokenizer(tokenizer, *found, name=str(path))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
+        found = json_file(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, not an object")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
+    return found
 
 
 def _check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
