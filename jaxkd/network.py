@@ -69,6 +69,8 @@ class Network:
             of a weight's path: of a wrapped network those of the network inside.
         cuts: the taps that `segment` can cut it at, in the order of the forward pass.
         module: the Flax module that it was made of; of NNX the structure alone.
+        origin: what the folder that it was read from says beyond the network, which
+            `jaxkd.interop.save_pretrained` writes again.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
@@ -79,6 +81,7 @@ class Network:
     axes: Axes = field(default=NO_AXES, compare=False)
     cuts: tuple[str, ...] = ()
     module: Any = field(default=None, compare=False, repr=False)
+    origin: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_nnx(

@@ -18,11 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from jaxkd.files import plain
+
 DEEPEST = 64
 """How far JSON may be nested: no format in use comes near, and printing it is safe."""
 
 LONGEST_HEADER = 16_384
 """Bytes before the numbers of an ``.npy`` file; NumPy itself reads 10,000."""
+
+LONGEST_PROBLEM = 500
+"""Characters of what a parser said, which may hold much of a file."""
 
 LARGEST_JSON = 2**26
 """Bytes of a JSON file; the index of a model of a trillion parameters has a quarter."""
@@ -260,7 +265,9 @@ def blaming(name: str) -> Iterator[None]:
         if not panic and not isinstance(error, Exception):
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{name} cannot be read: {kind}{error}") from None
+        # The message may repeat what stands in the file.
+        problem = plain(str(error))[:LONGEST_PROBLEM]
+        raise ValueError(f"{name} cannot be read: {kind}{problem}") from None
 
 
 def _check_depth(found: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxkd.checks import check_batch, unknown_name
 from jaxkd.data.datasets import data_file, read_arrays, whole
+from jaxkd.data.sources import brief
 from jaxkd.graphs import Graph, SparseMatrix, pad_graph, undirected
 from jaxkd.registry import constructors
 from jaxkd.untrusted import blaming
@@ -45,6 +46,8 @@ class GraphDataset:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+    __repr__ = brief
 
     def batch(self, multiple: int = 1) -> dict[str, Any]:
         """Return the batch: ``graph``, ``label``, and a mask of nodes for each part.

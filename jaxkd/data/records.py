@@ -214,7 +214,10 @@ class _Parquet(Sequence):
         rows, size = [], 0
         with blaming(f"{self._path}, row group {group},"):
             for batch in self._file.iter_batches(256, row_groups=[group]):
-                size += batch.nbytes
+                for column in batch.columns:
+                    # Texts that are all alike are stored as one text and its places.
+                    whole = getattr(column, "dictionary_decode", lambda c=column: c)()
+                    size += whole.nbytes
                 if size > LARGEST_BYTES:
                     raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
                 rows += batch.to_pylist()

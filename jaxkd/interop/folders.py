@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
@@ -21,13 +21,15 @@ from jaxkd import models, papers
 from jaxkd.interop.checkpoint import (
     check_variables,
     nbytes,
+    network_shapes,
     network_sources,
     read_variables,
     tensor_reader,
     tensor_shapes,
 )
 from jaxkd.interop.families import family_reading, family_writing
-from jaxkd.interop.limits import check_layers
+from jaxkd.interop.families.base import Family
+from jaxkd.interop.limits import check_layers, check_sizes
 from jaxkd.interop.shards import INDEX, WEIGHTS, Shards, write_shards
 from jaxkd.network import Network
 from jaxkd.types import Variables
@@ -50,8 +52,19 @@ TOKENIZER = (
 )
 """Files that a tokeniser may have."""
 
+SIDE = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
+"""Small files beside the weights that go along from a folder to the next."""
+
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """What a config says of the tokeniser."""
+
+
+class Origin(NamedTuple):
+    """What a folder held: its config, the arguments in it, and its side files' text."""
+
+    config: dict[str, Any]
+    given: dict[str, Any]
+    sides: dict[str, str]
 
 
 def load_pretrained(
@@ -97,11 +110,16 @@ def load_pretrained(
             {**models.MODELS, **papers.constructors(Network)},
             **{**given, **arguments},
         )
+        shapes = network_shapes(network)
+        check_sizes(shapes, shards.tensors)
+        tensor_shapes(network_sources(network, family), shapes)
     except Exception as error:  # whatever numbers of other kinds and sizes cause
         raise ValueError(
             f"{folder / CONFIG} and what was given make arguments that {model!r} does "
             f"not take ({error}): export the model again"
         ) from None
+    sides = {name: _side(folder / name) for name in SIDE if (folder / name).is_file()}
+    network = dataclasses.replace(network, origin=Origin(config, given, sides))
     return network, read_variables(network, family, shards, mesh, dtype)
 
 
@@ -144,6 +162,10 @@ def save_pretrained(
 ) -> Path:
     """Write a network of the zoo, as transformers reads it if it has such a model.
 
+    Of a network that `load_pretrained` has read, what its folder said beyond the
+    network goes along: all keys of config.json that the network does not change, such
+    as the labels' names, and the files of `SIDE`. A tokeniser is asked for.
+
     A write that is cut off leaves a folder without config.json, which is no model.
 
     Args:
@@ -172,8 +194,12 @@ def save_pretrained(
     if family is None:
         described = {"library": "jaxkd", "model": model, "arguments": dict(arguments)}
     else:
+        described = family.config(arguments)
+    if network.origin is not None:
+        described = _with_origin(described, network.origin, family, arguments)
+    if family is not None:
         dtype = jnp.result_type(*(array.dtype for array in arrays.values()))
-        described = {**family.config(arguments), "dtype": str(dtype)}
+        described["torch_dtype" if "torch_dtype" in described else "dtype"] = str(dtype)
     if input_shape is not None:
         described["input_shape"] = list(input_shape)
     carried, special = [], {}
@@ -195,9 +221,54 @@ def save_pretrained(
     write_shards(partial, sizes, read, max_shard_size)
     for file in carried:
         shutil.copyfile(file, partial / file.name)
+    for name, side in (network.origin.sides if network.origin else {}).items():
+        (partial / name).write_text(_with_tokens(side, described))
     (partial / CONFIG).write_text(text)
     _move(partial, folder)
     return folder
+
+
+def _with_origin(
+    ours: dict[str, Any],
+    origin: Origin,
+    family: Family | None,
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return a network's config with what the folder it comes from said beside it."""
+    theirs = origin.config
+    if ("model" in theirs) != (family is None):  # It has the other format now.
+        return ours
+    before = {} if family is None else family.config({**arguments, **origin.given})
+    if any(theirs.get(k) != before.get(k) for k in ("architectures", "model_type")):
+        before = {}  # The same model by another name: what we write has ours.
+    return _changed(theirs, before, ours)
+
+
+def _changed(theirs: Mapping, before: Mapping, ours: Mapping) -> dict[str, Any]:
+    """Return a config with what of ours is another than it was before."""
+    found = dict(theirs)
+    for key, value in ours.items():
+        parts = theirs.get(key), before.get(key), value
+        if all(isinstance(part, Mapping) for part in parts) and "label" not in key:
+            found[key] = _changed(*parts)
+        elif key not in before or before[key] != value:
+            found[key] = value
+    return found
+
+
+def _side(path: Path) -> str:
+    if not isinstance(json_file(path), dict):
+        raise ValueError(f"{path} holds no object: fetch the folder again")
+    return path.read_text()
+
+
+def _with_tokens(side: str, described: Mapping[str, Any]) -> str:
+    """Return a side file's text, with the special tokens that the config has now."""
+    found = json.loads(side)
+    new = {k: described[k] for k in SPECIAL if k in described and k in found}
+    if all(found[key] == token for key, token in new.items()):
+        return side
+    return json.dumps({**found, **new}, indent=2) + "\n"
 
 
 def _tokenizer_files(folder: Path) -> tuple[list[Path], dict[str, Any]]:

@@ -4,6 +4,7 @@ Building takes some hundredths of a second a layer, so that a line in a file cou
 for days. But a layer has a tensor at least.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,4 +51,26 @@ def check_layers(
             raise ValueError(
                 f"{source} has {name} = {value!r:.80}, but weights of {len(tensors)} "
                 f"tensors can be of {most} layers at most: it is of other weights"
+            )
+
+
+def check_sizes(
+    arrays: Mapping[str, jax.ShapeDtypeStruct],
+    tensors: Mapping[str, jax.ShapeDtypeStruct],
+) -> None:
+    """Refuse a model with an array that is larger than all of a file's.
+
+    Args:
+        arrays: of the model, by path.
+        tensors: of the file, by name.
+
+    Raises:
+        ValueError: it names the array.
+    """
+    most = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    for path, array in arrays.items():
+        if math.prod(array.shape) > most:
+            raise ValueError(
+                f"{path} would have the shape {array.shape}, but the weights have "
+                f"{most} numbers in all"
             )

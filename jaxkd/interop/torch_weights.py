@@ -115,7 +115,7 @@ def _network(arrays: Mapping[str, np.ndarray], path: Path) -> Network:
     """Return the ResNet that has these arrays' blocks, widths and classes."""
     blocks: dict[int, set[int]] = {}
     for name in arrays:
-        if match := re.match(r"layer(\d+)\.(\d+)\.", name):
+        if match := re.match(r"layer(\d{1,4})\.(\d{1,4})\.", name):
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
     counts = tuple(len(blocks[i]) for i in sorted(blocks))
     stages = range(1, max(len(blocks), 3) + 1)

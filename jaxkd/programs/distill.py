@@ -45,7 +45,9 @@ def distill(
         student: the network to train.
         teacher: the network to learn from, or None.
         method: the objective, such as ``combine((0.1, cross_entropy()), (0.9, kd()))``.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation, of the tree ``{"student": params, "method":
+            params}``; `jaxkd.training.part_labels` and `jaxkd.training.decay_mask` tell
+            its parts apart.
         accumulate: parts in which a batch is worked through, in the memory of one; the
             gradient is that of the whole batch, see `programs.descend`.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from jaxkd.files import check_plain, write_atomically
@@ -59,11 +60,24 @@ def plan_markdown(plans: Mapping[str, StepPlan]) -> str:
 
 
 def print_plans(console: Console, plans: Mapping[str, StepPlan]) -> None:
-    """Print the table, and what each program sends by the kind of collective."""
+    """Print the table, and what each program sends by the kind of collective.
+
+    Where the terminal is too narrow for it, each program's figures are a table below
+    the last one's.
+    """
+    rows = plan_rows(plans)
     table = Table(*HEADER, box=None)
-    for row in plan_rows(plans):
+    for row in rows:
         table.add_row(*row)
-    console.print(table)
+    wide = console.options.update(width=10_000)
+    if Measurement.get(console, wide, table).maximum <= console.width:
+        console.print(table)
+    else:
+        for row in rows:
+            figures = Table(show_header=False, box=None)
+            for name, cell in zip(HEADER, row, strict=True):
+                figures.add_row(name, cell)
+            console.print(figures, "")
     for name, plan in plans.items():
         sent = [f"{n / 1e9:.3g} by {kind}" for kind, n in plan.collectives.items()]
         console.print(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxkd.untrusted import LARGEST_JSON, json_from
+from jaxkd.untrusted import LARGEST_JSON, blaming, json_from
 
 
 @runtime_checkable
@@ -141,7 +141,9 @@ class TensorBoard:
 def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
     """Keep a file's wanted lines; the last may be half-written, and is then dropped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    with blaming(str(path)):
+        text = path.read_bytes().decode() if path.exists() else ""
+    lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     kept = []
@@ -149,7 +151,7 @@ def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
         try:
             if wanted(line):
                 kept.append(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ValueError(
                 f"{path}, line {number} cannot be read ({error!r}): "
                 f"{line.strip()!r:.80}. Move the file away, or write to another"

@@ -150,6 +150,35 @@ def test_a_dtype_and_arguments_replace_the_folders(checkpoint, decoder):
         folders.load_pretrained(checkpoint, rematerialise=True)
 
 
+def test_what_the_network_does_not_own_goes_along(checkpoint, tmp_path):
+    path = checkpoint / folders.CONFIG
+    config = json.loads(path.read_text())
+    rope = {**config["rope_parameters"], "mine": 1}
+    mine = {
+        "max_position_embeddings": 77,
+        "id2label": {"0": "a"},
+        "rope_parameters": rope,
+    }
+    path.write_text(json.dumps({**config, **mine, "eos_token_id": 2}))
+    side = '{"eos_token_id": 2, "top_p": 0.9}'
+    (checkpoint / "generation_config.json").write_text(side)
+    network, variables = folders.load_pretrained(
+        checkpoint, rope_theta=5e5, dtype=jnp.bfloat16
+    )
+    to = folders.save_pretrained(tmp_path / "to", network, variables)
+    changed = {"rope_parameters": {**rope, "rope_theta": 5e5}, "dtype": "bfloat16"}
+    assert json.loads((to / folders.CONFIG).read_text()) == {
+        **json.loads(path.read_text()),
+        **changed,
+    }
+    assert (to / "generation_config.json").read_text() == side
+    assert folders.load_pretrained(to)[0].spec == network.spec
+    # A token that is given is the same one in both files.
+    folders.save_pretrained(to, network, variables, config={"eos_token_id": 3})
+    found = json.loads((to / "generation_config.json").read_text())
+    assert found == {"eos_token_id": 3, "top_p": 0.9}
+
+
 def test_saving_again_replaces_the_weights_and_nothing_else(checkpoint):
     (checkpoint / "notes.txt").write_text("mine")
     network, variables, _ = trained("mlp")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from jaxkd.data.sources import brief
 from jaxkd.data.text.tokenizers import Tokenizer
 from jaxkd.files import check_plain
 from jaxkd.untrusted import json_file, mapped_array
@@ -41,6 +42,8 @@ class Documents:
     offsets: Integer[np.ndarray, "documents_and_one"]
     vocabulary: int
     trained: Bool[np.ndarray, "tokens"] | None = None
+
+    __repr__ = brief
 
     def __post_init__(self):
         if len(self.offsets) < 2:

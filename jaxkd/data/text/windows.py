@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxkd.data.datasets import data_file
-from jaxkd.data.sources import Dataset
+from jaxkd.data.sources import Dataset, brief
 from jaxkd.untrusted import decompressed, mapped_array
 
 
@@ -35,6 +35,8 @@ class Windows:
     length: int
     classes: int
     stride: int | None = None
+
+    __repr__ = brief
 
     def __post_init__(self):
         if self.length < 1 or (self.stride is not None and self.stride < 1):
