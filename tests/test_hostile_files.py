@@ -337,6 +337,12 @@ def many_layers(path):
     path.write_text(json.dumps({**saved, "n_layer": 10**6}))
 
 
+def t5_distances(path):
+    shutil.copytree(GOLDEN / "t5", path.parent, dirs_exist_ok=True)
+    far = {"relative_attention_max_distance": 10**9}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **far}))
+
+
 def manifest(**changes):
     return written({**MANIFEST, **changes})
 
@@ -361,6 +367,11 @@ BOMBS = {
         "m/config.json",
         config(arguments={"features": 10**9, "widths": [3], "classes": 2}),
         r"hidden/0/kernel would have the shape \(1000000000, 3\)",
+    ),
+    "distances": (
+        "m/config.json",
+        t5_distances,
+        "max_distance must be at most 16777216, got 10000000",
     ),
     "answer files": (
         "teacher.json",

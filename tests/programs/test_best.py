@@ -37,7 +37,8 @@ def test_the_last_of_the_best_is_kept():
 
 def test_a_validation_set_is_scored_every_so_many_steps():
     def step(state, batch):
-        return {"student": state["student"] + batch["x"].mean()}, {"loss": jnp.zeros(())}
+        moved = state["student"] + batch["x"].mean()
+        return {"student": moved}, {"loss": jnp.zeros(())}
 
     program = Program(lambda key, batch: {"student": jnp.zeros(())}, step)
 
