@@ -18,16 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from jaxkd.files import plain
-
 DEEPEST = 64
 """How far JSON may be nested: no format in use comes near, and printing it is safe."""
 
 LONGEST_HEADER = 16_384
 """Bytes before the numbers of an ``.npy`` file; NumPy itself reads 10,000."""
-
-LONGEST_PROBLEM = 500
-"""Characters of what a parser said, which may hold much of a file."""
 
 LARGEST_JSON = 2**26
 """Bytes of a JSON file; the index of a model of a trillion parameters has a quarter."""
@@ -36,6 +31,16 @@ EXPANSION, EXPANDED = 64, 2**28
 """A compressed file may become so many times longer, or have so many bytes if that is
 more. Data of use become ten times longer at most; a file made to fill the memory, a
 thousand times."""
+
+
+def shown(text: str, longest: int = 300) -> str:
+    """Return someone else's words for a message: cut, and without control characters.
+
+    Args:
+        text: the words.
+        longest: characters to keep.
+    """
+    return "".join(c if c.isprintable() else "?" for c in text[:longest])
 
 
 def json_file(path: Path, limit: int = LARGEST_JSON) -> Any:
@@ -153,9 +158,7 @@ def json_from(content: bytes | str, name: str, limit: int) -> Any:
         found = json.loads(text, object_pairs_hook=_unique)
         _check_depth(found)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{name} is no JSON that can be read ({error}); it begins {content[:100]!r}"
-        ) from None
+        raise ValueError(f"{name} is no JSON that can be read: {error}") from None
     return found
 
 
@@ -266,8 +269,7 @@ def blaming(name: str) -> Iterator[None]:
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         # The message may repeat what stands in the file.
-        problem = plain(str(error))[:LONGEST_PROBLEM]
-        raise ValueError(f"{name} cannot be read: {kind}{problem}") from None
+        raise ValueError(f"{name} cannot be read: {kind}{shown(str(error))}") from None
 
 
 def _check_depth(found: Any) -> None:

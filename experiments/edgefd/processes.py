@@ -48,7 +48,9 @@ def server(
         round_timeout=round_timeout,
     )
     for entry in history:
-        accuracy = np.mean(list(entry["accuracy"].values()) or [np.nan])
+        # A client that tells none does not take the mean from the others.
+        told = [x for x in entry["accuracy"].values() if x == x]
+        accuracy = np.mean(told or [np.nan])
         print(
             f"round {entry['round']}: accuracy {accuracy:.3f} of "
             f"{entry['contributors']} contributors, {entry['upload_bytes']} bytes"

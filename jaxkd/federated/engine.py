@@ -7,7 +7,7 @@ client that is dead, late or wrong costs nothing but its own contribution.
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,15 @@ from jaxkd.federated.rounds import draw_proxies
 from jaxkd.losses import masked_ensemble
 from jaxkd.programs.federated import Aggregate, Client, init_key, round_keys
 from jaxkd.types import Batch, Variables
+from jaxkd.untrusted import shown
 
 logger = logging.getLogger(__name__)
 
 JOINING = -1
 """The round number of what happens before the first."""
+
+UNNAMED = -1
+"""The number of a client that gave none, or one that it cannot have."""
 
 
 class Upload(NamedTuple):
@@ -42,7 +46,7 @@ class Exclusion(NamedTuple):
 
     Attributes:
         round_number: from 0; `JOINING` before the first.
-        client: whose.
+        client: whose; `UNNAMED` if it did not say so.
         reason: why.
     """
 
@@ -81,14 +85,23 @@ class Participant:
         self._predict = jax.jit(client.predict)
         self._distill = jax.jit(client.distill, donate_argnums=0)
         self.state = jax.jit(client.init)(init_key(key, number))
+        self._proxies = own[:0]
 
     def meet(self, proxies: np.ndarray, owner: np.ndarray) -> None:
         """Take the merged proxies and decide, once, which to speak about."""
+        _check("proxies", proxies, "f", (*proxies.shape[:1], *self.own.shape[1:]))
+        _check("owners", owner, "iu", proxies.shape[:1])
         self._proxies = proxies
         self._mask = np.asarray(self._screen(proxies, owner == self.number))
 
     def contribute(self, round_number: int, drawn: np.ndarray) -> Upload:
         """Train on labels, and return predictions of the drawn proxies that pass."""
+        _check("drawn proxies", drawn, "iu", (drawn.size,))
+        if drawn.size and not 0 <= drawn.min() <= drawn.max() < len(self._proxies):
+            raise ValueError(
+                f"the server asked about proxies {drawn.min()} to {drawn.max()}, but "
+                f"there are {len(self._proxies)}: it is broken, or another run's"
+            )
         key, self._distill_key = round_keys(self._key, round_number, self.number)
         self.state, _ = self._learn(self.state, self._private(round_number), key)
         self._inputs = self._proxies[drawn]
@@ -98,6 +111,9 @@ class Participant:
 
     def absorb(self, targets: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
         """Distil the ensemble; return the loss, and the accuracy or NaN."""
+        size = len(self._inputs)
+        _check("valid", valid, "b", (size,))
+        _check("targets", targets, "f", (size, *targets.shape[-1:]), valid)
         self.state, loss = self._distill(
             self.state, self._inputs, targets, valid, self._distill_key
         )
@@ -191,47 +207,78 @@ class Coordinator:
 
     def exclude(self, round_number: int, client: int, reason: str) -> None:
         """Note, and log, that a client's contribution is left out."""
+        reason = shown(reason)  # it may quote the client
         self.excluded.append(Exclusion(round_number, client, reason))
         when = "joining" if round_number == JOINING else f"round {round_number}"
         logger.warning("%s: client %s is left out: %s", when, client, reason)
 
-    def _proposal_fault(self, proposal: np.ndarray | BaseException) -> str:
-        if isinstance(proposal, BaseException):
+    def _proposal_fault(self, proposal: Any) -> str:
+        if not isinstance(proposal, np.ndarray):
             return _failure(proposal)
         if proposal.ndim < 1 or proposal.shape[1:] != self.sample_shape:
             return (
                 f"its proxies have shape {proposal.shape}, not (samples, "
                 f"{', '.join(map(str, self.sample_shape))})"
             )
-        if not np.issubdtype(proposal.dtype, np.floating):
+        if proposal.dtype.kind != "f":
             return f"its proxies are {proposal.dtype}, not floats"
-        if not np.isfinite(proposal.astype(np.float32)).all():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(proposal.astype(np.float32)).all()
+        if not finite:
             return "its proxies are not finite"
         return "" if len(proposal) else "it gave no proxies"
 
-    def _upload_fault(self, upload: Upload | BaseException, size: int) -> str:
-        if isinstance(upload, BaseException):
+    def _upload_fault(self, upload: Any, size: int) -> str:
+        if not isinstance(upload, Upload):
             return _failure(upload)
+        for array in upload:
+            if not isinstance(array, np.ndarray):
+                return _failure(array)
         predictions, rows = upload
         if predictions.shape != (*rows.shape, self.classes) or rows.ndim != 1:
             return (
                 f"its predictions have shape {predictions.shape} for rows of shape "
                 f"{rows.shape}, not (rows, {self.classes})"
             )
-        if not np.issubdtype(predictions.dtype, np.floating):
+        if predictions.dtype.kind != "f":
             return f"its predictions are {predictions.dtype}, not floats"
-        if not np.issubdtype(rows.dtype, np.integer):
+        # NumPy counts time differences among the integers.
+        if rows.dtype.kind not in "iu":
             return f"its rows are {rows.dtype}, not integers"
-        if len(np.unique(rows)) < len(rows) or np.any((rows < 0) | (rows >= size)):
+        outside = len(rows) > size or np.any((rows < 0) | (rows >= size))
+        if outside or len(np.unique(rows)) < len(rows):
             return f"its rows are not different positions below {size}"
         bad = ~np.isfinite(predictions).all(1)
         if bad.any():
             return f"{bad.sum()} of its {len(bad)} predictions are not finite"
-        off = (predictions < 0).any(1) | (np.abs(predictions.sum(1) - 1) > 1e-3)
+        with np.errstate(over="ignore"):
+            sums = predictions.sum(1, dtype=np.float64)
+        off = (predictions < 0).any(1) | (np.abs(sums - 1) > 1e-3)
         if off.any():
             return f"{off.sum()} of its {len(off)} predictions are no probabilities"
         return ""
 
 
-def _failure(error: BaseException) -> str:
-    return f"it did not answer ({type(error).__name__}: {error})"
+def _failure(found: Any) -> str:
+    if isinstance(found, ValueError):
+        return f"it sent what cannot be used: {found}"
+    if isinstance(found, BaseException):
+        return f"it did not answer ({type(found).__name__}: {found})"
+    return f"it sent a {type(found).__name__}, not an array"
+
+
+def _check(
+    what: str,
+    array: np.ndarray,
+    kinds: str,
+    shape: tuple[int, ...],
+    used: np.ndarray | slice = slice(None),
+) -> None:
+    """Refuse what a server sent, if a client cannot compute with it."""
+    if array.shape != shape or array.dtype.kind not in kinds:
+        raise ValueError(
+            f"the server sent {what} that are {array.dtype} of shape {array.shape}, in "
+            f"place of {shape}: it is broken, or another run's"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array[used]).all():
+        raise ValueError(f"the server sent {what} that are not finite: it is broken")

@@ -5,12 +5,18 @@ and ``evaluate`` (distil the ensemble, answer with the accuracy). The transport 
 Flower's gRPC stream, in which a client is one process for the whole run: a SuperNode
 starts a new one for every message, which would compile its steps anew each time.
 
+What a client says is checked, but not who it is: it may take another's number, and fill
+the server's memory with messages that nobody asked for, which Flower keeps. Let only
+those reach the port whom you invited.
+
 It needs ``pip install 'jaxkd[federated]'``. Flower's usage reports are switched off,
 unless ``FLWR_TELEMETRY_ENABLED`` is set.
 """
 
 import logging
+import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,12 +35,26 @@ except ImportError:
         "jaxkd.federated.flower needs flwr: pip install 'jaxkd[federated]'"
     ) from None
 
-from jaxkd.federated.engine import Coordinator, Participant, Upload
+from jaxkd.federated.engine import (
+    JOINING,
+    UNNAMED,
+    Coordinator,
+    Participant,
+    Upload,
+)
+from jaxkd.untrusted import array_from
 
 logger = logging.getLogger(__name__)
 
+CONNECTIONS = 1000
+"""How many clients Flower lets in at once."""
 
-class FlowerClient(flwr.client.NumPyClient):
+SILENT = "its process ended, its message was malformed, or the round's time was up"
+
+DONE = common.Status(common.Code.OK, "")
+
+
+class FlowerClient(flwr.client.Client):
     """A `Participant` that Flower can call.
 
     Args:
@@ -44,26 +64,30 @@ class FlowerClient(flwr.client.NumPyClient):
     def __init__(self, participant: Participant):
         self.participant = participant
 
-    def get_properties(self, config: dict) -> dict:
+    def get_properties(self, ins: common.GetPropertiesIns) -> common.GetPropertiesRes:
         """Return the client's number, by which the server knows it."""
-        return {"client": self.participant.number}
+        return common.GetPropertiesRes(DONE, {"client": self.participant.number})
 
-    def get_parameters(self, config: dict) -> list[np.ndarray]:
+    def get_parameters(self, ins: common.GetParametersIns) -> common.GetParametersRes:
         """Return the proxies it gives."""
-        return [self.participant.own]
+        own = common.ndarrays_to_parameters([self.participant.own])
+        return common.GetParametersRes(DONE, own)
 
-    def fit(self, parameters: list[np.ndarray], config: dict) -> Any:
+    def fit(self, ins: common.FitIns) -> common.FitRes:
         """Answer ``[drawn]``, or ``[drawn, proxies, owner]`` the first time."""
-        drawn, *met = parameters
+        drawn, *met = _arrays(ins.parameters, 1, 3)
         if met:
             self.participant.meet(*met)
-        upload = self.participant.contribute(int(config["round"]), drawn)
-        return list(upload), len(upload.rows), {}
+        upload = self.participant.contribute(int(ins.config["round"]), drawn)
+        content = common.ndarrays_to_parameters(list(upload))
+        return common.FitRes(DONE, content, len(upload.rows), {})
 
-    def evaluate(self, parameters: list[np.ndarray], config: dict) -> Any:
+    def evaluate(self, ins: common.EvaluateIns) -> common.EvaluateRes:
         """Distil ``[targets, valid]``; return loss, proxies used and accuracy."""
-        loss, accuracy = self.participant.absorb(*parameters)
-        return loss, int(parameters[1].sum()), {"accuracy": accuracy}
+        targets, valid = _arrays(ins.parameters, 2)
+        loss, accuracy = self.participant.absorb(targets, valid)
+        metrics: dict[str, Any] = {"accuracy": accuracy}
+        return common.EvaluateRes(DONE, loss, int(valid.sum()), metrics)
 
 
 class FederatedDistillation(flwr.server.strategy.Strategy):
@@ -76,7 +100,8 @@ class FederatedDistillation(flwr.server.strategy.Strategy):
 
     Attributes:
         history: one dict a round: ``round``, ``contributors``, ``valid`` (of proxies
-            with a target), ``upload_bytes``, and ``accuracy`` by client.
+            with a target), ``upload_bytes``, and ``accuracy`` by client, 0 to 1, or NaN
+            of one that does not evaluate.
     """
 
     def __init__(self, coordinator: Coordinator, clients: int, timeout: float = 600.0):
@@ -84,6 +109,7 @@ class FederatedDistillation(flwr.server.strategy.Strategy):
         self.history: list[dict[str, Any]] = []
         self._numbers: dict[str, int] = {}
         self._met: set[int] = set()
+        self._asked: list[int] = []
 
     def initialize_parameters(self, client_manager: Any) -> common.Parameters:
         """Wait for the clients and merge their proxies."""
@@ -97,17 +123,19 @@ class FederatedDistillation(flwr.server.strategy.Strategy):
         joining = list(client_manager.all().values())
         properties = self._ask(
             joining,
-            lambda c: int(
+            lambda c: _number(
                 c.get_properties(
                     common.GetPropertiesIns({}), timeout=self.timeout, group_id=None
-                ).properties["client"]
+                ).properties
             ),
         )
         for proxy, number in zip(joining, properties, strict=True):
             if isinstance(number, BaseException):
-                logger.warning("a client left before it named itself: %s", number)
+                reason = f"it did not name itself ({type(number).__name__}: {number})"
+                self.coordinator.exclude(JOINING, UNNAMED, reason)
             elif number in self._numbers.values():
-                logger.warning("a second client says it is %s: ignored", number)
+                reason = "a second client said that it is this one, and was ignored"
+                self.coordinator.exclude(JOINING, number, reason)
             else:
                 self._numbers[proxy.cid] = number
         named = [proxy for proxy in joining if proxy.cid in self._numbers]
@@ -137,19 +165,20 @@ class FederatedDistillation(flwr.server.strategy.Strategy):
                 self._met.add(client)
             content = common.ndarrays_to_parameters(arrays)
             instructions.append((proxy, common.FitIns(content, {"round": number})))
+        if not instructions:  # Flower would pass over the round.
+            self.aggregate_fit(server_round, [], [])
         return instructions
 
     def aggregate_fit(self, server_round: int, results: list, failures: list):
         """Check the uploads and average them."""
         number = server_round - 1
         uploads: dict[int, Upload | BaseException] = {
-            client: ConnectionError("its process ended, or the round's time was up")
-            for client in self.coordinator.members
+            client: ConnectionError(SILENT) for client in self.coordinator.members
         }
-        for proxy, result in results:
+        for proxy, result in _answers(results, failures):
             try:
-                upload = Upload(*_arrays(result.parameters, 2))
-            except (ValueError, EOFError, OSError) as error:
+                upload = _upload(result)
+            except ValueError as error:
                 upload = error
             uploads[self._numbers[proxy.cid]] = upload
         excluded = len(self.coordinator.excluded)
@@ -161,6 +190,7 @@ class FederatedDistillation(flwr.server.strategy.Strategy):
                 "contributors": len(self.coordinator.members) - excluded,
                 "valid": float(valid.mean()),
                 "upload_bytes": used,
+                "accuracy": {},
             }
         )
         return common.ndarrays_to_parameters([targets, valid]), {}
@@ -170,16 +200,25 @@ class FederatedDistillation(flwr.server.strategy.Strategy):
     ):
         """Send the ensemble to every member, also to those that did not contribute."""
         content = common.EvaluateIns(parameters, {"round": server_round - 1})
-        return [(proxy, content) for proxy, _ in self._members(client_manager)]
+        members = self._members(client_manager)
+        self._asked = [client for _, client in members]
+        return [(proxy, content) for proxy, _ in members]
 
     def aggregate_evaluate(self, server_round: int, results: list, failures: list):
         """Note the clients' accuracies."""
-        accuracy = {
-            self._numbers[proxy.cid]: float(result.metrics.get("accuracy", np.nan))
-            for proxy, result in results
-        }
-        self.history[-1]["accuracy"] = accuracy
-        losses = [result.loss for _, result in results]
+        answers = {self._numbers[c.cid]: x for c, x in _answers(results, failures)}
+        losses = []
+        for client in self._asked:
+            if client not in answers:
+                self.coordinator.exclude(server_round - 1, client, SILENT)
+                continue
+            given = answers[client].metrics.get("accuracy")
+            if type(given) in (int, float) and (math.isnan(given) or 0 <= given <= 1):
+                self.history[-1]["accuracy"][client] = float(given)
+                losses.append(answers[client].loss)
+            else:
+                reason = f"it told its accuracy as {given!r:.50}, not as 0 to 1"
+                self.coordinator.exclude(server_round - 1, client, reason)
         return (float(np.mean(losses)) if losses else None), {}
 
     def evaluate(self, server_round: int, parameters: Any) -> None:
@@ -204,11 +243,77 @@ class FederatedDistillation(flwr.server.strategy.Strategy):
             return list(pool.map(answer, clients))
 
 
-def _arrays(parameters: common.Parameters, number: int) -> list[np.ndarray]:
-    arrays = common.parameters_to_ndarrays(parameters)
-    if len(arrays) != number:
-        raise ValueError(f"it sent {len(arrays)} arrays, not {number}")
-    return arrays
+def _answers(results: list, failures: list) -> list[tuple[Any, Any]]:
+    """Return what clients sent, those included that say that they failed."""
+    return [*results, *(x for x in failures if isinstance(x, tuple))]
+
+
+def _number(properties: dict[str, Any]) -> int:
+    """Return the number of a client that it gives as its property."""
+    given = properties.get("client")
+    if type(given) is not int or not 0 <= given < 2**31:
+        raise ValueError(f"it says it is client {given!r:.50}, not a number from 0")
+    return given
+
+
+def _upload(result: common.FitRes) -> Upload:
+    upload = Upload(*_arrays(result.parameters, 2))
+    if result.status.code != common.Code.OK:
+        message = f"{result.status.code.name}, {result.status.message!r:.100}"
+        raise ValueError(f"it says that it failed ({message})")
+    if upload.rows.shape[:1] != (result.num_examples,):
+        raise ValueError(
+            f"it says it predicts {result.num_examples} samples, but its rows have the "
+            f"shape {upload.rows.shape}"
+        )
+    return upload
+
+
+def _arrays(parameters: common.Parameters, *numbers: int) -> list[np.ndarray]:
+    """Return the arrays of a message, if there are as many as there may be."""
+    found = parameters.tensors
+    if len(found) not in numbers:
+        raise ValueError(f"a message has {len(found)} arrays, not {numbers}")
+    return [array_from(x, f"array {i}", len(x)) for i, x in enumerate(found)]
+
+
+class _Clients(flwr.server.SimpleClientManager):
+    """Flower's clients, of which none is waited for without end.
+
+    Flower's own deadline begins when a client has taken the question, and there are
+    clients that never do.
+    """
+
+    def register(self, client: Any) -> bool:
+        bridge, request = client.bridge, client.bridge.request
+
+        def ended(ins_wrapper: Any) -> Any:
+            timer = threading.Timer(2 * ins_wrapper.timeout, bridge.close)
+            timer.start()
+            try:
+                return request(ins_wrapper)
+            finally:
+                timer.cancel()
+
+        bridge.request = ended
+        return super().register(client)
+
+    def all(self) -> dict[str, Any]:
+        """Return a copy: clients leave while the server looks through them."""
+        return dict(self.clients)
+
+
+class _Server(flwr.server.Server):
+    """Flower's server, which dismisses its clients also when it fails."""
+
+    error: Exception | None = None
+
+    def fit(self, num_rounds: int, timeout: float | None) -> Any:
+        try:
+            return super().fit(num_rounds, timeout)
+        except Exception as error:
+            self.error = error
+            return flwr.server.History(), 0.0
 
 
 def serve(
@@ -228,20 +333,39 @@ def serve(
         address: ``host:port`` to listen on.
         clients: to wait for.
         rounds: how many.
-        round_timeout: seconds for each of a round's two answers; a client that is late
-            is disconnected, and the round goes on without it.
+        round_timeout: seconds for each of a round's two answers, and as long for the
+            client to take the question; one that is late is disconnected, and the round
+            goes on without it.
         join_timeout: seconds to wait for the clients, and for their proxies; the run
             starts with those that came.
         certificates: (CA, server certificate, server key) in PEM for TLS; None for a
             network that is trusted.
+
+    Raises:
+        ValueError: a number out of range; or, when the clients are dismissed, none that
+            came gave proxies.
     """
+    for name, seconds in (("round", round_timeout), ("join", join_timeout)):
+        if not 0 < seconds < threading.TIMEOUT_MAX / 2:
+            raise ValueError(
+                f"{name}_timeout must be seconds above 0 that end, got {seconds}"
+            )
+    if clients < 1 or rounds < 1:
+        raise ValueError(
+            f"clients and rounds must be at least 1, got {clients} and {rounds}"
+        )
     strategy = FederatedDistillation(coordinator, clients, join_timeout)
+    server = _Server(client_manager=_Clients(), strategy=strategy)
+    # All are asked at once: none waits for another's answer.
+    server.set_max_workers(CONNECTIONS)
     flwr.server.start_server(
         server_address=address,
+        server=server,
         config=flwr.server.ServerConfig(rounds, round_timeout),
-        strategy=strategy,
         certificates=certificates,
     )
+    if server.error is not None:
+        raise server.error
     return strategy.history
 
 

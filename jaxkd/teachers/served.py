@@ -9,10 +9,10 @@ import functools
 import http.client
 import json
 import math
+import re
 import threading
 import time
-import urllib.error
-import urllib.request
+import urllib.parse
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,10 +22,23 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data.sources import Examples
+from jaxkd.teachers.post import post
 from jaxkd.teachers.targets import TeacherTargets
 from jaxkd.types import Batch
+from jaxkd.untrusted import json_from, shown
 
 LONGEST_WAIT = 30.0
+
+ENTRY_BYTES = 256
+"""For what a server says of one token: its id, text, rank and log-probability."""
+
+OTHER_BYTES = 65_536
+"""For the rest of an answer."""
+
+ROUNDING = 0.01
+"""By how much probabilities may sum to more than 1, as a server in bfloat16 rounds."""
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -41,20 +54,24 @@ class ServedTeacher:
     two tokens longer than the examples (``--max-model-len``). Its tokenizer must be the
     examples': see `jaxkd.data.check_vocabularies`.
 
+    The server is not trusted: its answers are bounded in time and bytes, what cannot be
+    probabilities is refused, it cannot lead elsewhere, and no message shows the key.
+
     Attributes:
         source: the examples, with ``input_ids`` (examples, length).
-        url: of the server, such as ``http://teacher:8000``.
+        url: of the server, such as ``http://teacher:8000``; redirections are refused.
         model: its name there.
         k: how many tokens to ask for.
         api_key: sent as the bearer token, if the server wants one.
         connections: requests at once; twice as many may wait.
-        timeout: seconds without an answer, after which a request is tried again.
+        timeout: seconds for all of an answer, after which a request is tried again.
         retries: how often a request is tried again after statuses 429 and 5xx, and
             after connections that fail.
         backoff: seconds before the first of them; each further wait is twice as long.
 
     Raises:
-        ValueError: a number out of range, or a URL that is not of HTTP.
+        ValueError: a number out of range, a URL that is not of HTTP or holds more than
+            host and path, or a key that no header can hold.
     """
 
     source: Examples
@@ -68,17 +85,25 @@ class ServedTeacher:
     backoff: float = 0.5
 
     def __post_init__(self):
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url must begin with http:// or https://, got {self.url}")
+        _check_url(self.url)
+        visible = r"[!#-&(-\[\]-~]+"
+        if self.api_key is not None and not re.fullmatch(visible, self.api_key):
+            raise ValueError(
+                "api_key must be of ASCII characters without spaces, quotes and "
+                "backslashes (it is not shown here): strip the line end of a key that "
+                "was read from a file"
+            )
         if not 1 <= self.k <= self.source.classes:
             raise ValueError(
                 f"k must be 1 to {self.source.classes} (the tokens of "
                 f"{self.source.name!r}), got {self.k}"
             )
-        if self.connections < 1 or self.timeout <= 0 or self.retries < 0:
+        finite = 0 < self.timeout < threading.TIMEOUT_MAX and 0 <= self.backoff < 1e9
+        if self.connections < 1 or self.retries < 0 or not finite:
             raise ValueError(
-                "connections must be at least 1, timeout above 0 and retries at least "
-                f"0, got {self.connections}, {self.timeout} and {self.retries}"
+                "connections must be at least 1, timeout above 0, and retries and "
+                f"backoff at least 0, all finite, got {self.connections}, "
+                f"{self.timeout}, {self.retries} and {self.backoff}"
             )
 
     @property
@@ -159,7 +184,7 @@ class ServedTeacher:
         sent, whatever it is, to hear what comes after the last.
         """
         prompt = [*tokens, tokens[-1]]
-        reply = self._post(
+        text = self._post(
             {
                 "model": self.model,
                 "prompt": prompt,
@@ -168,23 +193,42 @@ class ServedTeacher:
             }
         )
         try:
+            reply = json_from(text, "the answer", len(text))
+        except ValueError as error:
+            raise self._wrong(
+                prompt,
+                f"sent what cannot be used: {error} (it begins "
+                f"{self._quoted(text.decode(errors='replace'))[:100]!r}): is url that "
+                "of a completions server?",
+            ) from None
+        try:
             found = reply["choices"][0]["prompt_logprobs"]
             entries = [
-                {int(token): float(entry["logprob"]) for token, entry in place.items()}
-                for place in found[1:]
+                {_token(name): _number(entry["logprob"]) for name, entry in x.items()}
+                for x in found[1:]
             ]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{self._endpoint} answered without prompt_logprobs ({error!r}; it "
-                f"begins {str(reply)!s:.200}): use a server that has them, such as vLLM"
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OverflowError,
+        ) as error:
+            raise self._wrong(
+                prompt,
+                f"answered without prompt_logprobs ({self._quoted(repr(error))}): use "
+                "a server that has them, such as vLLM",
             ) from None
         if len(found) != len(prompt):
-            raise ValueError(
-                f"{self._endpoint} answered for {len(found)} tokens, but got "
-                f"{len(prompt)}: it cuts prompts off; raise its --max-model-len"
+            raise self._wrong(
+                prompt,
+                f"answered for {len(found)} tokens, but got {len(prompt)}: it cuts "
+                "prompts off; raise its --max-model-len",
             )
         for token, place in zip(prompt[1:], entries, strict=True):
-            self._check(token, place)
+            problem = self._problem(token, place)
+            if problem:
+                raise self._wrong(prompt, problem)
         # Of equal ones the lower token comes first, as `top_k_log_probs` has it.
         best = [
             sorted(place.items(), key=lambda item: (-item[1], item[0]))[: self.k]
@@ -193,63 +237,83 @@ class ServedTeacher:
         both = np.array(best, np.float64)
         return both[..., 0].astype(np.int64), both[..., 1].astype(np.float32)
 
-    def _check(self, token: int, place: dict[int, float]) -> None:
-        """Refuse what a server says of one token, if it cannot be true."""
+    def _problem(self, token: int, place: dict[int, float]) -> str:
+        """Return why what a server says of one token cannot be true, or nothing."""
         if token not in place:
-            raise ValueError(
-                f"{self._endpoint} left token {token} out of its answer, so it read "
-                "other tokens than were sent: use the teacher's own token ids"
+            return (
+                f"left token {token} out of its answer, so it read other tokens than "
+                "were sent: use the teacher's own token ids"
             )
         if len(place) < self.k:
-            raise ValueError(
-                f"{self._endpoint} gave {len(place)} tokens in place of k = {self.k}: "
-                "raise the server's --max-logprobs, or lower k"
+            return (
+                f"gave {len(place)} tokens in place of k = {self.k}: raise the "
+                "server's --max-logprobs, or lower k"
             )
-        highest = max(place)
-        if min(place) < 0 or highest >= self.classes:
-            raise ValueError(
-                f"{self._endpoint} gave token {highest}, but {self.source.name!r} has "
-                f"tokens 0 to {self.classes - 1}: the teacher has another vocabulary; "
-                "see data.check_vocabularies"
+        outside = [x for x in place if not 0 <= x < self.classes]
+        if outside:
+            return (
+                f"gave token {outside[0]}, but {self.source.name!r} has tokens 0 to "
+                f"{self.classes - 1}: the teacher has another vocabulary; see "
+                "data.check_vocabularies"
             )
-        wrong = [x for x in place.values() if not math.isfinite(x) or x > 1e-3]
+        wrong = [x for x in place.values() if not -LARGEST <= x <= 1e-3]
         if wrong:
-            raise ValueError(
-                f"{self._endpoint} gave {wrong[0]} as a log-probability, which must be "
-                "finite and at most 0: the server is broken"
+            return (
+                f"gave {wrong[0]} as a log-probability, which must be finite in "
+                "float32 and at most 0: the server is broken"
             )
+        total = sum(map(math.exp, place.values()))
+        if total > 1 + ROUNDING:
+            return (
+                f"gave probabilities before token {token} that sum to {total:.4g}, not "
+                "to at most 1: the server is broken, or scales its logits"
+            )
+        return ""
 
     @property
     def _endpoint(self) -> str:
         return f"{self.url.rstrip('/')}/v1/completions"
 
-    def _post(self, content: dict[str, Any]) -> Any:
+    def _post(self, content: dict[str, Any]) -> bytes:
         """Return the server's answer, asked again where that may help."""
         headers = {"Content-Type": "application/json"}
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        data = json.dumps(content).encode()
+        data, prompt = json.dumps(content).encode(), content["prompt"]
+        limit = OTHER_BYTES + len(prompt) * (self.k + 2) * ENTRY_BYTES
         problem = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(min(self.backoff * 2 ** (attempt - 1), LONGEST_WAIT))
-            request = urllib.request.Request(self._endpoint, data, headers)
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    text = reply.read()
-            except urllib.error.HTTPError as error:
-                problem = f"status {error.code}: {_beginning(error)}"
-                if error.code != 429 and error.code < 500:
-                    raise ValueError(
-                        f"{self._endpoint} refused a request with {problem}. Check "
-                        f"the model's name {self.model!r}, k = {self.k} "
-                        "(--max-logprobs), the examples' length (--max-model-len) and "
-                        "api_key"
-                    ) from None
+                status, body, location = post(
+                    self._endpoint, data, headers, self.timeout, limit
+                )
             except (OSError, http.client.HTTPException) as error:
-                problem = f"{type(error).__name__}: {error}"
-            else:
-                return self._decoded(text)
+                problem = self._quoted(f"{type(error).__name__}: {error}")
+                continue
+            if 200 <= status < 300 and len(body) <= limit:
+                return body
+            if 200 <= status < 300:
+                raise self._wrong(
+                    prompt,
+                    f"answered more than the {limit} bytes that {len(prompt)} tokens "
+                    f"and k = {self.k} can need: is url that of a completions server?",
+                )
+            if 300 <= status < 400:
+                raise self._wrong(
+                    prompt,
+                    f"leads elsewhere (status {status}), to {self._quoted(location)!r}:"
+                    " nothing was sent there; if you trust it, give it as url",
+                )
+            problem = f"status {status}: {self._quoted(body.decode(errors='replace'))}"
+            if status != 429 and status < 500:
+                raise self._wrong(
+                    prompt,
+                    f"refused a request with {problem}. Check the model's name "
+                    f"{self.model!r}, k = {self.k} (--max-logprobs), the examples' "
+                    "length (--max-model-len) and api_key",
+                )
         raise ConnectionError(
             f"{self._endpoint} did not answer in {self.retries + 1} attempts of up to "
             f"{self.timeout:g} s, the last with {problem}. Check that the server runs "
@@ -257,21 +321,46 @@ class ServedTeacher:
             "if it is only slow"
         )
 
-    def _decoded(self, text: bytes) -> Any:
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise ValueError(
-                f"{self._endpoint} answered something that is not JSON, beginning "
-                f"{text[:100]!r}: is url that of a completions server?"
-            ) from None
+    def _wrong(self, prompt: list[int], problem: str) -> ValueError:
+        """Return the error for an answer, which names the server and the request."""
+        return ValueError(
+            f"{self._endpoint} {problem} (the request has {len(prompt)} tokens and "
+            f"begins {prompt[:8]})"
+        )
+
+    def _quoted(self, text: str) -> str:
+        """Return what a server said, without the key, which it may have sent back."""
+        return shown(text if self.api_key is None else text.replace(self.api_key, "*"))
 
 
-def _beginning(error: urllib.error.HTTPError) -> str:
+def _check_url(url: str) -> None:
+    if any(c in "@?#" or c.isspace() or not c.isprintable() for c in url):
+        raise ValueError(
+            "url must have a host and a path alone, and no user, password, query or "
+            "space (it is not shown here, as it may hold a key): see api_key"
+        )
     try:
-        return error.read(300).decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return error.reason
+        parts = urllib.parse.urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        raise ValueError(
+            "url must begin with http:// or https:// and a host, such as "
+            f"http://teacher:8000, got {url}"
+        )
+
+
+def _token(name: str) -> int:
+    if len(name) > 20 or str(int(name)) != name:  # as with " 1" and "01"
+        raise ValueError(f"{name!r} is no token")
+    return int(name)
+
+
+def _number(given: Any) -> float:
+    if type(given) not in (int, float):
+        raise TypeError(f"{given!r} is no log-probability")
+    return float(given)
 
 
 def _documents(batch: Batch) -> Iterator[tuple[int, np.ndarray]]:

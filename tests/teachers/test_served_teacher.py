@@ -244,7 +244,7 @@ def without_itself(body):
 
 PROMPT = [1, 2, 3]
 BROKEN = {
-    "garbage": (changed(lambda body: b"<html>hello"), "not JSON, beginning b'<html>"),
+    "garbage": (changed(lambda body: b"<html>hello"), "no JSON .*begins .<html>"),
     "no choices": (changed(lambda body: {"choices": []}), "without prompt_logprobs"),
     "no field": (
         changed(lambda body: {"choices": [{"text": "a"}]}),
@@ -338,6 +338,12 @@ def test_one_that_hangs_up_is_tried_again(serve):
         ({"k": 12}, "k must be 1 to 11"),
         ({"connections": 0}, "connections must be at least 1"),
         ({"timeout": 0.0}, "timeout above 0"),
+        ({"timeout": float("nan")}, "timeout above 0"),
+        ({"timeout": float("inf")}, "all finite"),
+        ({"backoff": -1.0}, "backoff at least 0"),
+        ({"retries": -1}, "retries and backoff at least 0"),
+        ({"url": "http://"}, "and a host"),
+        ({"url": "http://teacher:x"}, "and a host"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
