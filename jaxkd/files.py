@@ -86,10 +86,12 @@ def replaced_folder(
     Raises:
         OSError: it cannot be written; the message has the remedy.
     """
+    folder = folder.resolve()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     old = kept_aside(folder)
     try:
         try:
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
             for path in _files(partial):
@@ -100,6 +102,8 @@ def replaced_folder(
             partial.rename(folder)
             _clear(old, folder, ours)
         finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise OSError(
@@ -110,6 +114,7 @@ def replaced_folder(
 
 def kept_aside(folder: Path) -> Path:
     """Return where `replaced_folder` has the old folder while the new one comes."""
+    folder = folder.resolve()
     return folder.with_name(f".{folder.name}.old")
 
 
@@ -133,22 +138,44 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold a lock, so that no other run writes the same files.
+    """Hold a lock, so that no other run writes to the same folder.
 
-    The system takes it back when the process ends, however that ends.
+    The system takes it back when the process ends, however that ends. Several processes
+    all call this, and the first holds it for all of them.
 
     Args:
-        path: of the lock file, which exists while the lock is held and says by whom.
+        path: of the lock file, in the folder that it is for; it exists while the lock
+            is held, and says by whom.
 
     Raises:
         BlockingIOError: it is held already. It names the host and the process.
-        OSError: the file cannot be made.
+        OSError: the folder cannot be written to.
     """
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(_locked(path))
+            except OSError as error:
+                problem = error
+        if told := in_all_processes("" if problem is None else str(problem)):
+            raise problem or OSError(f"{path.parent} cannot be used: {told}")
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
     import fcntl
 
     with contextlib.ExitStack() as stack:
         while True:
-            file = stack.enter_context(path.open("a+"))
+            try:
+                file = stack.enter_context(path.open("a+"))
+            except OSError as error:
+                raise OSError(
+                    f"{path.parent} cannot be written to ({error.strerror}): allow "
+                    "writing there, or name another folder"
+                ) from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -176,13 +203,28 @@ def held(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def write_digests(folder: Path) -> None:
-    """Write SHA256SUMS, the digests of all files in a folder and in those within."""
-    names = [path.relative_to(folder).as_posix() for path in _files(folder)]
-    found = _digests(folder, sorted(name for name in names if name != DIGESTS))
-    lines = "".join(f"{digest}  {name}\n" for name, digest in found.items())
+def write_digests(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write a folder's SHA256SUMS.
+
+    Args:
+        folder: of the files.
+        names: of files to add to those that it has, relative to the folder; None for
+            all files there, and in the folders within.
+
+    Raises:
+        ValueError: the SHA256SUMS to add to is damaged.
+        OSError: as `replaced`.
+    """
+    path, found = folder / DIGESTS, {}
+    if names is None:
+        within = [file.relative_to(folder).as_posix() for file in _files(folder)]
+        names = [name for name in within if name != DIGESTS]
+    elif path.is_file():
+        found = _listed(path)
+    found |= _digests(folder, names)
+    lines = "".join(f"{found[name]}  {name}\n" for name in sorted(found))
     # The last line shows when some of the others are lost.
-    write_atomically(folder / DIGESTS, f"{lines}# {_sha256(lines.encode())}\n")
+    write_atomically(path, f"{lines}# {_sha256(lines.encode())}\n")
 
 
 def verify_digests(
@@ -205,9 +247,16 @@ def verify_digests(
     path, problem = folder / DIGESTS, ""
     if path.is_file():
         try:
-            wrong = _wrong(path, names, together)
-        except (OSError, ValueError) as error:
-            wrong = [f"{DIGESTS} itself ({error})"]
+            expected = _listed(path)
+            if names is not None:
+                expected = {name: expected[name] for name in names if name in expected}
+            mine = sorted(expected)
+            if together:
+                mine = mine[jax.process_index() :: jax.process_count()]
+            found = _digests(folder, mine)
+            wrong = [name for name in mine if found[name] != expected[name]]
+        except (OSError, ValueError):
+            wrong = [DIGESTS]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             problem = (
@@ -219,26 +268,22 @@ def verify_digests(
         raise ValueError(problem)
 
 
-def _wrong(path: Path, names: Iterable[str] | None, together: bool) -> list[str]:
-    """Return the files that are not as the digests say."""
+def _listed(path: Path) -> dict[str, str]:
+    """Return the digests by file.
+
+    Raises:
+        ValueError: the list is damaged.
+    """
     *lines, seal = path.read_bytes().decode().splitlines(keepends=True) or [""]
     if seal != f"# {_sha256(''.join(lines).encode())}\n":
-        raise ValueError("its last line does not fit the others")
-    expected = {}
-    for line in lines:
-        digest, name = line.rstrip("\n").split("  ", 1)
-        expected[name] = digest
-    if names is not None:
-        expected = {name: expected[name] for name in names if name in expected}
-    mine = sorted(expected)
-    if together:
-        mine = mine[jax.process_index() :: jax.process_count()]
-    found = _digests(path.parent, mine)
-    return [name for name in mine if found[name] != expected[name]]
+        raise ValueError(f"{path} is damaged: write the files again")
+    pairs = [line.rstrip("\n").split("  ", 1) for line in lines]
+    return {name: digest for digest, name in pairs}
 
 
-def _digests(folder: Path, names: list[str]) -> dict[str, str]:
+def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return each file's digest; what it says in place of one that cannot be read."""
+    names = list(names)
 
     def digest(name: str) -> str:
         try:
@@ -292,7 +337,10 @@ def check_json(content: dict[str, Any]) -> dict[str, Any]:
     """
     rest = {name: value for name, value in content.items() if name != DIGEST}
     if DIGEST in content and content[DIGEST] != json_digest(rest):
-        raise ValueError(f"its {DIGEST} is that of another content: it was changed")
+        raise ValueError(
+            f"its {DIGEST} is of other content: it changed since it was written; if "
+            "the change is yours, delete that field"
+        )
     return rest
 
 

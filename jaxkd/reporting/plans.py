@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxkd.files import write_atomically
+from jaxkd.files import check_json, write_json
 from jaxkd.training.ahead import StepPlan
 
 HEADER = (
@@ -74,9 +74,8 @@ def print_plans(console: Console, plans: Mapping[str, StepPlan]) -> None:
 
 def write_plans(path: Path, plans: Mapping[str, StepPlan]) -> None:
     """Write plans as JSON; the folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     saved = {name: dataclasses.asdict(plan) for name, plan in plans.items()}
-    write_atomically(path, json.dumps(saved, indent=1) + "\n")
+    write_json(path, saved, indent=1)
 
 
 def read_plans(path: Path) -> dict[str, StepPlan]:
@@ -86,7 +85,7 @@ def read_plans(path: Path) -> dict[str, StepPlan]:
         ValueError: the file is damaged or of another version.
     """
     try:
-        saved = json.loads(path.read_text())
+        saved = check_json(json.loads(path.read_text()))
         return {name: StepPlan(**plan) for name, plan in saved.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(

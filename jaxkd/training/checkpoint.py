@@ -118,8 +118,12 @@ class Checkpoints:
             self.close()
             return
         if isinstance(error, Exception) and jax.process_count() > 1:
-            # Others may be gone, which takes minutes to show; the cause is known now.
-            logger.error("%r: waiting for the checkpoint being written", error)
+            # If others are gone it takes minutes to show; the cause is known now.
+            logger.error(
+                "%r. If another process has ended, its log says why. Waiting for the "
+                "checkpoint being written",
+                error,
+            )
         try:
             self.close()
         except Exception as second:  # what came first is what leaves
@@ -136,22 +140,11 @@ class Checkpoints:
         """
         if self._lock is not None:
             return
-        lock, problem = contextlib.ExitStack(), None
+        lock = contextlib.ExitStack()
+        lock.enter_context(held(self.folder / LOCK))
         if jax.process_index() == 0:
-            try:
-                lock.enter_context(held(self.folder / LOCK))
-                for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(left)
-            except BlockingIOError as error:
-                problem = error
-            except OSError as error:
-                problem = OSError(
-                    f"checkpoints cannot be written to {self.folder} "
-                    f"({error.strerror}): allow writing there, or name another folder"
-                )
-        if told := in_all_processes("" if problem is None else str(problem)):
-            lock.close()
-            raise problem or OSError(f"checkpoints in {self.folder}: {told}")
+            for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left)
         self._lock = lock
         self._manager.reload()
 

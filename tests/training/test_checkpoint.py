@@ -322,10 +322,11 @@ def test_a_folder_that_cannot_be_made_or_written_is_named(tmp_path, monkeypatch)
         raise PermissionError(13, "Permission denied")
 
     with Checkpoints(tmp_path) as checkpoints:
-        monkeypatch.setattr("jaxkd.training.checkpoint.held", deny)
-        message = r"written to .* \(Permission denied\): allow writing there, or name"
-        with pytest.raises(OSError, match=message):
-            checkpoints.save(1, *of_step(1))
+        message = rf"{tmp_path} cannot be written to \(Permission denied\): allow writi"
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path.open", deny)
+            with pytest.raises(OSError, match=message):
+                checkpoints.claim()
 
 
 @pytest.mark.parametrize(
