@@ -322,8 +322,12 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -
     Raises:
         OSError: as `replaced`.
     """
-    sealed = {**content, DIGEST: json_digest(content)}
-    write_atomically(path, json.dumps(sealed, indent=indent) + "\n")
+    write_atomically(path, json.dumps(sealed(content), indent=indent) + "\n")
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with its digest, for `check_json`."""
+    return {**content, DIGEST: json_digest(content)}
 
 
 def check_json(content: dict[str, Any]) -> dict[str, Any]:

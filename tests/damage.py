@@ -15,7 +15,9 @@ def damaged(folder: Path, trials: int = TRIALS) -> Iterator[str]:
     for trial in range(trials):
         path = rng.choice(files)
         whole = path.read_bytes()
-        place, bit = rng.randrange(len(whole)), rng.randrange(8)
+        # Not in the zeros that some formats are filled up with.
+        place = rng.choice([i for i, byte in enumerate(whole) if byte])
+        bit = rng.randrange(8)
         if trial % 4:
             flipped = whole[place] ^ (1 << bit)
             path.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
