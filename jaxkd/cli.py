@@ -24,7 +24,7 @@ from jaxkd.cli_runs import (
     run_command,
     show_results,
 )
-from jaxkd.files import plain
+from jaxkd.files import plain, replaced_folder
 from jaxkd.recipes.cache_teacher import cache_teacher
 from jaxkd.reporting.experiment import load_experiment, slugs
 from jaxkd.reporting.run import read_part
@@ -228,11 +228,10 @@ def export(
     if to.exists():
         raise FileExistsError(f"{to} exists: name a new folder, so nothing is lost")
     load_pretrained(students[part])
-    partial = to.with_name(f"{to.name}.partial")
-    shutil.copytree(students[part], partial, dirs_exist_ok=True)
-    if "input_shape" in json_file(partial / "config.json"):
-        export_program(partial)
-    partial.rename(to)
+    with replaced_folder(to) as partial:
+        shutil.copytree(students[part], partial, dirs_exist_ok=True)
+        if "input_shape" in json_file(partial / "config.json"):
+            export_program(partial)
     console.print(f"exported {part} to {to}", soft_wrap=True)
 
 

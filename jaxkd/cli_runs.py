@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from jaxkd.files import write_atomically
+from jaxkd.files import check_json, held, write_atomically, write_json
 from jaxkd.reporting.experiment import (
     SEEDS,
     Experiment,
@@ -106,7 +105,7 @@ def run_command(arguments: Sequence[str]) -> Callable[..., None]:
             "code": code_state(),
         }
         if jax.process_index() == 0:
-            (folder / RUN_FILE).write_text(json.dumps(saved, indent=2))
+            write_json(folder / RUN_FILE, saved)
         _execute(
             experiment, preset, config, seeds, folder, saved["code"], commit_results
         )
@@ -150,7 +149,11 @@ def _execute(
         soft_wrap=True,
     )
     try:
-        with Clock(folder) as clock, ProgressBar(console) as progress:
+        with (
+            held(folder / ".lock"),
+            Clock(folder) as clock,
+            ProgressBar(console) as progress,
+        ):
             run = Run(folder, progress, experiment.mesh)
             records = experiment.records(config, range(seeds), run)
     except (ValueError, FileNotFoundError):
@@ -192,7 +195,7 @@ def resume(folder: RunFolder) -> None:
             "prints where it keeps one"
         )
     try:
-        saved = json_file(file)
+        saved = check_json(json_file(file))
         preset, seeds, commit = saved["preset"], saved["seeds"], saved["commit_results"]
         code, dirty = saved["code"]
         if type(seeds) is not int or seeds < 1 or type(commit) is not bool:

@@ -37,7 +37,7 @@ from jaxkd.interop import (
     torch_weights,
 )
 from jaxkd.interop.shards import Shards, write_shards
-from jaxkd.reporting.plans import read_plans, write_plans
+from jaxkd.reporting.plans import read_plans
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.results import read_results
 from jaxkd.reporting.run import read_part
@@ -67,6 +67,7 @@ def mlp(folder):
     network = models.mlp(4, widths=[3], classes=2)
     variables = jax.tree.map(np.asarray, network.init(jax.random.key(0)))
     save_pretrained(folder, network, variables)
+    (folder / "SHA256SUMS").unlink()  # As others write folders.
 
 
 def index(folder):
@@ -177,7 +178,7 @@ FORMATS = {
     ),
     "results.json": (written(RESULTS), read_results),
     "records.json": (written([RECORD.__dict__]), lambda p: read_part(p.parent)),
-    "compiled.json": (lambda p: write_plans(p, {"a": PLAN}), read_plans),
+    "compiled.json": (written({"a": PLAN.__dict__}), read_plans),
     "teacher.json": (written(MANIFEST), lambda p: read_manifest(p.parent)),
     "metrics.jsonl": (
         lambda p: p.write_text('{"step": 1, "loss": 2}\n{"step": 2}\n'),

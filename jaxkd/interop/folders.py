@@ -6,6 +6,7 @@ in the same files with the constructor's arguments as the config.
 """
 
 import dataclasses
+import fnmatch
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxkd import models, papers
+from jaxkd.files import (
+    DIGESTS,
+    kept_aside,
+    replaced,
+    replaced_folder,
+    verify_digests,
+    write_digests,
+)
 from jaxkd.interop.checkpoint import (
     check_variables,
     nbytes,
@@ -77,7 +86,8 @@ def load_pretrained(
     """Return the network and variables of a folder: Hugging Face's or this library's.
 
     The arrays are read slice by slice into their places, from one file or several;
-    pickles are not read.
+    pickles are not read. Where the folder has SHA256SUMS, as `save_pretrained` writes
+    it, the files are compared with it, which reads all of them once.
 
     Args:
         folder: with config.json and safetensors, as `save_pretrained`, ``jaxkd export``
@@ -120,12 +130,25 @@ def load_pretrained(
         ) from None
     sides = {name: _side(folder / name) for name in SIDE if (folder / name).is_file()}
     network = dataclasses.replace(network, origin=Origin(config, given, sides))
-    return network, read_variables(network, family, shards, mesh, dtype)
+    variables = read_variables(network, family, shards, mesh, dtype)
+    processes = set() if mesh is None else {d.process_index for d in mesh.devices.flat}
+    # Last, since what was wrong above says more than that a file has changed.
+    verify_digests(
+        folder,
+        [CONFIG, INDEX, *shards.files, *sides],
+        together=len(processes) == jax.process_count(),
+    )
+    return network, variables
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
+        if kept_aside(folder).is_dir():
+            raise FileNotFoundError(
+                f"{folder} is missing: a save was stopped as the new model took its "
+                f"place. Rename {kept_aside(folder)}, the model before, or save again"
+            )
         raise FileNotFoundError(
             f"{path} is missing: load_pretrained needs {CONFIG} and {WEIGHTS}, as "
             "transformers or `jaxkd export` write them"
@@ -166,10 +189,12 @@ def save_pretrained(
     network goes along: all keys of config.json that the network does not change, such
     as the labels' names, and the files of `SIDE`. A tokeniser is asked for.
 
-    A write that is cut off leaves a folder without config.json, which is no model.
+    A write that is cut off leaves the model before. The files' digests are written
+    along, as SHA256SUMS.
 
     Args:
-        folder: made if it is missing; a model that is there is replaced.
+        folder: made if it is missing; a model that is there is replaced, and other
+            files stay.
         network: of a constructor in ``jaxkd.models.MODELS``.
         variables: its params and stats.
         input_shape: of one example, such as (8, 8, 1), for `export_program`.
@@ -215,17 +240,21 @@ def save_pretrained(
         for name in sizes:  # The first process writes; reading takes all of them.
             read(name)
         return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_shards(partial, sizes, read, max_shard_size)
-    for file in carried:
-        shutil.copyfile(file, partial / file.name)
-    for name, side in (network.origin.sides if network.origin else {}).items():
-        (partial / name).write_text(_with_tokens(side, described))
-    (partial / CONFIG).write_text(text)
-    _move(partial, folder)
+    with replaced_folder(folder, _is_model) as partial:
+        write_shards(partial, sizes, read, max_shard_size)
+        for file in carried:
+            shutil.copyfile(file, partial / file.name)
+        for name, side in (network.origin.sides if network.origin else {}).items():
+            (partial / name).write_text(_with_tokens(side, described))
+        (partial / CONFIG).write_text(text)
+        write_digests(partial)
     return folder
+
+
+def _is_model(name: str) -> bool:
+    """Return whether a file is of a model, which another model replaces."""
+    patterns = (CONFIG, INDEX, WEIGHTS, "model-*-of-*.safetensors", PROGRAM, DIGESTS)
+    return any(fnmatch.fnmatch(name, pattern) for pattern in (*patterns, *SIDE))
 
 
 def _with_origin(
@@ -282,22 +311,12 @@ def _tokenizer_files(folder: Path) -> tuple[list[Path], dict[str, Any]]:
     return found, {key: config[key] for key in SPECIAL if key in config}
 
 
-def _move(partial: Path, folder: Path) -> None:
-    """Move a written model into its folder; config.json goes first and comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (CONFIG, INDEX, WEIGHTS, "model-*-of-*.safetensors"):
-        for file in folder.glob(old):
-            file.unlink()
-    for file in sorted(partial.iterdir(), key=lambda file: file.name == CONFIG):
-        file.replace(folder / file.name)
-    partial.rmdir()
-
-
 def export_program(folder: str | Path) -> Path:
     """Write a folder's forward pass as a portable StableHLO program.
 
     The weights are inside, the batch size is free, and it runs on CPU, GPU and TPU:
-    ``jax.export.deserialize(file.read_bytes()).call(images)`` returns the logits.
+    ``jax.export.deserialize(file.read_bytes()).call(images)`` returns the logits, and
+    ``load_program(folder).call(images)`` does so after it has checked the file.
 
     Args:
         folder: as `save_pretrained` writes it with ``input_shape``; the program goes
@@ -319,5 +338,27 @@ def export_program(folder: str | Path) -> Path:
     forward = jax.jit(lambda x: network.apply(variables, x)[0].logits)
     exported = jax.export.export(forward, platforms=("cpu", "cuda", "tpu"))(inputs)
     path = folder / PROGRAM
-    path.write_bytes(exported.serialize())
+    with replaced(path) as partial:
+        partial.write_bytes(exported.serialize())
+    write_digests(folder, [PROGRAM])
     return path
+
+
+def load_program(folder: str | Path) -> jax.export.Exported:
+    """Return the program of a folder, whose ``call`` takes inputs and returns logits.
+
+    Args:
+        folder: of `export_program`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    path = Path(folder) / PROGRAM
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: write it by export_program")
+    verify_digests(path.parent, [PROGRAM])
+    try:
+        return jax.export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # flatbuffers' own
+        raise ValueError(f"{path} is damaged ({error}): export it again") from None

@@ -33,6 +33,7 @@ class Shards:
 
     Attributes:
         folder: as given.
+        files: their names.
         tensors: the shape and dtype of each, by its name.
 
     Raises:
@@ -45,8 +46,8 @@ class Shards:
         self.tensors: dict[str, jax.ShapeDtypeStruct] = {}
         self._paths: dict[str, Path] = {}
         named = _read_index(folder)
-        files = [WEIGHTS] if named is None else sorted(set(named.values()))
-        for path in [inside(folder, file, folder / INDEX) for file in files]:
+        self.files = [WEIGHTS] if named is None else sorted(set(named.values()))
+        for path in [inside(folder, file, folder / INDEX) for file in self.files]:
             if not path.is_file():
                 raise FileNotFoundError(_missing(path))
             with _opened(path) as file:

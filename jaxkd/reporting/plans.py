@@ -1,7 +1,6 @@
 """What full-scale steps need of a chip, as the compiler found it: files and tables."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from jaxkd.files import check_plain, write_atomically
+from jaxkd.files import check_json, check_plain, write_json
 from jaxkd.training.ahead import StepPlan
 from jaxkd.untrusted import json_file
 
@@ -89,9 +88,8 @@ def print_plans(console: Console, plans: Mapping[str, StepPlan]) -> None:
 
 def write_plans(path: Path, plans: Mapping[str, StepPlan]) -> None:
     """Write plans as JSON; the folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     saved = {name: dataclasses.asdict(plan) for name, plan in plans.items()}
-    write_atomically(path, json.dumps(saved, indent=1) + "\n")
+    write_json(path, saved, indent=1)
 
 
 def read_plans(path: Path) -> dict[str, StepPlan]:
@@ -101,7 +99,7 @@ def read_plans(path: Path) -> dict[str, StepPlan]:
         ValueError: the file is damaged or of another version.
     """
     try:
-        saved = json_file(path)
+        saved = check_json(json_file(path))
         check_plain(saved, "it")
         plans = {name: StepPlan(**plan) for name, plan in saved.items()}
         plan_rows(plans)  # Fails where a value is of another kind.

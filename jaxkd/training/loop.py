@@ -21,10 +21,11 @@ from jaxkd.sharding.mesh import (
     state_sharding,
 )
 from jaxkd.teachers.targets import variables_fingerprint
-from jaxkd.training.checkpoint import Checkpoints, array_paths
+from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.metrics import MetricWriter
 from jaxkd.training.preemption import TERMINATED, preemption
 from jaxkd.training.progress import ProgressBar
+from jaxkd.training.saved import array_paths
 from jaxkd.training.stopping import History
 from jaxkd.types import Batch, Program
 
@@ -92,7 +93,7 @@ def fit(
             divisible among the mesh's devices; a checkpoint of another model, teacher,
             key, configuration or data; checkpoints of batches that do not know their
             place; ``stop`` without ``evaluate_every``.
-        OSError: a checkpoint could not be written.
+        OSError: a checkpoint could not be written, or another run writes to its folder.
         FloatingPointError: a training metric is not finite. It names step, metric and
             the last checkpoint, and nothing is saved after that step.
     """
@@ -306,6 +307,7 @@ def _begin(
         return (0, start(key, batch), None, []), {}
     named = zip(array_paths(like), jax.tree.leaves(frozen), strict=True)
     paths = [path for path, is_frozen in named if is_frozen]
+    checkpoints.claim()
     begun = checkpoints.latest is not None
     # What is frozen is in no checkpoint: init makes it again.
     state = like if begun and not paths else start(key, batch)
@@ -329,7 +331,7 @@ def _begin(
 def _not_finite(
     step: int, metric: str, value: Any, checkpoints: Checkpoints | None
 ) -> str:
-    saved = None if checkpoints is None else checkpoints.latest
+    saved = None if checkpoints is None else checkpoints.last_good()
     last = "none"
     if checkpoints is not None and saved is not None:
         last = f"step {saved} in {checkpoints.folder}"
