@@ -92,13 +92,21 @@ def fit(
         ValueError: no batches; a batch that is no dict, empty, not finite or not
             divisible among the mesh's devices; a checkpoint of another model, teacher,
             key, configuration or data; checkpoints of batches that do not know their
-            place; ``stop`` without ``evaluate_every``.
+            place; ``stop`` without ``evaluate_every``; a number of steps below 1.
         OSError: a checkpoint could not be written, or another run writes to its folder.
         FloatingPointError: a training metric is not finite. It names step, metric and
             the last checkpoint, and nothing is saved after that step.
     """
     if stop is not None and evaluate_every is None:
         raise ValueError("stop is asked after evaluations: give evaluate_every too")
+    # 0 is none for those that may be None.
+    for option, every, least in (
+        ("evaluate_every", evaluate_every or 0, 0),
+        ("checkpoint_every", checkpoint_every or 0, 0),
+        ("log_every", log_every, 1),
+    ):
+        if every < least:
+            raise ValueError(f"{option} must be at least 1 step, got {every}")
     mesh = mesh or make_mesh("one" if jax.process_count() == 1 else "data")
     source = batch_iterator(batches, repeat=steps is not None)
     if checkpoints is not None and not resumable(source):

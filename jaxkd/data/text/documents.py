@@ -13,8 +13,17 @@ from jaxtyping import Bool, Integer
 
 from jaxkd.data.sources import brief
 from jaxkd.data.text.tokenizers import Tokenizer
-from jaxkd.files import check_plain
+from jaxkd.files import (
+    DIGESTS,
+    check_plain,
+    replaced_folder,
+    verify_digests,
+    write_digests,
+)
 from jaxkd.untrusted import json_file, mapped_array
+
+FILES = ("tokens.npy", "offsets.npy", "trained.npy", "documents.json", DIGESTS)
+"""What `Documents.save` writes."""
 
 CHUNK = 1024
 """Texts that are tokenised at a time, on all cores."""
@@ -90,28 +99,32 @@ class Documents:
         return f"{total:08x}"
 
     def save(self, folder: str | Path) -> None:
-        """Write the documents, for `load_documents`.
+        """Write the documents, for `load_documents`, with digests of their files.
 
         Args:
-            folder: made if it is missing.
+            folder: made if it is missing; documents that are there are replaced.
+
+        Raises:
+            OSError: it cannot be written; what was there is kept.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "tokens.npy", self.tokens)
-        np.save(folder / "offsets.npy", self.offsets)
-        if self.trained is not None:
-            np.save(folder / "trained.npy", self.trained)
         about = {
             "name": self.name,
             "vocabulary": self.vocabulary,
             "trained": self.trained is not None,
         }
-        # Last, so that a folder that was not finished is not taken for one that was.
-        (folder / "documents.json").write_text(json.dumps(about))
+        with replaced_folder(Path(folder), FILES.__contains__) as partial:
+            np.save(partial / "tokens.npy", self.tokens)
+            np.save(partial / "offsets.npy", self.offsets)
+            if self.trained is not None:
+                np.save(partial / "trained.npy", self.trained)
+            (partial / "documents.json").write_text(json.dumps(about))
+            write_digests(partial)
 
 
 def load_documents(folder: str | Path) -> Documents:
-    """Return documents that were saved, without reading them at once.
+    """Return documents that were saved, as arrays on the disk.
+
+    They are read once, to be compared with their digests.
 
     Args:
         folder: that `Documents.save` wrote.
@@ -125,6 +138,7 @@ def load_documents(folder: str | Path) -> Documents:
     if not about.is_file():
         raise FileNotFoundError(f"{about} is missing: write it by Documents.save")
     try:
+        verify_digests(folder)
         found = json_file(about)
         kinds = {"name": str, "vocabulary": int, "trained": bool}
         for key, kind in kinds.items():
