@@ -106,6 +106,31 @@ def check_labels(name: str, labels: Any, classes: int) -> None:
         )
 
 
+def check_teacher_ids(ids: Any, vocabulary: int) -> None:
+    """Refuse a teacher's tokens that a student has no logits for.
+
+    Args:
+        ids: a batch's ``teacher_ids``; None and a traced array are passed over.
+        vocabulary: the student's logits.
+
+    Raises:
+        ValueError: it names the first such token and its place.
+    """
+    if ids is None or isinstance(ids, Tracer):
+        return
+    ids = np.asarray(ids)
+    if not ids.size or (ids.min() >= 0 and ids.max() < vocabulary):
+        return
+    where = tuple(np.argwhere((ids < 0) | (ids >= vocabulary))[0].tolist())
+    raise ValueError(
+        f"batch['teacher_ids'] has token {ids[where]} at {where}, but the student's "
+        f"logits are of tokens 0 to {vocabulary - 1}: the teacher has another "
+        "vocabulary. Keep of it what both networks share, by vocabulary= of "
+        "teachers.network_targets (--vocabulary of jaxkd cache-teacher) with what "
+        "data.check_vocabularies returns, or build the student with more"
+    )
+
+
 def _arrays(batch: Batch) -> list[tuple[str, Any]]:
     flat = jax.tree_util.tree_flatten_with_path(dict(batch))[0]
     return [(f"batch{jax.tree_util.keystr(path)}", leaf) for path, leaf in flat]

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxkd.data.text.tokenizers import Tokenizer
+from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.losses.basics import as_float
 from jaxkd.network import Network
 from jaxkd.types import Variables, deployed
@@ -129,8 +129,8 @@ def choice_evaluator(
 
     Given a program's state, it measures the variables that are `jaxkd.types.deployed`.
     ``choice_accuracy`` chooses by the log-probability of the whole option,
-    ``normalized_choice_accuracy`` by that over its characters (``acc`` and ``acc_norm``
-    of lm-evaluation-harness, Gao et al. 2021).
+    ``normalized_choice_accuracy`` by that over its characters, without the space before
+    it (``acc`` and ``acc_norm`` of lm-evaluation-harness, Gao et al. 2021).
 
     Args:
         network: as of `likelihood_evaluator`.
@@ -144,7 +144,7 @@ def choice_evaluator(
     if not questions:
         raise ValueError("questions is empty: give at least one")
     for i, question in enumerate(questions):
-        if not all(question.options) or not (
+        if not all(option.strip() for option in question.options) or not (
             0 <= question.answer < len(question.options)
         ):
             raise ValueError(
@@ -163,7 +163,7 @@ def choice_evaluator(
         right = np.zeros(2)
         for question in questions:
             total = np.array([next(found).log_probability for _ in question.options])
-            sizes = np.array([len(option) for option in question.options])
+            sizes = np.array([len(option.lstrip()) for option in question.options])
             right += [
                 total.argmax() == question.answer,
                 (total / sizes).argmax() == question.answer,
@@ -183,8 +183,9 @@ def encode_pair(
     """Return the tokens of a context and of its continuation.
 
     Both are tokenised as one text and then parted, since a word's token has the space
-    before it: spaces at the context's end belong to the continuation. The tokenizer's
-    ``bos`` begins the context; an empty one without it begins with ``eos``.
+    before it: spaces at the context's end belong to the continuation. The context
+    begins with what the tokenizer puts before a text (`tokens_around`); an empty one to
+    which nothing is added, with ``bos`` or, where there is none, ``eos``.
 
     Args:
         tokenizer: the network's.
@@ -194,15 +195,16 @@ def encode_pair(
     Raises:
         ValueError: the context is empty, and the tokenizer has neither token.
     """
-    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    begin, _ = tokens_around(tokenizer)
     bare = context.rstrip()
     first = tokenizer.encode(bare)
     whole = tokenizer.encode(context + continuation)
     if not begin and not first:
-        if tokenizer.eos is None:
+        token = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+        if token is None:
             raise ValueError(
                 f"{continuation!r} has no context, and the tokenizer has no token to "
                 "begin with: give a context"
             )
-        begin = [tokenizer.eos]
+        begin = [token]
     return begin + whole[: len(first)], whole[len(first) :]

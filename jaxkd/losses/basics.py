@@ -13,6 +13,14 @@ from jaxkd.types import Loss
 EPS = 1e-12
 """Floor of norms, as in PyTorch's ``normalize``."""
 
+OTHER_WIDTHS = (
+    "give both networks the same classes, or distil features instead; for language "
+    "models with one tokenizer, whose logits are padded differently, take "
+    "methods.shared_vocabulary(method, size) with the size that "
+    "data.check_vocabularies returns, and methods.uld() for two tokenizers"
+)
+"""What to do about logits of two widths."""
+
 
 def as_float(x: Array) -> Array:
     """Return ``x`` in float32, or as it is where it is wider."""
@@ -57,7 +65,7 @@ def check_same_shape(student: Array, teacher: Any, what: str) -> None:
     check_array(f"teacher_{what}", teacher)
     if jnp.shape(student) != jnp.shape(teacher):
         remedy = (
-            "give both networks the same classes, or distil features instead"
+            OTHER_WIDTHS
             if what == "logits"
             else "project the student's with a method such as fitnets(), or tap "
             "layers whose shapes agree"
