@@ -69,6 +69,7 @@ class Network:
             of a weight's path: of a wrapped network those of the network inside.
         cuts: the taps that `segment` can cut it at, in the order of the forward pass.
         module: the Flax module that it was made of; of NNX the structure alone.
+        vocabulary: tokens that it reads are below it; None where that is not known.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
@@ -79,6 +80,7 @@ class Network:
     axes: Axes = field(default=NO_AXES, compare=False)
     cuts: tuple[str, ...] = ()
     module: Any = field(default=None, compare=False, repr=False)
+    vocabulary: int | None = field(default=None, compare=False)
 
     @classmethod
     def from_nnx(

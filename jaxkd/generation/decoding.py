@@ -11,7 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxkd.checks import unknown_name
+from jaxkd.checks import TOKENS, check_tokens, unknown_name
 from jaxkd.generation.sampling import Sampling, sample, sampling_log_prob
 from jaxkd.network import Apply, Network
 from jaxkd.sharding.axes import constrain
@@ -83,6 +83,8 @@ def generate(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     _check_prompts(inputs)
+    for name in TOKENS:
+        check_tokens(f"inputs[{name!r}]", inputs.get(name), network.vocabulary)
     ends = (eos,) if isinstance(eos, int) else tuple(eos or ())
     return _generate(
         network.apply,

@@ -160,7 +160,9 @@ def weighted_loss(values: Array, weights: Array | None = None) -> Loss:
         return Loss(values.sum(), jnp.full((), values.size, values.dtype))
     weights = expand_weights(weights, values.shape)
     # A masked example may hold anything, NaN too: it must not reach the sum.
-    return Loss(jnp.where(weights > 0, values * weights, 0).sum(), weights.sum())
+    total = jnp.where(weights > 0, values * weights, 0).sum()
+    # A negative one, left out above, makes the weight NaN, and so the loss.
+    return Loss(total, jnp.where((weights >= 0).all(), weights.sum(), jnp.nan))
 
 
 def weighted_mean(values: Array, weights: Array | None = None) -> Float[Array, ""]:

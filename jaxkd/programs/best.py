@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from jaxkd.checks import disjoint
 from jaxkd.types import Batch, Metrics, Program, deployed
 
 
@@ -74,8 +75,12 @@ def with_best(
             jnp.where(better, 0, state.since + 1),
             state.steps + 1,
         )
-        return state, {**metrics, "score": value}
+        return state, disjoint(metrics, {"score": value})
 
     return Program(
-        init, step, lambda state: program.frozen(state.program), program.axes
+        init,
+        step,
+        lambda state: program.frozen(state.program),
+        program.axes,
+        lambda state, batch: program.check(state.program, batch),
     )

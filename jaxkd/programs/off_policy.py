@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.checks import disjoint
 from jaxkd.generation import Sampling
 from jaxkd.losses.basics import weighted_mean
 from jaxkd.losses.divergences import cross_entropy_loss
@@ -234,12 +235,17 @@ def off_policy(
         )
         state = OffPolicyState(after, replay, threshold, jnp.where(worse, loss, last))
         own = {"written": (origin == 0), "replayed": (origin == 1)}
-        return state, {
-            **metrics,
-            "threshold": threshold,
-            **{name: value.astype(jnp.float32) for name, value in own.items()},
-        }
+        own = {name: value.astype(jnp.float32) for name, value in own.items()}
+        return state, disjoint(metrics, own, {"threshold": threshold})
+
+    def check(state: OffPolicyState, batch: Batch) -> None:
+        for part in (batch, batch["validation"]):
+            program.check(state.distillation, part)
 
     return Program(
-        init, step, lambda state: program.frozen(state.distillation), program.axes
+        init,
+        step,
+        lambda state: program.frozen(state.distillation),
+        program.axes,
+        check,
     )

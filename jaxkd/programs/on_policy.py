@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.checks import disjoint
 from jaxkd.generation import Sampling, generate
 from jaxkd.network import Network
 from jaxkd.networks.mixed import mixed
@@ -146,7 +147,7 @@ def on_policy(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         ids, mask, log_probs = response(state, batch)
         state, metrics = program.step(state, answered(batch, ids, mask, log_probs))
-        return state, {**metrics, "response_tokens": mask.sum(1).mean()}
+        return state, disjoint(metrics, {"response_tokens": mask.sum(1).mean()})
 
     return program._replace(init=init, step=step)
 
