@@ -147,6 +147,23 @@ def check_tokens(name: str, tokens: Any, vocabulary: int | None = None) -> None:
     )
 
 
+def check_read_tokens(batch: Batch, role: str, vocabulary: int | None) -> None:
+    """Refuse a batch whose tokens a network does not know.
+
+    Args:
+        batch: on the host.
+        role: the network's, whose own tokens (``teacher_input_ids``) come first.
+        vocabulary: they must be below it; None where it is not known.
+
+    Raises:
+        ValueError: as `check_tokens`.
+    """
+    if vocabulary is not None:
+        for name in TOKENS:
+            key = f"{role}_{name}" if f"{role}_{name}" in batch else name
+            check_tokens(f"batch[{key!r}]", batch.get(key), vocabulary)
+
+
 def check_labels(name: str, labels: Any, classes: int, mask: Any = None) -> None:
     """Refuse class indices outside 0 … classes − 1, and rows that are no probabilities.
 

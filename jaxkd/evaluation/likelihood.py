@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from jaxkd.checks import check_tokens
 from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.losses.basics import as_float
 from jaxkd.network import Network
@@ -46,7 +47,7 @@ def likelihood_evaluator(
 
     Raises:
         ValueError: from the function returned, a pair without a context or a
-            continuation.
+            continuation, or of tokens that are none of the network's.
     """
 
     @jax.jit
@@ -79,9 +80,12 @@ def likelihood_evaluator(
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            sums, greedy = score(
-                variables, *_rows([pairs[i] for i in chosen], batch_size)
-            )
+            rows = _rows([pairs[i] for i in chosen], batch_size)
+            for tokens in rows[:2]:
+                # Padding is −1 among the labels.
+                tokens = np.maximum(tokens, 0)
+                check_tokens("a text to score", tokens, network.vocabulary)
+            sums, greedy = score(variables, *rows)
             for row, i in enumerate(chosen):
                 found[i] = Likelihood(float(sums[row]), bool(greedy[row]))
         return found

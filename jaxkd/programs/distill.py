@@ -11,11 +11,11 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from jaxkd.checks import (
-    TOKENS,
     check_batch,
     check_counted,
     check_labels,
-    check_tokens,
+    check_read_tokens,
+    check_teacher_ids,
     unknown_name,
 )
 from jaxkd.network import Network, axes_of
@@ -194,8 +194,8 @@ def check_training(
         teacher: the network to learn from, or None.
 
     Raises:
-        ValueError: a batch that counts no example, labels outside the classes, or
-            tokens outside a network's vocabulary.
+        ValueError: a batch that counts no example, labels or a teacher's best tokens
+            outside the classes, or tokens outside a network's vocabulary.
     """
     check_counted(batch)
     label = batch.get("label")
@@ -205,11 +205,11 @@ def check_training(
         and np.asarray(label).dtype.kind in "iu"
     ):
         check_labels("batch['label']", label, classes, batch.get("mask"))
+    if classes is not None:
+        check_teacher_ids(batch.get("teacher_ids"), classes)
     for role, network in (("student", student), ("teacher", teacher)):
-        if network is not None and network.vocabulary is not None:
-            for name in TOKENS:
-                key = f"{role}_{name}" if f"{role}_{name}" in batch else name
-                check_tokens(f"batch[{key!r}]", batch.get(key), network.vocabulary)
+        if network is not None:
+            check_read_tokens(batch, role, network.vocabulary)
 
 
 def parts_of(state: TrainState) -> dict[str, Any]:

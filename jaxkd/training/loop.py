@@ -359,5 +359,6 @@ def _not_finite(
         last = f"step {saved} in {checkpoints.folder}"
     return (
         f"{metric} is {value} at step {step}; last good checkpoint: {last}. Lower the "
-        "learning rate or clip gradients; a label outside the classes gives NaN too"
+        "learning rate or clip gradients; a label outside the classes gives NaN too, "
+        "and so does a token of the teacher's that the student has not"
     )
