@@ -65,8 +65,9 @@ def checking_targets(method: Method) -> Method:
             check_teacher_ids(batch.get("teacher_ids"), size)
         elif teacher.logits.shape[-1] > size:
             raise ValueError(
-                f"the teacher has {teacher.logits.shape[-1]} logits but the student "
-                f"{size}, so the teacher's best tokens may be none of the student's: "
+                f"the student has {size} logits but the teacher "
+                f"{teacher.logits.shape[-1]}, so the teacher's best tokens may be none "
+                f"of the student's: "
                 f"{OTHER_WIDTHS}"
             )
 

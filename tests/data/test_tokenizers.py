@@ -10,7 +10,6 @@ from tokenizers import Tokenizer as File
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from jaxkd import data
-from jaxkd.data.text.tokenizers import tokens_around
 
 CHATS = Path(__file__).parents[1] / "golden" / "chat" / "templates"
 TEXTS = ["to be or not to be", "that is the question", "the rest is silence"] * 3
@@ -151,7 +150,7 @@ def test_chats_and_texts_begin_as_transformers_has_them(name):
     (plain,) = (case for case in cases if case["case"] == "plain text")
     added = [1] if name.endswith("bos_added") else []
     assert plain["ids"][: len(added)] == added
-    assert tokens_around(tokenizer) == (added, [])
+    assert data.tokens_around(tokenizer) == (added, [])
     document = data.tokenize("x", [plain["text"]], tokenizer)
     assert document.tokens.tolist() == [*plain["ids"], tokenizer.eos]
     assert data.chat_prompt(plain["text"], tokenizer) == plain["ids"]
@@ -186,7 +185,7 @@ def test_the_config_overrules_what_the_file_adds(folder, tmp_path, config, aroun
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**names, **config, "add_prefix_space": True}))
     tokenizer = data.load_tokenizer(tmp_path)
-    assert tokens_around(tokenizer) == around
+    assert data.tokens_around(tokenizer) == around
     plain = data.load_tokenizer(folder)
     assert tokenizer.encode("that is") == plain.encode(" that is")
     (begin, end), text = around, plain.encode(" that is")
