@@ -64,12 +64,15 @@ def check_same_shape(student: Array, teacher: Any, what: str) -> None:
     """
     check_array(f"teacher_{what}", teacher)
     if jnp.shape(student) != jnp.shape(teacher):
-        remedy = (
-            OTHER_WIDTHS
-            if what == "logits"
-            else "project the student's with a method such as fitnets(), or tap "
-            "layers whose shapes agree"
-        )
+        if what != "logits":
+            remedy = (
+                "project the student's with a method such as fitnets(), or tap layers "
+                "whose shapes agree"
+            )
+        elif jnp.shape(student)[-1:] == jnp.shape(teacher)[-1:]:
+            remedy = "run both networks on the same examples and tokens"
+        else:
+            remedy = OTHER_WIDTHS
         raise ValueError(
             f"student_{what} has shape {jnp.shape(student)} but teacher_{what} has "
             f"shape {jnp.shape(teacher)}: {remedy}"
