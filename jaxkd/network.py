@@ -71,6 +71,7 @@ class Network:
         module: the Flax module that it was made of; of NNX the structure alone.
         origin: what the folder that it was read from says beyond the network, which
             `jaxkd.interop.save_pretrained` writes again.
+        vocabulary: tokens that it reads are below it; None where that is not known.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
@@ -82,6 +83,7 @@ class Network:
     cuts: tuple[str, ...] = ()
     module: Any = field(default=None, compare=False, repr=False)
     origin: Any = field(default=None, compare=False, repr=False)
+    vocabulary: int | None = field(default=None, compare=False)
 
     @classmethod
     def from_nnx(

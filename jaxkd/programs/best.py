@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jaxkd.checks import check_batch
+from jaxkd.checks import check_batch, disjoint
 from jaxkd.types import Batch, Metrics, Program, deployed
 
 
@@ -104,9 +104,15 @@ def with_best(
             value,
             state.validation,
         )
-        return state, {**metrics, "score": value}
+        return state, disjoint(metrics, {"score": value})
 
     def frozen(state: BestState) -> PyTree:
         return program.frozen(state.program), state.validation
 
-    return Program(init, step, frozen, program.axes)
+    return Program(
+        init,
+        step,
+        frozen,
+        program.axes,
+        lambda state, batch: program.check(state.program, batch),
+    )

@@ -89,8 +89,10 @@ def fit(
         metrics as ``train_…``, and what ``evaluate`` returned.
 
     Raises:
-        ValueError: no batches; a batch that is no dict, empty, not finite or not
-            divisible among the mesh's devices; a checkpoint of another model, teacher,
+        ValueError: no batches; a batch that is no dict, empty, not finite, that counts
+            nothing, has labels or tokens out of range, or is not divisible among the
+            mesh's devices; a metric called ``step`` or, of ``evaluate``, ``train_…``; a
+            checkpoint of another model, teacher,
             key, configuration or data; checkpoints of batches that do not know their
             place; ``stop`` without ``evaluate_every``; a number of steps below 1.
         OSError: a checkpoint could not be written, or another run writes to its folder.
@@ -120,13 +122,19 @@ def fit(
     def place(batch: Any) -> Batch:
         batch = array_batch(batch)
         check_batch(batch)
-        return shard_batch(batch, mesh)
+        placed = shard_batch(batch, mesh)
+        # What the program has found out by its init, it checks the first batch by too.
+        if not known:
+            known.append(_compiled(_Same(program), mesh, _Shapes.of(placed)))
+        program.check(known[0].like, batch)
+        return placed
 
+    known: list[_Compiled] = []
     iterator = Prefetch(source, place)
     first = iterator.peek()
     if first is None:
         raise ValueError("batches is empty: there is nothing to train on")
-    compiled = _compiled(_Same(program), mesh, _Shapes.of(first))
+    (compiled,) = known
     (done, state, position, history), about = _begin(
         program, compiled, key, first, checkpoints
     )
@@ -146,6 +154,7 @@ def fit(
     def look() -> None:
         """Fetch the metrics since the last look; refuse one that is not finite."""
         for at, values in pending:
+            _check_names("program", values, "step")
             for metric, value in jax.device_get(values).items():
                 if not np.isfinite(value):
                     raise FloatingPointError(
@@ -163,6 +172,11 @@ def fit(
     def conclude() -> None:
         look()
         found = {} if evaluate is None else evaluate(state)
+        try:
+            _check_names("evaluate", found, "step", "train_")
+        except ValueError:
+            save()
+            raise
         values = {metric: float(value) for metric, value in found.items()}
         trained = {f"train_{metric}": value for metric, value in metrics.items()}
         history.append({"step": done, **trained, **values})
@@ -336,6 +350,16 @@ def _begin(
     return found, about
 
 
+def _check_names(who: str, metrics: Mapping[str, Any], *taken: str) -> None:
+    """Refuse a metric that would overwrite what the history has by that name."""
+    for name in metrics:
+        if name == "step" or name.startswith(taken[1:]):
+            raise ValueError(
+                f"{who} returned a metric {name!r}, but the history keeps that name "
+                f"for its own ({', '.join(taken)}…): give it another"
+            )
+
+
 def _not_finite(
     step: int, metric: str, value: Any, checkpoints: Checkpoints | None
 ) -> str:
@@ -345,5 +369,6 @@ def _not_finite(
         last = f"step {saved} in {checkpoints.folder}"
     return (
         f"{metric} is {value} at step {step}; last good checkpoint: {last}. Lower the "
-        "learning rate or clip gradients; a label outside the classes gives NaN too"
+        "learning rate or clip gradients; a label outside the classes gives NaN too, "
+        "and so does a token of the teacher's that the student has not"
     )

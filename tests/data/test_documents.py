@@ -243,7 +243,7 @@ def test_only_answers_are_learnt():
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n"
         "<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\nNo<|im_end|>\n"
     )
-    assert tokens == [256, *text.encode()]
+    assert tokens == [*text.encode()], "ChatML has no bos"
     answers = [BYTES.decode(part) for part in parts]
     assert answers == ["Yes?<|im_end|>\n", "No<|im_end|>\n"]
     prompt = data.chat_prompt(CHAT[:3], BYTES, data.CHATML)

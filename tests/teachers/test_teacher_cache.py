@@ -12,7 +12,7 @@ import optax
 import pytest
 from damage import TRIALS, damaged
 
-from jaxkd import Network, data, distill, methods, teachers, training
+from jaxkd import Network, data, distill, methods, models, teachers, training
 from jaxkd.losses import top_k_log_probs
 from jaxkd.teachers.cache import MANIFEST
 
@@ -403,3 +403,35 @@ def test_a_teacher_on_a_mesh_says_the_same(tmp_path, variables, cache):
     targets = teachers.network_targets(TEACHER, placed, k=K, dtype="float32", mesh=mesh)
     write(tmp_path, targets)
     assert contents(tmp_path) == contents(cache)
+
+
+def test_a_token_that_the_student_has_not_is_named(tmp_path):
+    """A larger teacher's cache: the student has 11 logits, the teacher 14."""
+    table = np.zeros((VOCABULARY, VOCABULARY + 3), np.float32)
+    table[:, :K] = 1
+    # Only one token's best is beyond the student's.
+    rare = windows().tokens[-3]
+    table[rare, VOCABULARY + 1] = 2
+    larger = Network.from_apply(
+        lambda key: {"table": jnp.asarray(table)},
+        lambda params, ids: params["table"][ids],
+        reads=("input_ids",),
+    )
+    start = larger.init(jax.random.key(0))
+    write(tmp_path, teachers.network_targets(larger, start, k=K))
+    source = teachers.CachedTeacher(windows(), tmp_path)
+    for method in (methods.topk_kd(), methods.first()):
+        with pytest.raises(ValueError, match=r"token 12 at .* 0 to 10.*vocabulary="):
+            train(None, source, method)
+    shared = tmp_path / "shared"
+    write(shared, teachers.network_targets(larger, start, k=K, vocabulary=VOCABULARY))
+    train(None, teachers.CachedTeacher(windows(), shared), methods.topk_kd())
+
+
+def test_texts_of_another_tokenizer_are_refused():
+    teacher = models.llama(VOCABULARY - 2, 8, 1, 2, 16)
+    variables = jax.eval_shape(teacher.init, jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
+    targets = teachers.network_targets(teacher, variables, k=K)
+    with pytest.raises(ValueError, match=r"batch\['input_ids'\] holds 1?[0-9] in"):
+        targets.answer(windows().take(np.arange(8)))

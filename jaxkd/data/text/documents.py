@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 
 from jaxkd.data.sources import brief
-from jaxkd.data.text.tokenizers import Tokenizer
+from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.files import (
     DIGESTS,
     check_plain,
@@ -164,14 +164,15 @@ def tokenize(name: str, texts: Iterable[str], tokenizer: Tokenizer) -> Documents
     Args:
         name: for messages and results.
         texts: one a document, such as `data.texts` yields them.
-        tokenizer: its ``bos`` and ``eos`` are added where it has them.
+        tokenizer: what it puts before and after a text itself is added (see
+            `tokens_around`), and its ``eos`` in any case, where it has one.
 
     Raises:
         ValueError: no text, or an empty one. It names its place.
     """
-    begin, end = (
-        [] if token is None else [token] for token in (tokenizer.bos, tokenizer.eos)
-    )
+    begin, end = tokens_around(tokenizer)
+    if not end and tokenizer.eos is not None:
+        end = [tokenizer.eos]
     kind = np.min_scalar_type(tokenizer.vocabulary - 1)
     parts, lengths = [np.zeros(0, kind)], [0]
     for chunk in itertools.batched(texts, CHUNK):

@@ -13,7 +13,11 @@ LARGEST = 2**28
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What turns text into tokens: `ByteTokenizer`, `load_tokenizer`'s, or your own."""
+    """What turns text into tokens: `ByteTokenizer`, `load_tokenizer`'s, or your own.
+
+    Your own may say by ``around`` what it puts before and after a text, see
+    `tokens_around`.
+    """
 
     @property
     def vocabulary(self) -> int:
@@ -61,6 +65,21 @@ class Tokenizer(Protocol):
             length: of the result at most; the end of the longer text is left out.
         """
         ...
+
+
+def tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the tokens that a tokenizer itself puts before and after a text.
+
+    That a tokenizer has a ``bos`` does not say that texts begin with it: Qwen's do not,
+    Llama's do. A tokenizer of a file has ``around``, as its file says; of one that
+    has not, they are ``bos`` and ``eos``.
+
+    Args:
+        tokenizer: any.
+    """
+    ends = ([] if t is None else [t] for t in (tokenizer.bos, tokenizer.eos))
+    before, after = getattr(tokenizer, "around", ends)
+    return list(before), list(after)
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,7 @@ class FileTokenizer:
         bos: the token that begins a text, or None.
         eos: the token that ends a text, or None.
         pad: the token that fills rows up, or None.
+        around: the tokens that the file puts before and after a text.
     """
 
     def __init__(
@@ -142,6 +162,15 @@ class FileTokenizer:
         self._source = f"a text by the tokenizer {name}".strip()
         self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
         self.bos, self.eos, self.pad = bos, eos, pad
+        self.around: tuple[list[int], list[int]] = ([], [])
+        # Some files have no token for a letter alone.
+        for text in ("a", *tokenizer.get_vocab()):
+            found = tokenizer.encode(text)
+            kinds = found.special_tokens_mask
+            if 0 in kinds:
+                first, last = kinds.index(0), len(kinds) - kinds[::-1].index(0)
+                self.around = found.ids[:first], found.ids[last:]
+                break
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; none is added to begin or end it."""
@@ -182,8 +211,11 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
     """Return the tokenizer of a Hugging Face folder.
 
     The folder has a ``tokenizer.json``, and says in ``tokenizer_config.json`` or
-    ``special_tokens_map.json`` which tokens begin, end and fill up a text. Truncation
-    and padding that the file asks for are switched off: `jaxkd.data` does both.
+    ``special_tokens_map.json`` which tokens begin, end and fill up a text, and perhaps
+    by ``add_bos_token`` and ``add_eos_token`` whether texts are given these, and by
+    ``add_prefix_space`` a space before; where it does, the file's own rules do not
+    count, as in transformers. Truncation and padding that the file asks for are
+    switched off: `jaxkd.data` does both.
 
     Args:
         folder: of the tokenizer, which is often the model's.
@@ -231,7 +263,38 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
                 "the files are of different tokenizers"
             )
         found.append(number)
-    return FileTokenizer(tokenizer, *found, name=str(path))
+    with blaming(f"{path} or its tokenizer_config.json"):
+        _configure(tokenizer, names, *found[:2])
+        return FileTokenizer(tokenizer, *found, name=str(path))
+
+
+def _configure(
+    tokenizer: Any, names: dict[str, Any], bos: int | None, eos: int | None
+) -> None:
+    """Let ``tokenizer_config.json`` overrule what the tokenizer's file adds to texts.
+
+    As transformers 5 does: `TokenizersBackend.update_post_processor`, and GPT-2's class
+    for the space.
+    """
+    from tokenizers import pre_tokenizers, processors
+
+    if "add_bos_token" in names or "add_eos_token" in names:
+        begin, end = (
+            [tokenizer.id_to_token(number)]
+            if names.get(f"add_{kind}_token") and number is not None
+            else []
+            for kind, number in (("bos", bos), ("eos", eos))
+        )
+        single, second = [*begin, "$A", *end], [*begin, "$B", *end]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single,
+            pair=[*single, *(f"{piece}:1" for piece in second)],
+            special_tokens=[(t, tokenizer.token_to_id(t)) for t in {*begin, *end}],
+        )
+    before = tokenizer.pre_tokenizer
+    if "add_prefix_space" in names and isinstance(before, pre_tokenizers.ByteLevel):
+        before.add_prefix_space = bool(names["add_prefix_space"])
+        tokenizer.pre_tokenizer = before
 
 
 def _read_json(path: Path) -> dict[str, Any]:
