@@ -1,7 +1,6 @@
 """The command ``jaxkd``: experiments, their reports, exports, and teacher caches."""
 
 import dataclasses
-import json
 import math
 import shutil
 import sys
@@ -25,9 +24,11 @@ from jaxkd.cli_runs import (
     run_command,
     show_results,
 )
+from jaxkd.files import plain, replaced_folder
 from jaxkd.recipes.cache_teacher import cache_teacher
 from jaxkd.reporting.experiment import load_experiment, slugs
 from jaxkd.reporting.run import read_part
+from jaxkd.untrusted import json_file
 
 
 def list_experiments() -> None:
@@ -116,6 +117,11 @@ def report(
     experiment.preset(preset)
     committed = experiment.committed(preset)
     found = read_results(results or committed)
+    if found.experiment != slug:
+        raise ValueError(
+            f"{results or committed} holds results of {found.experiment}, whose claims "
+            f"are not those of {slug}: `jaxkd report {found.experiment} --results …`"
+        )
     if markdown:
         print(
             markdown_report(
@@ -222,11 +228,10 @@ def export(
     if to.exists():
         raise FileExistsError(f"{to} exists: name a new folder, so nothing is lost")
     load_pretrained(students[part])
-    partial = to.with_name(f"{to.name}.partial")
-    shutil.copytree(students[part], partial, dirs_exist_ok=True)
-    if "input_shape" in json.loads((partial / "config.json").read_text()):
-        export_program(partial)
-    partial.rename(to)
+    with replaced_folder(to) as partial:
+        shutil.copytree(students[part], partial, dirs_exist_ok=True)
+        if "input_shape" in json_file(partial / "config.json"):
+            export_program(partial)
     console.print(f"exported {part} to {to}", soft_wrap=True)
 
 
@@ -268,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         Console(stderr=True).print(
-            f"[red]error:[/red] {escape(str(error))}", soft_wrap=True
+            f"[red]error:[/red] {escape(plain(str(error)))}", soft_wrap=True
         )
         return 1
     except KeyboardInterrupt:

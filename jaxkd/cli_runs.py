@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from jaxkd.files import write_atomically
+from jaxkd.files import check_json, held, write_atomically, write_json
 from jaxkd.reporting.experiment import (
     SEEDS,
     Experiment,
@@ -27,6 +26,7 @@ from jaxkd.reporting.results import (
     write_results,
 )
 from jaxkd.reporting.run import Clock, Run, on_first_process
+from jaxkd.untrusted import json_file
 
 RUNS = Path("runs")
 """Where runs are kept, unless a folder is named."""
@@ -105,7 +105,7 @@ def run_command(arguments: Sequence[str]) -> Callable[..., None]:
             "code": code_state(),
         }
         if jax.process_index() == 0:
-            (folder / RUN_FILE).write_text(json.dumps(saved, indent=2))
+            write_json(folder / RUN_FILE, saved)
         _execute(
             experiment, preset, config, seeds, folder, saved["code"], commit_results
         )
@@ -149,7 +149,11 @@ def _execute(
         soft_wrap=True,
     )
     try:
-        with Clock(folder) as clock, ProgressBar(console) as progress:
+        with (
+            held(folder / ".lock"),
+            Clock(folder) as clock,
+            ProgressBar(console) as progress,
+        ):
             run = Run(folder, progress, experiment.mesh)
             records = experiment.records(config, range(seeds), run)
     except (ValueError, FileNotFoundError):
@@ -191,12 +195,14 @@ def resume(folder: RunFolder) -> None:
             "prints where it keeps one"
         )
     try:
-        saved = json.loads(file.read_text())
+        saved = check_json(json_file(file))
         preset, seeds, commit = saved["preset"], saved["seeds"], saved["commit_results"]
         code, dirty = saved["code"]
+        if type(seeds) is not int or seeds < 1 or type(commit) is not bool:
+            raise TypeError(f"seeds {seeds!r} or commit_results {commit!r}")
         experiment = load_experiment(saved["experiment"])
         config = config_from_json(experiment.preset(preset), saved["config"])
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} is damaged or of another version ({error!r}): start again with "
             "`jaxkd run`"

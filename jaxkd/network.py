@@ -69,6 +69,9 @@ class Network:
             of a weight's path: of a wrapped network those of the network inside.
         cuts: the taps that `segment` can cut it at, in the order of the forward pass.
         module: the Flax module that it was made of; of NNX the structure alone.
+        origin: what the folder that it was read from says beyond the network, which
+            `jaxkd.interop.save_pretrained` writes again.
+        vocabulary: tokens that it reads are below it; None where that is not known.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
@@ -79,6 +82,8 @@ class Network:
     axes: Axes = field(default=NO_AXES, compare=False)
     cuts: tuple[str, ...] = ()
     module: Any = field(default=None, compare=False, repr=False)
+    origin: Any = field(default=None, compare=False, repr=False)
+    vocabulary: int | None = field(default=None, compare=False)
 
     @classmethod
     def from_nnx(

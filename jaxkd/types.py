@@ -63,13 +63,19 @@ class Loss(NamedTuple):
 
     @property
     def value(self) -> Array:
-        """The scalar Σ total/weight over the terms; a term that nothing counts is 0."""
+        """The scalar Σ total/weight over the terms; a term that nothing counts is 0.
+
+        It is NaN of a weight below 0 or NaN.
+        """
         return self.over(self.weight)
 
     def over(self, weight: Array) -> Array:
         """Return Σ total/weight for another weight, such as a whole window's."""
         counted = weight > 0
-        return jnp.where(counted, self.total / jnp.where(counted, weight, 1), 0).sum()
+        # A weight below 0 or NaN is a mistake, which a loss of 0 would hide.
+        nothing = jnp.where(weight == 0, 0.0, jnp.nan)
+        mean = self.total / jnp.where(counted, weight, 1)
+        return jnp.where(counted, mean, nothing).sum()
 
 
 class Method(NamedTuple):
@@ -100,6 +106,10 @@ def _nothing(state: Any) -> PyTree:
     return ()
 
 
+def _unchecked(state: Any, batch: Batch) -> None:
+    return None
+
+
 class Program(NamedTuple):
     """Anything that can be trained: two pure, jittable functions over a pytree.
 
@@ -109,12 +119,15 @@ class Program(NamedTuple):
         frozen: ``state ->`` those of its arrays that no step changes, such as a
             teacher's: checkpoints keep their fingerprint in place of them.
         axes: logical axes of the networks' weights by path, see `Network.axes`.
+        check: ``(state's shapes, batch) -> None``, on the host, for every batch before
+            it is sent to the device: it refuses what the program cannot learn from.
     """
 
     init: Callable[[PRNGKeyArray, Batch], Any]
     step: Callable[[Any, Batch], tuple[Any, Metrics]]
     frozen: Callable[[Any], PyTree] = _nothing
     axes: Axes = NO_AXES
+    check: Callable[[Any, Batch], None] = _unchecked
 
 
 @flax.struct.dataclass
@@ -128,6 +141,7 @@ class TrainState:
         teacher: the teacher's variables, frozen; None without a teacher.
         method: the method's variables.
         opt_state: the optimizer's state over the student's and method's params.
+        classes: of the student's logits, if there is one label to each; static.
     """
 
     step: Any
@@ -136,6 +150,7 @@ class TrainState:
     teacher: Any
     method: Any
     opt_state: Any
+    classes: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def deployed(self) -> Any:

@@ -105,7 +105,8 @@ def test_a_network_of_text_is_exported_without_a_program(tmp_path):
     to = tmp_path / "to"
     assert main(["export", f"{tmp_path}/run", "--to", str(to), "--part", "kd"]) == 0
     assert interop.load_pretrained(to)[0].spec is not None
-    assert sorted(p.name for p in to.iterdir()) == ["config.json", "model.safetensors"]
+    names = ["SHA256SUMS", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in to.iterdir()) == names
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,7 @@ def test_a_results_file_cannot_send_its_report_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     committed = load_experiment("pld").committed("small")
     found = json.loads(committed.read_text()) | {"preset": "../../elsewhere"}
+    found.pop("sha256", None)
     mine = tmp_path / "deep" / "er" / "mine.json"
     mine.parent.mkdir(parents=True)
     mine.write_text(json.dumps(found))

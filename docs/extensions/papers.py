@@ -11,16 +11,23 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 from jaxkd.reporting import summary
+from jaxkd.reporting.claims import Status
 from jaxkd.reporting.experiment import Experiment, load_experiment, slugs
 from jaxkd.reporting.plans import read_plans
 
-FACTS = ("Paper", "Implemented", "Parity")
+FACTS = ("Paper", "Parity")
+HEADER = ("paper", "what it is", "claims", "parity", "full scale")
 INDEX = """# Papers
 
-One page a paper, made from its experiment's README and results. Claims are judged by
-the records of the runs, each by itself; its page says what Holm's correction for all of
-them changes. What fails is shown as failing. The full-scale presets have not
-been run: they are compiled ahead of time for the slice named.
+One page a paper, made from its experiment's README and results.
+
+- **Claims**: how many hold / fail / are not established, by the records of all runs,
+  and how many without seeds are observed as claimed. Each is judged by itself; its
+  page says what Holm's correction for all of them changes.
+- **Parity**: how far values are from the authors' code, or from an independent
+  computation (closed forms, float64) where there is none.
+- **Full scale**: compiled ahead of time for the slice named, not run; the share of a
+  chip's memory that the largest program needs.
 
 """
 
@@ -35,23 +42,62 @@ def facts(readme: str) -> dict[str, str]:
     return found
 
 
+def name(experiment: Experiment, paper: str) -> str:
+    """Return the paper's short name with its link, and its number on arXiv."""
+    short, colon, _ = experiment.title.partition(":")
+    number = re.search(r"arXiv:([\d.]+\d)", paper)
+    link = f"[{short if colon else experiment.slug}]({experiment.slug}.md)"
+    return f"{link} {number[1]}" if number else link
+
+
 def verdicts(experiment: Experiment) -> str:
-    """Return how many claims hold, fail or are open, in each preset that was run."""
-    parts = []
-    for file, found in summary.verdicts(experiment):
-        counts = Counter(verdict.status for verdict in found)
-        text = ", ".join(f"{n} {status}" for status, n in counts.items())
-        parts.append(f"{file.stem}: {text}" if text else file.stem)
-    return "; ".join(parts)
+    """Return how many claims hold / fail / are not established, of all that was run."""
+    counts = Counter(
+        verdict.status for _, found in summary.verdicts(experiment) for verdict in found
+    )
+    judged = (Status.HOLDS, Status.FAILS, Status.NOT_ESTABLISHED)
+    text = " / ".join(str(counts[status]) for status in judged)
+    seen = counts[Status.AS_CLAIMED] + counts[Status.AGAINST]
+    if seen:
+        text += f", {counts[Status.AS_CLAIMED]} of {seen} observed"
+    return text if counts else "–"
 
 
-def slices(experiment: Experiment) -> str:
-    """Return the slices that the full-scale programs were compiled for."""
-    file = experiment.folder / "results" / "compiled.json"
+def parity(experiment: Experiment, fact: str) -> str:
+    """Return the smallest and largest difference that a README tells, and from what."""
+    figures = sorted(re.findall(r"\b\d+e-\d+", fact), key=float)
+    ends = list(dict.fromkeys([*figures[:1], *figures[-1:]]))
+    golden = experiment.folder.parents[1] / "tests" / "golden"
+    whom = "independent references"
+    if "transformers" in fact:
+        whom = "transformers"
+    elif any(golden.glob(f"*-{experiment.slug}.npz")):
+        whom = "the authors' code"
+    return ", ".join(filter(None, [" to ".join(ends), whom])) if fact else "–"
+
+
+def full_scale(experiment: Experiment) -> str:
+    """Return whether the full-scale programs fit, and the slices of the compilation."""
+    file = experiment.committed("compiled")
     if not file.is_file():
         return "–"
     plans = read_plans(file).values()
-    return ", ".join(dict.fromkeys(plan.topology for plan in plans))
+    share = max(plan.needed / plan.memory for plan in plans)
+    where = " and ".join(dict.fromkeys(plan.topology for plan in plans))
+    return f"{'fits' if share <= 1 else 'does not fit'} {where} ({100 * share:.2g} %)"
+
+
+def row(experiment: Experiment) -> tuple[str, ...]:
+    """Return an experiment's row of the index, under `HEADER`."""
+    found = facts((experiment.folder / "README.md").read_text())
+    _, _, line = experiment.title.partition(": ")
+    return (
+        name(experiment, found.get("Paper", "")),
+        (line or experiment.title).rstrip("."),
+        verdicts(experiment),
+        parity(experiment, found.get("Parity", "")),
+        full_scale(experiment),
+    )
 
 
 def plots(experiment: Experiment) -> list[Path]:
@@ -68,8 +114,6 @@ def write_pages(app: Sphinx) -> None:
     for slug in names:
         experiment = load_experiment(slug)
         place = f"../../experiments/{slug}"
-        readme = (experiment.folder / "README.md").read_text()
-        found = facts(readme)
         pictures = [
             f"![{p.stem} of {slug}]({place}/{p.relative_to(experiment.folder)})"
             for p in plots(experiment)
@@ -80,18 +124,11 @@ def write_pages(app: Sphinx) -> None:
             *pictures,
         ]
         (folder / f"{slug}.md").write_text("\n\n".join(page) + "\n")
-        cells = (
-            f"[{slug}]({slug}.md)",
-            *(found.get(name, "–") for name in FACTS),
-            verdicts(experiment),
-            slices(experiment),
-        )
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join(row(experiment))} |")
         if pictures:
             gallery += [f"## [{experiment.title}]({slug}.md)", *pictures]
-    titles = ("experiment", "paper", "implemented", "parity", "claims", "compiled for")
-    head = f"| {' | '.join(titles)} |"
-    table = "\n".join([head, "| --- " * 6 + "|", *rows])
+    head = f"| {' | '.join(HEADER)} |"
+    table = "\n".join([head, "| --- " * len(HEADER) + "|", *rows])
     contents = "\n".join(["```{toctree}", ":hidden:", "", *names, "gallery", "```"])
     (folder / "index.md").write_text(f"{INDEX}{table}\n\n{contents}\n")
     (folder / "gallery.md").write_text("\n\n".join(gallery) + "\n")

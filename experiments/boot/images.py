@@ -25,6 +25,7 @@ from jaxkd.evaluation.generation import (
     feature_extractor,
     frechet_distance,
 )
+from jaxkd.files import verify_digests, write_digests
 from jaxkd.network import Network
 from jaxkd.papers import boot as paper
 from jaxkd.reporting.images import plot_images
@@ -290,6 +291,7 @@ def run_images(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
         speed = speeds(sample, teacher, shape, reference)
         target = draw(seed, reference, teacher)
         np.save(folder / "reference.npy", target)
+        write_digests(folder, ["reference.npy"])
         for method in sample:
             if method != "boot":
                 started = time.perf_counter()
@@ -303,9 +305,9 @@ def run_images(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     def measure(seed: int, state: Any, history: History) -> Values:
         learnt = jax.device_put(_whole(state))
         images = draw(seed, "boot", learnt)
-        target = np.load(
-            run.folder / config.dataset / f"samplers/seed{seed}/reference.npy"
-        )
+        folder = run.folder / config.dataset / f"samplers/seed{seed}"
+        verify_digests(folder, ["reference.npy"])
+        target = np.load(folder / "reference.npy")
         if seed == seeds[0]:
             variables = {name: teacher for name in sample} | {"boot": learnt}
             draw_samples(config, sample, variables, run.folder / "samples.png")

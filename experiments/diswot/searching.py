@@ -14,6 +14,7 @@ from experiments.common.classification import Classification
 from experiments.diswot.config import Architecture, Config, SearchConfig
 from jaxkd import search
 from jaxkd.evaluation.cost import forward_cost, parameter_count
+from jaxkd.files import verify_digests, write_digests
 from jaxkd.models.vision.nasbench201 import OPERATIONS, format_cell, multiply_adds
 from jaxkd.network import Network
 from jaxkd.papers.diswot import Scorer
@@ -161,6 +162,7 @@ def rank(
             scores = diswot_scores([score(architecture) for architecture in space])
             if setting == MAIN:
                 np.savez(folder / "scores.npz", diswot=scores["diswot"])
+                write_digests(folder, ["scores.npz"])
                 scores |= others(seed, batch)
             seconds = clock.seconds
         rows = []
@@ -177,7 +179,9 @@ def rank(
 
 def saved_scores(config: Config, run: Run, seed: int) -> dict[Architecture, float]:
     """Return the paper's score of each network, as the main setting has found it."""
-    with np.load(run.folder / MAIN / f"seed{seed}" / "scores.npz") as file:
+    folder = run.folder / MAIN / f"seed{seed}"
+    verify_digests(folder, ["scores.npz"])
+    with np.load(folder / "scores.npz") as file:
         values = file["diswot"]
     return dict(zip(config.space.architectures(), values.tolist(), strict=True))
 

@@ -64,6 +64,7 @@ from jaxkd.data.text.tokenizers import ByteTokenizer as ByteTokenizer
 from jaxkd.data.text.tokenizers import FileTokenizer as FileTokenizer
 from jaxkd.data.text.tokenizers import Tokenizer as Tokenizer
 from jaxkd.data.text.tokenizers import load_tokenizer as load_tokenizer
+from jaxkd.data.text.tokenizers import tokens_around as tokens_around
 from jaxkd.data.text.vocabulary import check_vocabularies as check_vocabularies
 from jaxkd.data.text.windows import Windows as Windows
 from jaxkd.data.text.windows import tiny_shakespeare as tiny_shakespeare

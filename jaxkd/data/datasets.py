@@ -2,8 +2,6 @@
 
 import functools
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from itertools import pairwise
@@ -16,6 +14,7 @@ from jaxkd.checks import unknown_name
 from jaxkd.data.sources import Dataset, Example, RecordSource, Source
 from jaxkd.data.transforms import CropResize
 from jaxkd.registry import constructors
+from jaxkd.untrusted import arrays_file, blaming
 
 DATA_VARIABLE = "JAXKD_DATA"
 """The environment variable that names the folder of downloaded data sets."""
@@ -34,7 +33,18 @@ def _images(name: str, image: np.ndarray, label: np.ndarray, scale: float) -> So
     if image.ndim == 3:
         image = image[..., None]
     image = image.astype(np.float32) / scale
-    return Source(name, {"image": image, "label": label.astype(np.int32)}, 10)
+    return Source(name, {"image": image, "label": whole(label, "label")}, 10)
+
+
+def whole(array: np.ndarray, name: str) -> np.ndarray:
+    """Return integers of a file as int32.
+
+    Raises:
+        ValueError: they are none, or too large, so that others would come out.
+    """
+    if not np.issubdtype(array.dtype, np.integer) or (array > 2**31 - 1).any():
+        raise ValueError(f"{name} must hold integers below 2**31, got {array.dtype}")
+    return array.astype(np.int32)
 
 
 def digits() -> Dataset:
@@ -84,29 +94,24 @@ def read_arrays(relative: str, names: list[str]) -> list[np.ndarray]:
     """Return arrays of an ``.npz`` file below JAXKD_DATA."""
     path = data_file(relative)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as e:
+        found = arrays_file(path, names)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is damaged or not the file it should be "
-            f"({type(e).__name__}: {e}): fetch it again"
+            f"{path} is damaged or not the file it should be ({error}): fetch it again"
         ) from None
+    return [found[name] for name in names]
 
 
 def _mnist_file(name: str) -> Dataset:
     names = ["train_x", "train_y", "test_x", "test_y"]
     train_x, train_y, test_x, test_y = read_arrays(f"vision/{name}.npz", names)
-    return Dataset(
-        _images(f"{name}/train", train_x, train_y, 255.0),
-        _images(f"{name}/test", test_x, test_y, 255.0),
-    )
+    with blaming(str(data_file(f"vision/{name}.npz"))):
+        if {train_x.dtype, test_x.dtype} != {np.dtype(np.uint8)}:
+            raise ValueError(f"images are {train_x.dtype}, {test_x.dtype}, not uint8")
+        return Dataset(
+            _images(f"{name}/train", train_x, train_y, 255.0),
+            _images(f"{name}/test", test_x, test_y, 255.0),
+        )
 
 
 def mnist() -> Dataset:
@@ -128,26 +133,29 @@ def _cifar(name: str, classes: int) -> tuple[Source, Source]:
     for split in ("train", "test"):
         names = [f"{split}_{part}" for part in ("webp", "offsets", "y")]
         packed, borders, label = read_arrays(f"vision/{name}.npz", names)
-        image = [
-            _webp(packed[start:end].tobytes(), f"block {i} of {split}", name)
-            for i, (start, end) in enumerate(pairwise(borders.tolist()))
-        ]
-        arrays = {"image": np.concatenate(image), "label": label.astype(np.int32)}
-        sources.append(Source(f"{name}/{split}", arrays, classes))
+        with blaming(str(data_file(f"vision/{name}.npz"))):
+            image = [
+                _webp(packed[start:end].tobytes(), f"block {i} of {split}")
+                for i, (start, end) in enumerate(pairwise(borders.tolist()))
+            ]
+            arrays = {"image": np.concatenate(image), "label": whole(label, "label")}
+            sources.append(Source(f"{name}/{split}", arrays, classes))
     return sources[0], sources[1]
 
 
-def _webp(content: bytes, block: str, name: str) -> np.ndarray:
+def _webp(content: bytes, block: str) -> np.ndarray:
     """Decode 32x32 images that lie below one another in a WebP image."""
     from PIL import Image
 
     try:
         with Image.open(BytesIO(content), formats=["WEBP"]) as image:
+            if image.width != 32 or image.height % 32:
+                raise ValueError(f"they are {image.size}, not 32 wide and high")
             return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged image causes
         raise ValueError(
-            f"{data_file(f'vision/{name}.npz')}: the images in {block} cannot be "
-            f"decoded ({error}): the file is damaged, fetch it again"
+            f"the images in {block} cannot be decoded ({error}): the file is damaged, "
+            "fetch it again"
         ) from None
 
 

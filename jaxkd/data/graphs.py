@@ -14,9 +14,11 @@ import grain
 import numpy as np
 
 from jaxkd.checks import check_batch, unknown_name
-from jaxkd.data.datasets import data_file, read_arrays
+from jaxkd.data.datasets import data_file, read_arrays, whole
+from jaxkd.data.sources import brief
 from jaxkd.graphs import Graph, SparseMatrix, pad_graph, undirected
 from jaxkd.registry import constructors
+from jaxkd.untrusted import blaming
 
 DENSE = 0.08
 """Share of entries above which features are kept dense: on CPUs the dense product with
@@ -44,6 +46,8 @@ class GraphDataset:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+    __repr__ = brief
 
     def batch(self, multiple: int = 1) -> dict[str, Any]:
         """Return the batch: ``graph``, ``label``, and a mask of nodes for each part.
@@ -125,19 +129,25 @@ def repeated(batch: dict[str, Any], epochs: int) -> grain.IterDataset:
 
 
 def _read(name: str, relative: str, normalize: bool) -> GraphDataset:
+    with blaming(str(data_file(relative))):
+        return _graph(name, relative, normalize)
+
+
+def _graph(name: str, relative: str, normalize: bool) -> GraphDataset:
     from scipy.sparse import csr_matrix, diags
 
     names = ["edges", "y", "train_idx", "val_idx", "test_idx"]
     edges, y, train, validation, test = read_arrays(relative, names)
     names = ["x_data", "x_indices", "x_indptr", "x_shape"]
     values, columns, borders, shape = read_arrays(relative, names)
+    edges, columns = whole(edges, "edges"), whole(columns, "x_indices")
     if shape[0] != len(y):
         raise ValueError(
-            f"{data_file(relative)} holds features of {shape[0]} of {len(y)} nodes: "
-            "fetch the whole set"
+            f"it holds features of {shape[0]} of {len(y)} nodes: fetch the whole set"
         )
-    entries = (values.astype(np.float32), columns.astype(np.int32), borders)
+    entries = (values.astype(np.float32), columns, borders)
     features: Any = csr_matrix(entries, shape=tuple(shape.tolist()))
+    features.check_format(full_check=True)
     if normalize:
         # A node without features keeps a row of zeros.
         total = np.asarray(features.sum(1)).ravel()
@@ -153,7 +163,7 @@ def _read(name: str, relative: str, normalize: bool) -> GraphDataset:
             senders,
             receivers,
         ),
-        y.astype(np.int32),
+        whole(y, "y"),
         int(y.max()) + 1,
         train,
         validation,

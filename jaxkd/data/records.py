@@ -6,13 +6,9 @@ Parquet and ArrayRecord files are never read at once.
 
 import bisect
 import functools
-import gzip
 import itertools
-import json
-import lzma
 import mmap
 import threading
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxkd.data.datasets import tfds_splits
+from jaxkd.untrusted import LARGEST_JSON, blaming, decompressed, json_from
+
+LARGEST_GROUP, LARGEST_BYTES = 2**26, 2**32
+"""Values and bytes of a Parquet file's row group, which is in memory at once: a small
+file can ask for any number of values that are all alike."""
 
 Part = Literal["line", "paragraph", "file"]
 Record = Mapping[str, Any]
@@ -121,13 +122,9 @@ def _open(path: Path, part: Part) -> Sequence[Record]:
 def _read(path: Path) -> bytes:
     """Return a file's content, decompressed, and UTF-8 for sure."""
     try:
-        content = path.read_bytes()
-        if path.suffix == ".xz":
-            content = lzma.decompress(content)
-        elif path.suffix == ".gz":
-            content = gzip.decompress(content)
+        content = decompressed(path)
         content.decode()
-    except (lzma.LZMAError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
     return content
 
@@ -151,10 +148,7 @@ def _table(path: Path) -> list[Record]:
 
 
 def _parsed(content: bytes, where: str) -> Record:
-    try:
-        record = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{where} is no JSON ({error})") from None
+    record = json_from(content, where, LARGEST_JSON)
     if not isinstance(record, dict):
         raise ValueError(f"{where} is a {type(record).__name__}: give an object")
     return record
@@ -194,24 +188,40 @@ class _Parquet(Sequence):
 
     def __init__(self, path: Path):
         try:
-            from pyarrow import ArrowException
             from pyarrow.parquet import ParquetFile
         except ImportError:
             raise ImportError(
                 f"{path} needs pyarrow: pip install 'jaxkd[parquet]'"
             ) from None
+        self._path = path
         try:
             self._file: Any = ParquetFile(path)
-        except (ArrowException, OSError) as error:
+            meta = self._file.metadata
+            sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        except Exception as error:  # whatever a damaged file causes
             raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
-        meta = self._file.metadata
-        sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        if max(sizes, default=0) * meta.num_columns > LARGEST_GROUP:
+            raise ValueError(
+                f"{path} has {max(sizes)} rows of {meta.num_columns} columns in a row "
+                f"group, but {LARGEST_GROUP:,} values are read at once: write it with "
+                "a smaller row_group_size"
+            )
         self._ends = list(itertools.accumulate(sizes))
         self._lock = threading.Lock()
         self._group = functools.lru_cache(maxsize=2)(self._read_group)
 
     def _read_group(self, group: int) -> list[Record]:
-        return self._file.read_row_group(group).to_pylist()
+        rows, size = [], 0
+        with blaming(f"{self._path}, row group {group},"):
+            for batch in self._file.iter_batches(256, row_groups=[group]):
+                for column in batch.columns:
+                    # Texts that are all alike are stored as one text and its places.
+                    whole = getattr(column, "dictionary_decode", lambda c=column: c)()
+                    size += whole.nbytes
+                if size > LARGEST_BYTES:
+                    raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
+                rows += batch.to_pylist()
+        return rows
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -219,7 +229,10 @@ class _Parquet(Sequence):
     def __getitem__(self, position: Any) -> Record:
         group, row = _place(self._ends, position)
         with self._lock:
-            return self._group(group)[row]
+            rows = self._group(group)
+        if row >= len(rows):
+            raise ValueError(f"{self._path} lacks rows that it counts: fetch it again")
+        return rows[row]
 
 
 class _ArrayRecords(Sequence):
@@ -241,7 +254,10 @@ class _ArrayRecords(Sequence):
     def __getitem__(self, position: Any) -> Record:
         if not 0 <= position < self._size:
             raise IndexError(position)
-        return _parsed(self._records[position], f"{self._path}: record {position}")
+        where = f"{self._path}: record {position}"
+        with blaming(where):
+            content = self._records[position]
+        return _parsed(content, where)
 
 
 class _Chained(Sequence):

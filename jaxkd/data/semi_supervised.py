@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxkd.data.pipeline import Named
-from jaxkd.data.sources import Examples, Source
+from jaxkd.data.sources import Examples, Source, brief
 from jaxkd.data.transforms import Transform
 
 
@@ -30,6 +30,8 @@ class Joined:
 
     source: Examples
     arrays: Mapping[str, np.ndarray]
+
+    __repr__ = brief
 
     def __post_init__(self):
         for name, array in self.arrays.items():

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -49,6 +49,50 @@ class Examples(Protocol):
         ...
 
 
+def brief(record: Any) -> str:
+    """Return a dataclass as text: of arrays their dtypes and shapes, not their values.
+
+    Args:
+        record: the dataclass; also what stands in one.
+    """
+    if is_dataclass(record):
+        parts = [f"{f.name}={brief(getattr(record, f.name))}" for f in fields(record)]
+        return f"{type(record).__name__}({', '.join(parts)})"
+    if hasattr(record, "dtype") and np.ndim(record):
+        return f"{record.dtype}{list(record.shape)}"
+    if isinstance(record, Mapping):
+        return f"{ {name: _Text(brief(value)) for name, value in record.items()} }"
+    if isinstance(record, Sequence) and not isinstance(record, str) and len(record) > 9:
+        return f"{type(record).__name__} of {len(record)}"
+    return repr(record)
+
+
+class _Text(str):
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def counted(name: str, given: int | float, source: Examples) -> int:
+    """Return how many examples are meant by a number, or by a share such as 0.2.
+
+    Args:
+        name: of the argument.
+        given: an integer, or a float between 0 and 1.
+        source: has the examples.
+
+    Raises:
+        ValueError: another float.
+    """
+    if isinstance(given, int):
+        return given
+    if not 0 < given < 1:
+        raise ValueError(
+            f"{name} must be a number of examples of {source.name} ({len(source)}), or "
+            f"a share of them such as 0.2, got {given}"
+        )
+    return round(given * len(source))
+
+
 def _checksum(arrays: Mapping[str, Any], total: int) -> int:
     """Return a checksum of names and arrays, going on from another."""
     for name, array in sorted(arrays.items()):
@@ -86,6 +130,8 @@ class Source:
     arrays: dict[str, np.ndarray]
     classes: int
 
+    __repr__ = brief
+
     def __post_init__(self):
         try:
             check_batch(self.arrays, self.classes)
@@ -109,16 +155,17 @@ class Source:
         """A checksum of all arrays."""
         return f"{_checksum(self.arrays, 0):08x}"
 
-    def subset(self, examples: int, seed: int = 0) -> "Source":
+    def subset(self, examples: int | float, seed: int = 0) -> "Source":
         """Return a random subset with the classes as balanced as they can be.
 
         Args:
-            examples: how many, at most all.
+            examples: how many, at most all, or which share, such as 0.2.
             seed: of the choice.
 
         Raises:
             ValueError: more examples than there are, or none.
         """
+        examples = counted("examples", examples, self)
         if not 0 < examples <= len(self):
             raise ValueError(
                 f"examples must be 1 to {len(self)} (the size of {self.name}), got "
@@ -151,6 +198,8 @@ class RecordSource:
     records: Sequence[Any]
     decode: Callable[[Any, np.random.Generator | None], Example]
     classes: int
+
+    __repr__ = brief
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -232,6 +281,8 @@ class Subset:
     source: Examples
     positions: Integer[np.ndarray, "examples"]
 
+    __repr__ = brief
+
     def __post_init__(self):
         size, chosen = len(self.source), self.positions
         if not len(chosen) or chosen.min() < 0 or chosen.max() >= size:
@@ -269,18 +320,19 @@ class Subset:
 
 
 def split[S: (Source, RecordSource)](
-    source: S, held_out: int, seed: int = 0
+    source: S, held_out: int | float, seed: int = 0
 ) -> tuple[S, S]:
     """Return a source without some random examples, and one of those examples.
 
     Args:
         source: in memory or of records, which are not read.
-        held_out: how many examples the second part gets.
+        held_out: how many examples the second part gets, or which share, such as 0.2.
         seed: of the choice.
 
     Raises:
         ValueError: a part would be empty.
     """
+    held_out = counted("held_out", held_out, source)
     if not 0 < held_out < len(source):
         raise ValueError(
             f"held_out must be 1 to {len(source) - 1} (of {len(source)} examples of "

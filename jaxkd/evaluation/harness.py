@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data.text.padding import left_pad
-from jaxkd.data.text.tokenizers import Tokenizer
+from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.evaluation.likelihood import Pair, encode_pair, likelihood_evaluator
 from jaxkd.generation import GREEDY, generate
 from jaxkd.network import Network
@@ -120,7 +120,7 @@ def _generate_until(
     max_length: int,
     max_new_tokens: int,
 ) -> list[str]:
-    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    begin, _ = tokens_around(tokenizer)
     by_length = defaultdict(list)
     for i, (_, settings) in enumerate(requests):
         if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:

@@ -66,7 +66,7 @@ def fidelity_evaluator(
 
     @jax.jit
     def summed(variables: Variables, batch: Batch, real: Array):
-        z_s = network.apply(variables, network.read(batch))[0].logits
+        z_s = network.apply(variables, network.read(batch, "student"))[0].logits
         inputs = teacher.read(batch, "teacher")
         z_t = teacher.apply(teacher_variables, inputs)[0].logits
         log_s, log_t = tempered(z_s, z_t, 1.0)

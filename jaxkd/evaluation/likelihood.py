@@ -10,7 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxkd.data.text.tokenizers import Tokenizer
+from jaxkd.checks import check_tokens
+from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.losses.basics import as_float
 from jaxkd.network import Network
 from jaxkd.types import Variables, deployed
@@ -46,7 +47,7 @@ def likelihood_evaluator(
 
     Raises:
         ValueError: from the function returned, a pair without a context or a
-            continuation.
+            continuation, or of tokens that are none of the network's.
     """
 
     @jax.jit
@@ -79,9 +80,12 @@ def likelihood_evaluator(
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            sums, greedy = score(
-                variables, *_rows([pairs[i] for i in chosen], batch_size)
-            )
+            rows = _rows([pairs[i] for i in chosen], batch_size)
+            for tokens in rows[:2]:
+                # Padding is −1 among the labels.
+                tokens = np.maximum(tokens, 0)
+                check_tokens("a text to score", tokens, network.vocabulary)
+            sums, greedy = score(variables, *rows)
             for row, i in enumerate(chosen):
                 found[i] = Likelihood(float(sums[row]), bool(greedy[row]))
         return found
@@ -129,8 +133,8 @@ def choice_evaluator(
 
     Given a program's state, it measures the variables that are `jaxkd.types.deployed`.
     ``choice_accuracy`` chooses by the log-probability of the whole option,
-    ``normalized_choice_accuracy`` by that over its characters (``acc`` and ``acc_norm``
-    of lm-evaluation-harness, Gao et al. 2021).
+    ``normalized_choice_accuracy`` by that over its characters, without the space before
+    it (``acc`` and ``acc_norm`` of lm-evaluation-harness, Gao et al. 2021).
 
     Args:
         network: as of `likelihood_evaluator`.
@@ -144,7 +148,7 @@ def choice_evaluator(
     if not questions:
         raise ValueError("questions is empty: give at least one")
     for i, question in enumerate(questions):
-        if not all(question.options) or not (
+        if not all(option.strip() for option in question.options) or not (
             0 <= question.answer < len(question.options)
         ):
             raise ValueError(
@@ -163,7 +167,7 @@ def choice_evaluator(
         right = np.zeros(2)
         for question in questions:
             total = np.array([next(found).log_probability for _ in question.options])
-            sizes = np.array([len(option) for option in question.options])
+            sizes = np.array([len(option.lstrip()) for option in question.options])
             right += [
                 total.argmax() == question.answer,
                 (total / sizes).argmax() == question.answer,
@@ -183,8 +187,9 @@ def encode_pair(
     """Return the tokens of a context and of its continuation.
 
     Both are tokenised as one text and then parted, since a word's token has the space
-    before it: spaces at the context's end belong to the continuation. The tokenizer's
-    ``bos`` begins the context; an empty one without it begins with ``eos``.
+    before it: spaces at the context's end belong to the continuation. The context
+    begins with what the tokenizer puts before a text (`tokens_around`); an empty one to
+    which nothing is added, with ``bos`` or, where there is none, ``eos``.
 
     Args:
         tokenizer: the network's.
@@ -194,15 +199,16 @@ def encode_pair(
     Raises:
         ValueError: the context is empty, and the tokenizer has neither token.
     """
-    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    begin, _ = tokens_around(tokenizer)
     bare = context.rstrip()
     first = tokenizer.encode(bare)
     whole = tokenizer.encode(context + continuation)
     if not begin and not first:
-        if tokenizer.eos is None:
+        token = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+        if token is None:
             raise ValueError(
                 f"{continuation!r} has no context, and the tokenizer has no token to "
                 "begin with: give a context"
             )
-        begin = [tokenizer.eos]
+        begin = [token]
     return begin + whole[: len(first)], whole[len(first) :]

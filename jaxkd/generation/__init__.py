@@ -7,4 +7,5 @@ from jaxkd.generation.sampling import Sampling as Sampling
 from jaxkd.generation.sampling import keep_top_k as keep_top_k
 from jaxkd.generation.sampling import keep_top_p as keep_top_p
 from jaxkd.generation.sampling import sample as sample
+from jaxkd.generation.sampling import sampling_log_prob as sampling_log_prob
 from jaxkd.generation.sampling import sampling_logits as sampling_logits

@@ -11,8 +11,8 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxkd.checks import unknown_name
-from jaxkd.generation.sampling import Sampling, sample
+from jaxkd.checks import TOKENS, check_tokens, unknown_name
+from jaxkd.generation.sampling import Sampling, sample, sampling_log_prob
 from jaxkd.network import Apply, Network
 from jaxkd.sharding.axes import constrain
 from jaxkd.types import Variables
@@ -26,11 +26,14 @@ class Generated(NamedTuple):
         mask: true for a row's tokens up to and with its end.
         log_probs: of each token in the model's own distribution (temperature 1, no
             token left out), 0 after a row's end.
+        sampled_log_probs: of each token in the distribution that it was drawn from,
+            after temperature, top-k and top-p; 0 after a row's end.
     """
 
     tokens: Int[Array, "batch new"]
     mask: Bool[Array, "batch new"]
     log_probs: Float[Array, "batch new"]
+    sampled_log_probs: Float[Array, "batch new"]
 
 
 def generate(
@@ -43,6 +46,7 @@ def generate(
     sampling: Sampling = Sampling(),  # noqa: B008
     eos: int | tuple[int, ...] | None = None,
     pad: int = 0,
+    vocabulary: int | None = None,
 ) -> Generated:
     """Continue every prompt of a batch, in one compiled program.
 
@@ -63,6 +67,8 @@ def generate(
         sampling: how tokens are drawn.
         eos: token, or tokens, that end a row; None goes on to ``max_new_tokens``.
         pad: token that follows the end.
+        vocabulary: tokens are drawn among those below it, such as those that another
+            network has too; None for all that the network has.
 
     Raises:
         ValueError: a network without the tap ``cache``, prompts that are missing, empty
@@ -77,6 +83,8 @@ def generate(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     _check_prompts(inputs)
+    for name in TOKENS:
+        check_tokens(f"inputs[{name!r}]", inputs.get(name), network.vocabulary)
     ends = (eos,) if isinstance(eos, int) else tuple(eos or ())
     return _generate(
         network.apply,
@@ -84,19 +92,21 @@ def generate(
         sampling,
         ends,
         pad,
+        vocabulary,
         variables,
         dict(inputs),
         key,
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _generate(
     apply: Apply,
     max_new_tokens: int,
     sampling: Sampling,
     ends: tuple[int, ...],
     pad: int,
+    vocabulary: int | None,
     variables: Variables,
     inputs: dict[str, Any],
     key: PRNGKeyArray | None,
@@ -111,23 +121,27 @@ def _generate(
         inputs = {**inputs, "position_ids": jnp.maximum(counted - 1, 0)}
         positions = counted[:, -1:]
 
-    def choose(i: Any, logits: Array, ended: Array) -> tuple[Array, Array, Array]:
-        """Return a token for each row, its log-probability, and which have ended."""
+    def choose(i: Any, logits: Array, ended: Array) -> tuple[Array, tuple, Array]:
+        """Return a token for each row, its log-probabilities, and which have ended."""
         logits = constrain(logits, "batch", None).astype(jnp.float32)
+        among = logits[:, :vocabulary]
         token = sample(
-            None if key is None else jax.random.fold_in(key, i), logits, sampling
+            None if key is None else jax.random.fold_in(key, i), among, sampling
         )
         log_prob = jnp.take_along_axis(
             jax.nn.log_softmax(logits), token[:, None], axis=1
         )[:, 0]
+        drawn = sampling_log_prob(among, token, sampling)
+        log_probs = tuple(jnp.where(ended, 0, x) for x in (log_prob, drawn))
         over = ended | jnp.isin(token, jnp.asarray(ends, jnp.int32))
-        return jnp.where(ended, pad, token), jnp.where(ended, 0, log_prob), over
+        return jnp.where(ended, pad, token), log_probs, over
 
-    def write(i: Any, made: Generated, token, log_prob, ended) -> Generated:
+    def write(i: Any, made: Generated, token, log_probs, ended) -> Generated:
         return Generated(
-            made.tokens.at[:, i].set(token),
-            made.mask.at[:, i].set(~ended),
-            made.log_probs.at[:, i].set(log_prob),
+            *(
+                array.at[:, i].set(values)
+                for array, values in zip(made, (token, ~ended, *log_probs), strict=True)
+            )
         )
 
     def going(carry: tuple) -> Array:
@@ -140,19 +154,22 @@ def _generate(
         if positions is not None:
             new["position_ids"] = positions + i - 1
         outputs, _ = apply(variables, new, taps=("cache",))
-        token, log_prob, over = choose(i, outputs.logits[:, -1], ended)
-        made = write(i, made, token, log_prob, ended)
+        token, log_probs, over = choose(i, outputs.logits[:, -1], ended)
+        made = write(i, made, token, log_probs, ended)
         return i + 1, made, token, over, outputs.features["cache"]
 
     last = jnp.array([inputs[name].shape[1] - 1])
     outputs, _ = apply(variables, {**inputs, "logits_to_keep": last}, taps=("cache",))
     start = jnp.zeros(batch, bool)
-    token, log_prob, over = choose(0, outputs.logits[:, -1], start)
+    token, log_probs, over = choose(0, outputs.logits[:, -1], start)
     shape = (batch, max_new_tokens)
     made = Generated(
-        jnp.full(shape, pad, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape)
+        jnp.full(shape, pad, jnp.int32),
+        jnp.zeros(shape, bool),
+        jnp.zeros(shape),
+        jnp.zeros(shape),
     )
-    made = write(0, made, token, log_prob, start)
+    made = write(0, made, token, log_probs, start)
     cache = outputs.features["cache"].grown(max_new_tokens - 1)
     return lax.while_loop(going, step, (1, made, token, over, cache))[1]
 

@@ -117,3 +117,24 @@ def sample(
         )
     drawn = jax.random.categorical(key, sampling_logits(logits, sampling))
     return drawn.astype(jnp.int32)
+
+
+def sampling_log_prob(
+    logits: Float[Array, "*batch vocabulary"],
+    tokens: Int[Array, "*batch"],
+    sampling: Sampling,
+) -> Float[Array, "*batch"]:
+    """Return the log-probability that `sample` draws each token with.
+
+    It is of the distribution after temperature, top-k and top-p: −∞ of a token that
+    they leave out, and at temperature 0 the most likely token has 0.
+
+    Args:
+        logits: of the next token.
+        tokens: one a row.
+        sampling: how they were drawn.
+    """
+    if sampling.temperature == 0:
+        return jnp.where(tokens == logits.argmax(axis=-1), 0.0, -jnp.inf)
+    log_p = jax.nn.log_softmax(sampling_logits(logits, sampling))
+    return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]

@@ -15,6 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxkd.files import check_plain, inside
+from jaxkd.untrusted import json_file
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -30,6 +33,7 @@ class Shards:
 
     Attributes:
         folder: as given.
+        files: their names.
         tensors: the shape and dtype of each, by its name.
 
     Raises:
@@ -42,11 +46,12 @@ class Shards:
         self.tensors: dict[str, jax.ShapeDtypeStruct] = {}
         self._paths: dict[str, Path] = {}
         named = _read_index(folder)
-        files = [WEIGHTS] if named is None else sorted(set(named.values()))
-        for path in [folder / file for file in files]:
+        self.files = [WEIGHTS] if named is None else sorted(set(named.values()))
+        for path in [inside(folder, file, folder / INDEX) for file in self.files]:
             if not path.is_file():
                 raise FileNotFoundError(_missing(path))
             with _opened(path) as file:
+                check_plain([*file.keys()], f"the names of tensors in {path}")
                 for name in file.keys():  # noqa: SIM118, it is no dict
                     found = file.get_slice(name)
                     empty = found[(slice(0, 0),) * len(found.get_shape())]
@@ -84,7 +89,10 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text())["weight_map"])
+        found = dict(json_file(path)["weight_map"])
+        if not all(isinstance(file, str) for file in found.values()):
+            raise ValueError("a file's name is no text")
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error!r}): fetch the folder again"

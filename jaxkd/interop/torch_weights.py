@@ -1,7 +1,6 @@
 """Published PyTorch weights of ResNets: arrays under PyTorch's names, never pickles."""
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxkd.models.vision.resnet import BLOCKS, Bottleneck, cifar_resnet, imagenet_resnet
 from jaxkd.network import Network
 from jaxkd.types import Variables
+from jaxkd.untrusted import arrays_file
 
 NAMES = {
     "kernel": "weight",
@@ -81,11 +80,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path} is missing: name a file of weights")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+            return arrays_file(path)
         if path.suffix == ".safetensors":
             return load_file(path)
-    except (OSError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
+    except Exception as error:  # whatever a damaged file causes
         raise ValueError(
             f"{path} is damaged ({error}): fetch or convert it again"
         ) from None
@@ -117,7 +115,7 @@ def _network(arrays: Mapping[str, np.ndarray], path: Path) -> Network:
     """Return the ResNet that has these arrays' blocks, widths and classes."""
     blocks: dict[int, set[int]] = {}
     for name in arrays:
-        if match := re.match(r"layer(\d+)\.(\d+)\.", name):
+        if match := re.match(r"layer(\d{1,4})\.(\d{1,4})\.", name):
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
     counts = tuple(len(blocks[i]) for i in sorted(blocks))
     stages = range(1, max(len(blocks), 3) + 1)

@@ -1,9 +1,11 @@
 """The weights of one network in one safetensors file, with their structure.
 
 The tensors have the names of their paths, such as ``params/layers/0/kernel``; what is a
-dict, a list or a tuple stands in the file's metadata. No pickle is ever loaded.
+dict, a list or a tuple stands in the file's metadata, and so does the file's digest. No
+pickle is ever loaded.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,11 @@ from jaxkd.interop.checkpoint import on_host
 STRUCTURE = "jaxkd.structure"
 """Where the metadata has the structure: JSON of ``["dict", {key: …}]``, ``["list",
 […]]``, ``["tuple", […]]`` and ``null`` for an array."""
+
+SHA256 = "jaxkd.sha256"
+"""Where it has the digest of the file, with zeros in place of the digest."""
+
+ZEROS = "0" * 64
 
 
 def save_weights(path: str | Path, variables: PyTree) -> Path:
@@ -49,8 +56,13 @@ def save_weights(path: str | Path, variables: PyTree) -> Path:
         for name, leaf in _leaves(structure, variables, ())
     }
     if not jax.process_index():
+        metadata = {STRUCTURE: json.dumps(structure), SHA256: ZEROS}
         with replaced(path) as partial:
-            save_file(arrays, partial, metadata={STRUCTURE: json.dumps(structure)})
+            save_file(arrays, partial, metadata=metadata)
+            _, digest, place = _digests(partial)
+            with partial.open("r+b") as file:
+                file.seek(place)
+                file.write(digest.encode())
     return path
 
 
@@ -70,6 +82,12 @@ def load_weights(path: str | Path) -> PyTree:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
+        written, found, _ = _digests(path)
+        if written != found:
+            raise ValueError(
+                f"{path} is damaged: it changed since it was saved. Save or fetch it "
+                "again"
+            )
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             if STRUCTURE not in metadata:
@@ -86,6 +104,28 @@ def load_weights(path: str | Path) -> PyTree:
         raise ValueError(
             f"{path} is damaged ({error}): save or fetch it again"
         ) from None
+
+
+def _digests(path: Path) -> tuple[str, str, int]:
+    """Return the digest that a file has, the one it should have, and its place.
+
+    The first two are "" for a file without one, as others write it.
+    """
+    with path.open("rb") as file:
+        size = file.read(8)
+        # What is no header is safetensors' to refuse.
+        length = min(int.from_bytes(size, "little"), path.stat().st_size)
+        header = file.read(length)
+        key = f'"{SHA256}":"'.encode()
+        place = header.find(key) + len(key)
+        if place < len(key):
+            return "", "", 0
+        written = header[place : place + 64]
+        total = hashlib.sha256(size + header[:place] + ZEROS.encode())
+        total.update(header[place + 64 :])
+        while part := file.read(2**20):
+            total.update(part)
+    return written.decode(errors="replace"), total.hexdigest(), 8 + place
 
 
 def _structure(tree: Any, path: tuple[str, ...]) -> Any:

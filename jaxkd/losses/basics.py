@@ -13,6 +13,14 @@ from jaxkd.types import Loss
 EPS = 1e-12
 """Floor of norms, as in PyTorch's ``normalize``."""
 
+OTHER_WIDTHS = (
+    "give both networks the same classes, or distil features instead; for language "
+    "models with one tokenizer, whose logits are padded differently, take "
+    "methods.shared_vocabulary(method, size) with the size that "
+    "data.check_vocabularies returns, and methods.uld() for two tokenizers"
+)
+"""What to do about logits of two widths."""
+
 
 def as_float(x: Array) -> Array:
     """Return ``x`` in float32, or as it is where it is wider."""
@@ -56,12 +64,15 @@ def check_same_shape(student: Array, teacher: Any, what: str) -> None:
     """
     check_array(f"teacher_{what}", teacher)
     if jnp.shape(student) != jnp.shape(teacher):
-        remedy = (
-            "give both networks the same classes, or distil features instead"
-            if what == "logits"
-            else "project the student's with a method such as fitnets(), or tap "
-            "layers whose shapes agree"
-        )
+        if what != "logits":
+            remedy = (
+                "project the student's with a method such as fitnets(), or tap layers "
+                "whose shapes agree"
+            )
+        elif jnp.shape(student)[-1:] == jnp.shape(teacher)[-1:]:
+            remedy = "run both networks on the same examples and tokens"
+        else:
+            remedy = OTHER_WIDTHS
         raise ValueError(
             f"student_{what} has shape {jnp.shape(student)} but teacher_{what} has "
             f"shape {jnp.shape(teacher)}: {remedy}"
@@ -152,7 +163,9 @@ def weighted_loss(values: Array, weights: Array | None = None) -> Loss:
         return Loss(values.sum(), jnp.full((), values.size, values.dtype))
     weights = expand_weights(weights, values.shape)
     # A masked example may hold anything, NaN too: it must not reach the sum.
-    return Loss(jnp.where(weights > 0, values * weights, 0).sum(), weights.sum())
+    total = jnp.where(weights > 0, values * weights, 0).sum()
+    # A negative one, left out above, makes the weight NaN, and so the loss.
+    return Loss(total, jnp.where((weights >= 0).all(), weights.sum(), jnp.nan))
 
 
 def weighted_mean(values: Array, weights: Array | None = None) -> Float[Array, ""]:

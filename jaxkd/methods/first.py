@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.losses.first import Space, first_loss, recalibrate_top_k
 from jaxkd.methods.base import batch_weights, from_loss
-from jaxkd.methods.topk_kd import top_k_targets
+from jaxkd.methods.topk_kd import checking_targets, top_k_targets
 from jaxkd.types import Loss, Method
 
 
@@ -35,7 +35,8 @@ def first(
             which a learning rate means less for short answers.
 
     Raises:
-        ValueError: from ``loss``, no targets, or arguments out of range.
+        ValueError: from ``loss``, no targets, tokens of the teacher that the student
+            has not, or arguments out of range.
     """
     if reduction not in ("token", "sequence"):
         raise ValueError(f"reduction must be token or sequence, got {reduction!r}")
@@ -51,4 +52,4 @@ def first(
         sequences = weights.reshape(len(weights), -1).any(-1).sum()
         return Loss(weighted_loss(values, weights).total, as_float(sequences))
 
-    return from_loss(loss, name="first")
+    return checking_targets(from_loss(loss, name="first"))

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
+from jaxkd.losses.basics import OTHER_WIDTHS
 from jaxkd.methods.base import batch_weights
 from jaxkd.sharding.axes import logical_spec
 from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
@@ -36,7 +37,8 @@ def linear_kd(
             is 1.
 
     Raises:
-        ValueError: from ``loss``, ``label_weight`` without labels.
+        ValueError: from ``loss``, ``label_weight`` without labels, or heads of two
+            vocabularies.
     """
 
     def init(key, student, teacher, batch) -> MethodVariables:
@@ -78,9 +80,15 @@ def linear_kd_loss(
         interpolation: see `jaxkd.kernels.linear_distill.linear_distill`.
 
     Raises:
-        ValueError: ``label_weight`` without labels.
+        ValueError: ``label_weight`` without labels, or heads of two vocabularies.
     """
     hidden = student.features["final"]
+    widths = [outputs.features["head"].shape[-1] for outputs in (student, teacher)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"the student's head has {widths[0]} logits but the teacher's {widths[1]}: "
+            f"{OTHER_WIDTHS}"
+        )
     labels = batch.get("label") if label_weight else None
     if label_weight and labels is None:
         raise ValueError(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxkd.losses.basics import as_float, frozen, weighted_loss
+from jaxkd.losses.basics import as_float, check_same_shape, frozen, weighted_loss
 from jaxkd.losses.divergences import kl_divergence
 from jaxkd.losses.policy import (
     length_normalized_returns,
@@ -24,10 +24,11 @@ def minillm(
     Gu et al. 2023, arXiv:2306.08543, Eq. 3 to 6. Train on answers that were sampled for
     the step, by `jaxkd.programs.on_policy` from
     ``networks.mixed(student, teacher, 0.2)`` (the paper's teacher-mixed sampling); the
-    batch's ``sampled_log_prob`` (batch, length) is what each token was sampled with,
-    and ``label`` the sampled tokens. The authors add cross-entropy on other text, and
-    take four updates an answer; here it is one, so that the policy that sampled is the
-    one that is trained.
+    batch's ``sampled_log_prob`` (batch, length) is what each token was sampled with
+    (after temperature, top-k and top-p: the importance weights are the student's
+    probabilities over it), and ``label`` the sampled tokens. The authors add
+    cross-entropy on other text, and take four updates an answer; here it is one, so
+    that the policy that sampled is the one that is trained.
 
     Args:
         discount: γ of rewards to come, a token.
@@ -35,15 +36,18 @@ def minillm(
         clip: ε of the policy's change.
 
     Raises:
-        ValueError: from ``loss``, a batch without ``sampled_log_prob``.
+        ValueError: from ``loss``, a batch without ``sampled_log_prob``, or logits of
+            two widths.
     """
 
     def loss(student, teacher, batch):
         if "sampled_log_prob" not in batch:
             raise ValueError(
                 f"the batch has {sorted(batch)}, but minillm() needs sampled_log_prob: "
-                "train with programs.on_policy"
+                "train with programs.on_policy, where student_share and teacher_share "
+                "are 1 in all, for nobody knows what drew the batch's own answers"
             )
+        check_same_shape(student.logits, teacher.logits, "logits")
         log_q_all = jax.nn.log_softmax(as_float(student.logits))
         log_p_all = jax.nn.log_softmax(frozen(teacher.logits))
         log_q, log_p = (

@@ -3,14 +3,15 @@
 import jax
 from jaxtyping import Array
 
-from jaxkd.types import Method, Outputs
+from jaxkd.types import Batch, Method, Outputs
 
 
 def shared_vocabulary(method: Method, size: int) -> Method:
     """Return a method that sees only the first logits of both networks.
 
-    The logits and, where it is tapped, the output projection ``head`` are cut off
-    before any softmax, so that padding takes no part in it. Give it the distillation
+    The logits (a cached teacher's ``teacher_logits`` too) and, where it is tapped, the
+    output projection ``head`` are cut off before any softmax, so that padding takes no
+    part in it. Give it the distillation
     alone: labels reach beyond what the networks share.
 
     Args:
@@ -21,25 +22,31 @@ def shared_vocabulary(method: Method, size: int) -> Method:
         ValueError: from ``init`` and ``loss``, a network with fewer logits.
     """
 
-    def cut(who: str, outputs: Outputs) -> Outputs:
-        def first(array: Array) -> Array:
-            if array.shape[-1] < size:
-                raise ValueError(
-                    f"size is {size}, but the {who} has {array.shape[-1]} logits: give "
-                    "what both networks share, as data.check_vocabularies returns it"
-                )
-            return jax.lax.slice_in_dim(array, 0, size, axis=-1)
+    def first(who: str, array: Array) -> Array:
+        if array.shape[-1] < size:
+            raise ValueError(
+                f"size is {size}, but the {who} has {array.shape[-1]} logits: give "
+                "what both networks share, as data.check_vocabularies returns it"
+            )
+        return jax.lax.slice_in_dim(array, 0, size, axis=-1)
 
-        logits = None if outputs.logits is None else first(outputs.logits)
-        head = {k: first(v) for k, v in outputs.features.items() if k == "head"}
+    def cut(who: str, outputs: Outputs) -> Outputs:
+        logits = None if outputs.logits is None else first(who, outputs.logits)
+        head = {k: first(who, v) for k, v in outputs.features.items() if k == "head"}
         return Outputs(logits, {**outputs.features, **head})
 
+    def shared(student: Outputs, teacher: Outputs, batch: Batch) -> tuple:
+        """Return all three, cut."""
+        name = "teacher_logits"
+        if teacher.logits is None and name in batch:
+            batch = {**batch, name: first("teacher", batch[name])}
+        return cut("student", student), cut("teacher", teacher), batch
+
     def init(key, student, teacher, batch):
-        student, teacher = cut("student", student), cut("teacher", teacher)
-        return method.init(key, student, teacher, batch)
+        return method.init(key, *shared(student, teacher, batch))
 
     def loss(variables, student, teacher, batch, key, step):
-        student, teacher = cut("student", student), cut("teacher", teacher)
-        return method.loss(variables, student, teacher, batch, key, step)
+        seen = shared(student, teacher, batch)
+        return method.loss(variables, *seen, key, step)
 
     return method._replace(init=init, loss=loss)

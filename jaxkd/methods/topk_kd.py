@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxkd.checks import check_teacher_ids
+from jaxkd.losses.basics import OTHER_WIDTHS
 from jaxkd.losses.topk import (
     top_k_kd_loss,
     top_k_log_probs,
@@ -46,6 +48,40 @@ def top_k_targets(teacher: Outputs, batch: Batch, k: int | None) -> tuple[Array,
     return ids[..., :k], log_probs[..., :k]
 
 
+def checking_targets(method: Method) -> Method:
+    """Return a method on `top_k_targets` that refuses tokens the student has not.
+
+    Args:
+        method: that learns from a teacher's best tokens.
+
+    Raises:
+        ValueError: a teacher in the step with more logits than the student; from
+            ``init``, a batch with ``teacher_ids`` beyond the student's logits.
+    """
+
+    def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:
+        size = student.logits.shape[-1]
+        if teacher.logits is None:
+            check_teacher_ids(batch.get("teacher_ids"), size)
+        elif teacher.logits.shape[-1] > size:
+            raise ValueError(
+                f"the student has {size} logits but the teacher "
+                f"{teacher.logits.shape[-1]}, so the teacher's best tokens may be none "
+                f"of the student's: "
+                f"{OTHER_WIDTHS}"
+            )
+
+    def init(key, student, teacher, batch):
+        check(student, teacher, batch)
+        return method.init(key, student, teacher, batch)
+
+    def loss(variables, student, teacher, batch, key, step):
+        check(student, teacher, batch)
+        return method.loss(variables, student, teacher, batch, key, step)
+
+    return method._replace(init=init, loss=loss)
+
+
 def topk_kd(
     k: int | None = None, *, reverse: bool = False, rest: bool = True
 ) -> Method:
@@ -63,14 +99,17 @@ def topk_kd(
             distributions are normalised over the k.
 
     Raises:
-        ValueError: k is below 1; from ``loss``, as `top_k_targets`.
+        ValueError: k is below 1; from ``loss``, as `top_k_targets`; from both, tokens
+            of the teacher that the student has not.
     """
     if k is not None and k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     loss = top_k_reverse_kd_loss if reverse else top_k_kd_loss
-    return from_loss(
-        lambda student, teacher, batch: loss(
-            student.logits, *top_k_targets(teacher, batch, k), rest=rest
-        ),
-        name="topk_kd",
+    return checking_targets(
+        from_loss(
+            lambda student, teacher, batch: loss(
+                student.logits, *top_k_targets(teacher, batch, k), rest=rest
+            ),
+            name="topk_kd",
+        )
     )

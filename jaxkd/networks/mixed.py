@@ -32,10 +32,11 @@ def mixed(first: Network, second: Network, share: float) -> Network:
 
     Its logits are log-probabilities, and its variables ``{"first", "second"}``, each as
     that network has them. MiniLLM samples from student and teacher at a share of 0.2.
+    Where one network has more logits, as padding, it is of those that both have.
 
     Args:
         first: such as the student.
-        second: such as the teacher, of the same vocabulary.
+        second: such as the teacher, with the same tokenizer.
         share: of the second, in (0, 1).
 
     Raises:
@@ -61,9 +62,11 @@ def mixed(first: Network, second: Network, share: float) -> Network:
         for name, network in networks.items():
             own = inputs if cache is None else {**inputs, "cache": getattr(cache, name)}
             outputs.append(network.apply(variables[name], own, taps=taps, **kwargs)[0])
+        size = min(found.logits.shape[-1] for found in outputs)
         logits = jnp.logaddexp(
             *(
-                jax.nn.log_softmax(found.logits.astype(jnp.float32)) + logarithm
+                jax.nn.log_softmax(found.logits[..., :size].astype(jnp.float32))
+                + logarithm
                 for found, logarithm in zip(outputs, logarithms, strict=True)
             )
         )

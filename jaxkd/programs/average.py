@@ -70,5 +70,9 @@ def with_average(
         return AveragedState(inner, averaged), metrics
 
     return Program(
-        init, step, lambda state: program.frozen(state.program), program.axes
+        init,
+        step,
+        lambda state: program.frozen(state.program),
+        program.axes,
+        lambda state, batch: program.check(state.program, batch),
     )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from jaxkd.checks import check_batch, disjoint
 from jaxkd.types import Batch, Metrics, Program, deployed
 
 
@@ -21,6 +22,8 @@ class BestState:
         score: that score.
         since: steps since then, an int32 scalar.
         steps: steps done, an int32 scalar.
+        last: the last score.
+        validation: what is scored on, if not each step's batch.
     """
 
     program: Any
@@ -28,6 +31,8 @@ class BestState:
     score: Any
     since: Any
     steps: Any
+    last: Any = None
+    validation: Any = None
 
     @property
     def deployed(self) -> Any:
@@ -39,31 +44,54 @@ def with_best(
     program: Program,
     score: Callable[[Any, Batch], Array],
     of: Callable[[Any], PyTree] = deployed,
+    *,
+    validation: Batch | None = None,
+    every: int = 1,
 ) -> Program:
     """Return the program that also keeps its best weights, for early stopping.
 
-    Every step's result is scored; a score as high as the best replaces it, so that of
-    equal ones the last is kept. Stop when ``state.since`` reaches your patience.
+    The first and every so many steps' result is scored; a score as high as the best
+    replaces it, so that of equal ones the last is kept. Stop when ``state.since``
+    reaches your patience.
 
     Args:
         program: any.
         score: ``(state, batch) ->`` a scalar that is better when higher, such as the
             accuracy on validation nodes, computed in the same compiled step.
         of: ``state -> the part to keep``; what it is trained for by default.
+        validation: the batch to score on, one that fits the memory at once; None for
+            the batch of each step, which holds nodes to validate on, or else is what
+            was just trained on.
+        every: steps from a score to the next.
 
     Returns:
-        A program whose state is a `BestState`. It adds the metric ``score``.
+        A program whose state is a `BestState`. It adds the metric ``score``, the last.
+
+    Raises:
+        ValueError: ``every`` below 1, or a validation batch that is none.
     """
+    if every < 1:
+        raise ValueError(f"every must be at least 1 step, got {every}")
+    if validation is not None:
+        check_batch(validation)
 
     def init(key: PRNGKeyArray, batch: Batch) -> BestState:
         state = program.init(key, batch)
         zero = jnp.zeros((), jnp.int32)
-        return BestState(state, of(state), jnp.full((), -jnp.inf), zero, zero)
+        worst = jnp.full((), -jnp.inf, jnp.float32)
+        held = jax.tree.map(jnp.asarray, validation)
+        return BestState(state, of(state), worst, zero, zero, worst, held)
 
     def step(state: BestState, batch: Batch) -> tuple[BestState, Metrics]:
         inner, metrics = program.step(state.program, batch)
-        value = jnp.asarray(score(inner, batch), jnp.float32)
-        better = value >= state.score
+        held = batch if validation is None else state.validation
+        due = state.steps % every == 0
+
+        def scored() -> Array:
+            return jnp.asarray(score(inner, held), jnp.float32)
+
+        value = jax.lax.cond(due, scored, lambda: state.last) if every > 1 else scored()
+        better = due & (value >= state.score)
         best = jax.tree.map(
             lambda old, new: jnp.where(better, new, old), state.best, of(inner)
         )
@@ -73,9 +101,18 @@ def with_best(
             jnp.where(better, value, state.score),
             jnp.where(better, 0, state.since + 1),
             state.steps + 1,
+            value,
+            state.validation,
         )
-        return state, {**metrics, "score": value}
+        return state, disjoint(metrics, {"score": value})
+
+    def frozen(state: BestState) -> PyTree:
+        return program.frozen(state.program), state.validation
 
     return Program(
-        init, step, lambda state: program.frozen(state.program), program.axes
+        init,
+        step,
+        frozen,
+        program.axes,
+        lambda state, batch: program.check(state.program, batch),
     )

@@ -20,6 +20,7 @@ from jaxkd.programs.distill import (
     advanced,
     carry_of,
     check_taps,
+    check_training,
     distillation_objective,
     frozen_teacher,
     initial,
@@ -206,7 +207,11 @@ def bilevel(
         state = dataclasses.replace(state, opt_state=opt_state)
         return state, {**found.metrics, "validation_loss": value}
 
-    return Program(init, step, frozen_teacher, axes_of(student, teacher))
+    def check(state: TrainState, batch: Batch) -> None:
+        for part in _split(batch):
+            check_training(state.classes, part, student, teacher)
+
+    return Program(init, step, frozen_teacher, axes_of(student, teacher), check)
 
 
 def _split(batch: Batch) -> tuple[Batch, Batch]:

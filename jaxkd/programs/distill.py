@@ -6,10 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jaxkd.checks import check_batch, unknown_name
+from jaxkd.checks import (
+    check_batch,
+    check_counted,
+    check_labels,
+    check_read_tokens,
+    check_teacher_ids,
+    unknown_name,
+)
 from jaxkd.network import Network, axes_of
 from jaxkd.programs.update import Keys, Merge, Objective, Player, descend
 from jaxkd.types import (
@@ -45,7 +53,9 @@ def distill(
         student: the network to train.
         teacher: the network to learn from, or None.
         method: the objective, such as ``combine((0.1, cross_entropy()), (0.9, kd()))``.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation, of the tree ``{"student": params, "method":
+            params}``; `jaxkd.training.part_labels` and `jaxkd.training.decay_mask` tell
+            its parts apart.
         accumulate: parts in which a batch is worked through, in the memory of one; the
             gradient is that of the whole batch, see `programs.descend`.
 
@@ -111,7 +121,10 @@ def distillation(
         state = advanced(state, method, found.params, found.carry)
         return dataclasses.replace(state, opt_state=found.opt_state), found.metrics
 
-    return Program(init, step, frozen_teacher, axes_of(student, teacher))
+    def check(state: TrainState, batch: Batch) -> None:
+        check_training(state.classes, batch, student, teacher)
+
+    return Program(init, step, frozen_teacher, axes_of(student, teacher), check)
 
 
 def distillation_objective(
@@ -154,10 +167,12 @@ def initial(
     check_batch(batch)
     variables = student.init(keys.student)
     teacher_variables = None if teacher is None else teacher.init(keys.teacher)
+    labels = list(np.shape(batch.get("label")))
     batch = prepared(method, keys, batch)
     outputs, _ = learn(student, method, variables, batch, keys)
     check_batch(batch, outputs.logits.shape[-1])
     taught = teach(teacher, method, teacher_variables, batch)
+    *one_each, classes = outputs.logits.shape
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=keys.run,
@@ -165,7 +180,38 @@ def initial(
         teacher=teacher_variables,
         method=method.init(keys.method, outputs, taught, batch),
         opt_state=None,
+        classes=classes if labels == one_each else None,
     )
+
+
+def check_training(
+    classes: int | None, batch: Batch, student: Network, teacher: Network | None
+) -> None:
+    """Refuse a batch that a student cannot learn from, beyond what `check_batch` does.
+
+    Args:
+        classes: labels are below it; None checks none.
+        batch: on the host.
+        student: the network to train.
+        teacher: the network to learn from, or None.
+
+    Raises:
+        ValueError: a batch that counts no example, labels or a teacher's best tokens
+            outside the classes, or tokens outside a network's vocabulary.
+    """
+    check_counted(batch)
+    label = batch.get("label")
+    if (
+        classes is not None
+        and label is not None
+        and np.asarray(label).dtype.kind in "iu"
+    ):
+        check_labels("batch['label']", label, classes, batch.get("mask"))
+    if classes is not None:
+        check_teacher_ids(batch.get("teacher_ids"), classes)
+    for role, network in (("student", student), ("teacher", teacher)):
+        if network is not None:
+            check_read_tokens(batch, role, network.vocabulary)
 
 
 def parts_of(state: TrainState) -> dict[str, Any]:

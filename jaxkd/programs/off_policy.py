@@ -8,16 +8,29 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.checks import disjoint
 from jaxkd.generation import Sampling
 from jaxkd.losses.basics import weighted_mean
 from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.network import Network
 from jaxkd.programs.distill import distill
-from jaxkd.programs.on_policy import PROMPT, answered, check_prompts, given, writer
+from jaxkd.programs.on_policy import (
+    PREFIXES,
+    PROMPT,
+    answer_on_answer,
+    answered,
+    check_prompts,
+    given,
+    shared_width,
+    writer,
+)
 from jaxkd.programs.update import Keys
 from jaxkd.types import Batch, Method, Metrics, Program, TrainState
 
-ROWS = (*PROMPT, "response_ids", "response_mask")
+ROWS = (
+    *(role + name for role in PREFIXES for name in PROMPT),
+    *("response_ids", "response_mask"),
+)
 
 
 @flax.struct.dataclass
@@ -152,18 +165,19 @@ def off_policy(
             f"steps and validate_every must be at least 1, got {steps} and "
             f"{validate_every}"
         )
-    program = distill(student, teacher, method, optimizer, accumulate=accumulate)
-    write = writer(student, max_new_tokens, sampling, eos, pad)
+    program = distill(
+        student, teacher, answer_on_answer(method), optimizer, accumulate=accumulate
+    )
+    write = writer(student, "student", max_new_tokens, sampling, eos, pad)
 
     def validate(variables: Any, batch: Batch) -> Float[Array, ""]:
         rows = answered(batch, *given(batch))
-        inputs = {name: rows[name] for name in (*PROMPT, "position_ids")}
-        logits = student.apply(variables, inputs)[0].logits
+        logits = student.apply(variables, student.read(rows, "student"))[0].logits
         losses = cross_entropy_loss(logits, rows["label"])
         return weighted_mean(losses, rows["mask"].astype(jnp.float32))
 
     def rows_of(batch: Batch) -> Batch:
-        return {name: jnp.int32(batch[name]) for name in ROWS}
+        return {name: jnp.int32(batch[name]) for name in ROWS if name in batch}
 
     def choose(
         state: OffPolicyState, batch: Batch, keys: Keys
@@ -176,7 +190,9 @@ def off_policy(
         rows = rows_of(batch)
 
         def written() -> tuple[Batch, Replay]:
-            ids, mask, _ = write(state.student, batch, keys.sampling)
+            nets = state.distillation.student, state.distillation.teacher
+            shared = shared_width((student, nets[0]), (teacher, nets[1]), batch)
+            ids, mask, _ = write(state.student, batch, keys.sampling, shared)
             fresh = {**rows, "response_ids": ids, "response_mask": mask}
             return fresh, state.replay.add(fresh)
 
@@ -219,12 +235,17 @@ def off_policy(
         )
         state = OffPolicyState(after, replay, threshold, jnp.where(worse, loss, last))
         own = {"written": (origin == 0), "replayed": (origin == 1)}
-        return state, {
-            **metrics,
-            "threshold": threshold,
-            **{name: value.astype(jnp.float32) for name, value in own.items()},
-        }
+        own = {name: value.astype(jnp.float32) for name, value in own.items()}
+        return state, disjoint(metrics, own, {"threshold": threshold})
+
+    def check(state: OffPolicyState, batch: Batch) -> None:
+        for part in (batch, batch["validation"]):
+            program.check(state.distillation, part)
 
     return Program(
-        init, step, lambda state: program.frozen(state.distillation), program.axes
+        init,
+        step,
+        lambda state: program.frozen(state.distillation),
+        program.axes,
+        check,
     )

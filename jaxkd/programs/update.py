@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jaxkd.checks import check_batch
+from jaxkd.checks import check_batch, disjoint
 from jaxkd.graphs import Graph
 from jaxkd.methods.base import as_loss
 from jaxkd.sharding.axes import constrain_batch
@@ -148,7 +148,7 @@ def descend(
 
     Raises:
         ValueError: a batch that ``accumulate`` does not divide, or of a graph; a loss
-            that is no scalar and no `Loss`.
+            that is no scalar and no `Loss`; two metrics of one name.
     """
     own = player.own(params)
 
@@ -217,12 +217,11 @@ def descend(
         for name, m in metrics.items()
         if name != "loss"
     }
-    metrics = {
+    own_metrics = {
         "loss": sum((loss.value for loss in losses), jnp.zeros(())),
         "grad_norm": optax.tree.norm(gradient),
-        **merged,
-        **reported,
     }
+    metrics = disjoint(own_metrics, merged, reported)
     return Descent(params, opt_state, carry, metrics)
 
 

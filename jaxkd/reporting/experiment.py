@@ -159,6 +159,10 @@ def config_from_json(preset: Any, values: Mapping[str, Any]) -> Any:
 def _restored(before: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(before):
         return config_from_json(before, value)
+    numbers = isinstance(before, int | float) and isinstance(value, int | float)
+    same = isinstance(value, list if isinstance(before, tuple) else type(before))
+    if None not in (before, value) and not (same or numbers):
+        raise TypeError(f"{value!r:.80} in place of {before!r:.80}")
     if isinstance(value, list):
         return tuple(_restored(None, item) for item in value)
     if isinstance(value, dict):

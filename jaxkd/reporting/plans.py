@@ -1,15 +1,16 @@
 """What full-scale steps need of a chip, as the compiler found it: files and tables."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
-from jaxkd.files import write_atomically
+from jaxkd.files import check_json, check_plain, write_json
 from jaxkd.training.ahead import StepPlan
+from jaxkd.untrusted import json_file
 
 HEADER = (
     "program",
@@ -58,11 +59,24 @@ def plan_markdown(plans: Mapping[str, StepPlan]) -> str:
 
 
 def print_plans(console: Console, plans: Mapping[str, StepPlan]) -> None:
-    """Print the table, and what each program sends by the kind of collective."""
+    """Print the table, and what each program sends by the kind of collective.
+
+    Where the terminal is too narrow for it, each program's figures are a table below
+    the last one's.
+    """
+    rows = plan_rows(plans)
     table = Table(*HEADER, box=None)
-    for row in plan_rows(plans):
+    for row in rows:
         table.add_row(*row)
-    console.print(table)
+    wide = console.options.update(width=10_000)
+    if Measurement.get(console, wide, table).maximum <= console.width:
+        console.print(table)
+    else:
+        for row in rows:
+            figures = Table(show_header=False, box=None)
+            for name, cell in zip(HEADER, row, strict=True):
+                figures.add_row(name, cell)
+            console.print(figures, "")
     for name, plan in plans.items():
         sent = [f"{n / 1e9:.3g} by {kind}" for kind, n in plan.collectives.items()]
         console.print(
@@ -74,9 +88,8 @@ def print_plans(console: Console, plans: Mapping[str, StepPlan]) -> None:
 
 def write_plans(path: Path, plans: Mapping[str, StepPlan]) -> None:
     """Write plans as JSON; the folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     saved = {name: dataclasses.asdict(plan) for name, plan in plans.items()}
-    write_atomically(path, json.dumps(saved, indent=1) + "\n")
+    write_json(path, saved, indent=1)
 
 
 def read_plans(path: Path) -> dict[str, StepPlan]:
@@ -86,10 +99,13 @@ def read_plans(path: Path) -> dict[str, StepPlan]:
         ValueError: the file is damaged or of another version.
     """
     try:
-        saved = json.loads(path.read_text())
-        return {name: StepPlan(**plan) for name, plan in saved.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        saved = check_json(json_file(path))
+        check_plain(saved, "it")
+        plans = {name: StepPlan(**plan) for name, plan in saved.items()}
+        plan_rows(plans)  # Fails where a value is of another kind.
+        return plans
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
         raise ValueError(
-            f"{path} is damaged or of another version ({error}): write it again with "
+            f"{path} is damaged or of another version ({e}): write it again with "
             "`jaxkd compile`"
         ) from None

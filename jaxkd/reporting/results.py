@@ -15,8 +15,15 @@ from typing import Any
 
 import jax
 
-from jaxkd.files import write_atomically
+from jaxkd.files import (
+    DIGEST,
+    check_json,
+    check_plain,
+    json_digest,
+    write_atomically,
+)
 from jaxkd.reporting.records import Record
+from jaxkd.untrusted import json_file
 
 SCHEMA = 1
 """Version of the file's layout; a reader takes its own only."""
@@ -99,8 +106,11 @@ def write_results(
     fields = {"schema": SCHEMA, **dataclasses.asdict(results)}
     del fields["records"]
     # One line a record, so that a change of results is readable in a diff.
-    lines = [json.dumps(_to_json(r), allow_nan=False) for r in records]
-    head = json.dumps(fields, indent=2, allow_nan=False, default=str)
+    rows = [_to_json(r) for r in records]
+    lines = [json.dumps(row, allow_nan=False) for row in rows]
+    plain = json.loads(json.dumps(fields, allow_nan=False, default=str))
+    fields = {DIGEST: json_digest({**plain, "records": rows}), **plain}
+    head = json.dumps(fields, indent=2)
     text = f'{head[:-2]},\n  "records": [\n    {",\n    ".join(lines)}\n  ]\n}}\n'
     write_atomically(Path(path), text)
 
@@ -110,13 +120,15 @@ def read_results(path: str | Path) -> Results:
 
     Raises:
         FileNotFoundError: it is missing; the message has the command that makes it.
-        ValueError: it is half-written or corrupt, of another schema, lacks a field, or
-            holds a value that is not finite. The message has the remedy.
+        ValueError: it is half-written or corrupt, of another schema, lacks a field,
+            holds a value that is not finite, or changed since it was written. The
+            message has the remedy.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no results file {path}: {_remedy(path)}")
-    content = _parse(path)
+    found = _parse(path)
+    content = {name: value for name, value in found.items() if name != DIGEST}
     schema = content.pop("schema", None)
     if schema != SCHEMA:
         raise ValueError(
@@ -127,6 +139,10 @@ def read_results(path: str | Path) -> Results:
     _check_fields(content, expected, str(path), path)
     records = [_from_json(entry, i, path) for i, entry in enumerate(content["records"])]
     _check_records(records, f"{path} is corrupt", _remedy(path))
+    try:  # Last, since what was wrong above says more.
+        check_json(found)
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt ({error}): {_remedy(path)}") from None
     return Results(**{**content, "records": records})
 
 
@@ -220,15 +236,10 @@ def _remedy(path: Path) -> str:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    def refuse(token: str) -> None:
-        raise ValueError(
-            f"{path} holds {token}, a value that is not finite: a run diverged or the "
-            f"file was edited; {_remedy(path)}"
-        )
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json_file(path)
+        check_plain(content, "it")
+    except ValueError as error:
         raise ValueError(
             f"{path} is half-written or corrupt ({error}): {_remedy(path)}"
         ) from None
@@ -236,7 +247,21 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds a {type(content).__name__}, not an object: {_remedy(path)}"
         )
+    if (bad := _infinite(content)) is not None:
+        raise ValueError(
+            f"{path} holds {json.dumps(bad)}, a value that is not finite: a run "
+            f"diverged or the file was edited; {_remedy(path)}"
+        )
     return content
+
+
+def _infinite(content: Any) -> float | None:
+    """Return a number that is not finite, of all in what JSON has, or None."""
+    if isinstance(content, float):
+        return None if math.isfinite(content) else content
+    parts = content.values() if isinstance(content, dict) else content
+    found = map(_infinite, parts if isinstance(content, dict | list) else ())
+    return next((bad for bad in found if bad is not None), None)
 
 
 _KINDS: Mapping[Any, tuple[str, Any]] = {

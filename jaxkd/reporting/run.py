@@ -6,7 +6,7 @@ time, records and the exported students. What it has finished is never done agai
 """
 
 import dataclasses
-import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.files import write_atomically
+from jaxkd.files import check_json, check_plain, write_json
 from jaxkd.interop import save_pretrained
 from jaxkd.network import Network
 from jaxkd.reporting.records import Record
 from jaxkd.training import Checkpoints, fit, make_mesh
 from jaxkd.training.progress import ProgressBar
 from jaxkd.types import Program, Variables, deployed
+from jaxkd.untrusted import json_file
 
 History = Sequence[Mapping[str, int | float]]
 """One dict an evaluation, as `jaxkd.training.fit` returns them."""
@@ -238,7 +239,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         found = compute(folder)
         if jax.process_index() == 0:
-            write_atomically(done, json.dumps([dataclasses.asdict(r) for r in found]))
+            rows = [dataclasses.asdict(record) for record in found]
+            write_json(done, {"records": rows}, indent=None)
         return found
 
 
@@ -253,8 +255,10 @@ class Clock:
 
     def __init__(self, folder: Path):
         self._file = folder / "seconds.txt"
-        before = self._file.read_text() if self._file.is_file() else "0"
-        self._started = time.perf_counter() - float(before)
+        before = 0.0
+        if self._file.is_file():
+            before = _read_seconds(self._file)
+        self._started = time.perf_counter() - before
 
     @property
     def seconds(self) -> float:
@@ -266,7 +270,22 @@ class Clock:
 
     def __exit__(self, *_: object) -> None:
         if jax.process_index() == 0:
-            write_atomically(self._file, f"{self.seconds:.3f}")
+            write_json(self._file, {"seconds": round(self.seconds, 3)}, indent=None)
+
+
+def _read_seconds(path: Path) -> float:
+    try:
+        found = json_file(path)
+        # A number alone, as it was once.
+        found = check_json(found)["seconds"] if isinstance(found, dict) else found
+        if not 0 <= found < math.inf:
+            raise ValueError(f"{found} is no time")
+        return float(found)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}): delete it, and the time of this part is "
+            "counted from now"
+        ) from None
 
 
 def records(
@@ -328,15 +347,25 @@ def read_part(folder: Path) -> list[Record]:
     """
     path = folder / "records.json"
     try:
-        return [
-            Record(**{**entry, "curve": tuple(entry["curve"])})
-            for entry in json.loads(path.read_text())
-        ]
+        found = json_file(path)
+        if isinstance(found, dict):  # not a list, as it was once
+            found = check_json(found)["records"]
+        return [_record(entry) for entry in found]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is half-written or corrupt ({error!r}): delete it, and `jaxkd "
             "resume` repeats this part"
         ) from None
+
+
+def _record(entry: Any) -> Record:
+    check_plain(entry, "a record")
+    texts = [entry[name] for name in ("method", "metric", "setting")]
+    numbers = [entry["value"], entry["wall_time"], *entry["curve"]]
+    kinds = {*map(type, texts)}, {*map(type, numbers)}, type(entry["seed"])
+    if kinds[0] != {str} or not kinds[1] <= {int, float} or kinds[2] is not int:
+        raise ValueError(f"a record is {entry!r:.200}")
+    return Record(**{**entry, "curve": tuple(entry["curve"])})
 
 
 def _name(arm: Arm, task: Task) -> str:

@@ -3,6 +3,7 @@
 A cache is a folder of array_record files with one record an example, and a manifest
 that says of which teacher and data they are. A record is one element of a NumPy
 structure: two checksums, of the record and of the example it is for, and the arrays.
+After a file's records comes its label, JSON of the same manifest and its examples.
 """
 
 import functools
@@ -18,10 +19,15 @@ import jax
 import numpy as np
 
 from jaxkd.data.sources import Examples
+from jaxkd.files import check_json, check_plain, sealed, write_json
 from jaxkd.teachers.targets import TeacherTargets
 from jaxkd.types import Batch
+from jaxkd.untrusted import LARGEST_JSON, json_file, json_from
 
 MANIFEST = "teacher.json"
+
+MOST_FILES, LARGEST_RECORD = 100_000, 2**28
+"""Files of a cache, whose names have five digits, and bytes of one answer, at most."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "file of one. `jaxkd cache-teacher` writes one"
         )
     try:
-        found = json.loads(path.read_text())
+        found = {"teacher": "", "data": "", **check_json(json_file(path))}
+        check_plain(found, "it")
+        files, size = divmod(found["examples"], found["shard_examples"])
+        if found["shard_examples"] < 1 or not 0 <= files < MOST_FILES or size < 0:
+            raise ValueError(f"it names more than {MOST_FILES:,} files, or none")
         record_type(found)
         shards(folder, found)
-        return {"teacher": "", "data": "", **found}
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        return found
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
         raise ValueError(
-            f"{path} is damaged ({error!r}): delete the folder and make the cache again"
+            f"{path} is damaged ({e!r}): delete the folder and make the cache again"
         ) from None
 
 
@@ -74,7 +84,67 @@ def record_type(manifest: Mapping[str, Any]) -> np.dtype:
     arrays = [
         (k, kind, tuple(shape)) for k, (kind, shape) in manifest["arrays"].items()
     ]
-    return np.dtype([("checksum", "<u4"), ("example", "<u4"), *arrays])
+    found = np.dtype([("checksum", "<u4"), ("example", "<u4"), *arrays])
+    if found.hasobject or not 8 < found.itemsize <= LARGEST_RECORD:
+        raise ValueError(
+            f"an answer of {found.itemsize:,} bytes is not numbers of at most "
+            f"{LARGEST_RECORD:,} bytes: {manifest['arrays']!r:.200}"
+        )
+    return found
+
+
+def label(shard: Shard, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file says of itself: whose answers to which examples it holds."""
+    return {
+        **json.loads(json.dumps(manifest)),
+        "first": shard.rows.start,
+        "last": shard.rows.stop - 1,
+    }
+
+
+def open_shard(shard: Shard, manifest: Mapping[str, Any]) -> Any:
+    """Return a reader of a file of a cache.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged, or of another teacher, other data or other examples.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not shard.path.is_file():
+        raise FileNotFoundError(
+            f"{shard.path} is missing: the cache is not finished. `jaxkd "
+            "cache-teacher` with the same arguments goes on with it"
+        )
+    expected = len(shard.rows) + bool(manifest.get("labels"))
+    # Records are read in any order, so nothing is read ahead.
+    try:
+        reader = ArrayRecordReader(str(shard.path), options="readahead_buffer_size:0")
+        count = reader.num_records()
+        if count != expected:
+            raise ValueError(f"it has {count} of {expected} records")
+        if not manifest.get("labels"):  # as they were written once
+            return reader
+        last = reader.read([count - 1])[0]
+        found = check_json(json_from(last, "its last record", LARGEST_JSON))
+    except Exception as error:  # the package raises nothing narrower
+        raise ValueError(damaged(shard.path, str(error))) from None
+    for name, value in label(shard, manifest).items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{shard.path} is not of this cache: its {name} is {found.get(name)!r} "
+                f"in place of {value!r}. Delete it, and `jaxkd cache-teacher` with the "
+                "same arguments writes the right one"
+            )
+    return reader
+
+
+def damaged(path: Path, problem: str) -> str:
+    """Return the message for a file that cannot be read."""
+    return (
+        f"{path} is cut off or damaged ({problem}): delete it, and `jaxkd "
+        "cache-teacher` with the same arguments writes it again"
+    )
 
 
 def record_checksum(record: bytes) -> int:
@@ -120,7 +190,8 @@ def write_teacher_cache(
         progress: called after every batch with the examples done.
 
     Raises:
-        ValueError: sizes that do not fit, or a folder that holds another cache.
+        ValueError: sizes that do not fit, or a folder that holds another cache or a
+            file of another.
         FloatingPointError: an answer that is not finite; its file is not written.
     """
     if batch_size < 1 or shard_examples < 1 or shard_examples % batch_size:
@@ -135,10 +206,13 @@ def write_teacher_cache(
         "examples": len(source),
         "batch_size": batch_size,
         "shard_examples": shard_examples,
+        "labels": True,
         **targets.settings,
     }
     if (folder / MANIFEST).is_file():
         found = read_manifest(folder)
+        if not found.get("labels"):  # begun before there were labels
+            del manifest["labels"]
         other = {k: found.get(k) for k, v in manifest.items() if found.get(k) != v}
         if other:
             asked = {name: manifest[name] for name in other}
@@ -149,7 +223,9 @@ def write_teacher_cache(
     folder.mkdir(parents=True, exist_ok=True)
     files = shards(folder, manifest)
     for shard in files[jax.process_index() :: jax.process_count()]:
-        if not shard.path.is_file():
+        if shard.path.is_file():
+            open_shard(shard, manifest)
+        else:
             _write_shard(shard, source, targets, manifest, progress)
         progress(shard.rows.stop)
     return sum(shard.path.stat().st_size for shard in files if shard.path.is_file())
@@ -165,36 +241,39 @@ def _write_shard(
     """Write one file, which gets its name when all of it is on the disk."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from jaxkd.files import write_atomically
-
-    partial = shard.path.with_suffix(".partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
-    arrays: Mapping[str, np.ndarray] = {}
-    for batch, positions in _batches(source, shard.rows, manifest["batch_size"]):
-        arrays = targets.answer(batch)
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise FloatingPointError(
-                    f"the teacher's {name} for examples {positions.start} to "
-                    f"{positions.stop - 1} are not all finite: check its weights, and "
-                    "the dtype it computes in"
-                )
+    partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.partial")
+    try:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        arrays: Mapping[str, np.ndarray] = {}
+        for batch, positions in _batches(source, shard.rows, manifest["batch_size"]):
+            arrays = targets.answer(batch)
+            for name, array in arrays.items():
+                if not np.isfinite(array).all():
+                    raise FloatingPointError(
+                        f"the teacher's {name} for examples {positions.start} to "
+                        f"{positions.stop - 1} are not all finite: check its weights, "
+                        "and the dtype it computes in"
+                    )
+            kinds = {k: (v.dtype.str, v.shape[1:]) for k, v in arrays.items()}
+            records = np.empty(len(batch["index"]), record_type({"arrays": kinds}))
+            records["example"] = example_checksums(batch)
+            for name, array in arrays.items():
+                records[name] = array
+            for record in records[: len(positions)]:
+                record["checksum"] = record_checksum(record.tobytes())
+                writer.write(record.tobytes())
+            progress(positions.stop)
         kinds = {k: (v.dtype.str, v.shape[1:]) for k, v in arrays.items()}
-        records = np.empty(len(batch["index"]), record_type({"arrays": kinds}))
-        records["example"] = example_checksums(batch)
-        for name, array in arrays.items():
-            records[name] = array
-        for record in records[: len(positions)]:
-            record["checksum"] = record_checksum(record.tobytes())
-            writer.write(record.tobytes())
-        progress(positions.stop)
-    writer.close()
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    kinds = {k: (v.dtype.str, v.shape[1:]) for k, v in arrays.items()}
-    text = json.dumps({**manifest, "arrays": kinds}, indent=2) + "\n"
-    write_atomically(shard.path.parent / MANIFEST, text)
-    partial.rename(shard.path)
+        manifest = {**manifest, "arrays": kinds}
+        if manifest.get("labels"):
+            writer.write(json.dumps(sealed(label(shard, manifest))).encode())
+        writer.close()
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        write_json(shard.path.parent / MANIFEST, manifest)
+        partial.rename(shard.path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _batches(

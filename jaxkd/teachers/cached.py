@@ -12,7 +12,9 @@ import numpy as np
 from jaxkd.data.sources import Examples
 from jaxkd.teachers.cache import (
     Shard,
+    damaged,
     example_checksums,
+    open_shard,
     read_manifest,
     record_checksum,
     record_type,
@@ -72,7 +74,7 @@ class CachedTeacher:
 
     @functools.cached_property
     def _readers(self) -> list[Any]:
-        return [_open(shard) for shard in self._shards]
+        return [open_shard(shard, self._manifest) for shard in self._shards]
 
     @property
     def name(self) -> str:
@@ -128,37 +130,10 @@ class CachedTeacher:
         path, kind = self._shards[shard].path, record_type(self._manifest)
         try:
             found = self._readers[shard].read(within)
-        except (RuntimeError, IndexError) as error:  # the reader's own checks
-            raise ValueError(_damaged(path, str(error))) from None
+        except Exception as error:  # the reader's own checks
+            raise ValueError(damaged(path, str(error))) from None
         for i, record in zip(within, found, strict=True):
             given = int.from_bytes(record[:4], "little")
             if len(record) != kind.itemsize or record_checksum(record) != given:
-                raise ValueError(_damaged(path, f"record {i} has another checksum"))
+                raise ValueError(damaged(path, f"record {i} has another checksum"))
         return np.frombuffer(b"".join(found), kind)
-
-
-def _open(shard: Shard) -> Any:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    if not shard.path.is_file():
-        raise FileNotFoundError(
-            f"{shard.path} is missing: the cache is not finished. `jaxkd "
-            "cache-teacher` with the same arguments goes on with it"
-        )
-    # Records are read in any order, so nothing is read ahead.
-    try:
-        reader = ArrayRecordReader(str(shard.path), options="readahead_buffer_size:0")
-        count = reader.num_records()
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(_damaged(shard.path, str(error))) from None
-    if count != len(shard.rows):
-        problem = f"it has {count} of {len(shard.rows)} records"
-        raise ValueError(_damaged(shard.path, problem))
-    return reader
-
-
-def _damaged(path: Path, problem: str) -> str:
-    return (
-        f"{path} is cut off or damaged ({problem}): delete it, and `jaxkd "
-        "cache-teacher` with the same arguments writes it again"
-    )

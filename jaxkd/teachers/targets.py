@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxkd.checks import check_read_tokens
 from jaxkd.network import Network
 from jaxkd.types import Batch, Variables
 
@@ -78,7 +79,8 @@ def network_targets(
         mesh: of this process's devices, on which the variables lie; None for one.
 
     Raises:
-        ValueError: another dtype, k below 1, or fewer logits than ``vocabulary``.
+        ValueError: another dtype, k below 1, or fewer logits than ``vocabulary``; from
+            ``answer``, tokens that are none of the teacher's.
     """
     # The layers above this one read data, so they are imported when all are there.
     from jaxkd.losses.topk import top_k_log_probs
@@ -116,6 +118,7 @@ def network_targets(
     run = jax.jit(compute if mesh is None else on_mesh(compute, mesh))
 
     def answer(batch: Batch) -> Mapping[str, np.ndarray]:
+        check_read_tokens(batch, "teacher", teacher.vocabulary)
         batch = batch if mesh is None else shard_batch(batch, mesh)
         return jax.device_get(run(variables, batch))
 

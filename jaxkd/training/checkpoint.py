@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import (
@@ -19,16 +18,29 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from jaxkd.checks import unknown_name
+from jaxkd.files import held, in_all_processes, verify_digests, write_digests
+from jaxkd.training.saved import (
+    changes,
+    check_state,
+    difference,
+    first_cause,
+    remedy,
+    without,
+)
+
+LOCK = ".lock"
+"""The file that says which process writes checkpoints to a folder."""
 
 logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Checkpoints in a folder; each is complete or absent.
+    """Checkpoints in a folder; each is complete or absent, and its damage shows.
 
     The newest are kept, and the best if a metric is named. Writing goes on in the
     background; `close` waits for it. Use as a context manager. With several processes
-    each opens the same folder, on a file system that all of them share.
+    each opens the same folder, on a file system that all of them share. Any number of
+    runs may read a folder, and one may write to it.
 
     Args:
         folder: made if it is missing.
@@ -41,6 +53,7 @@ class Checkpoints:
 
     Raises:
         ValueError: nothing is to be kept, or another mode.
+        OSError: the folder cannot be made.
     """
 
     def __init__(
@@ -57,6 +70,13 @@ class Checkpoints:
         if best_mode not in ("max", "min"):
             raise ValueError(unknown_name("best_mode", best_mode, ("max", "min")))
         self.folder = Path(folder).resolve()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"the folder {self.folder} of checkpoints cannot be made "
+                f"({error.strerror}): allow writing there, or name another"
+            ) from error
         self.best_metric = best
         self._sign = -1 if best_mode == "min" else 1
         self._config = None if config is None else json.loads(json.dumps(dict(config)))
@@ -71,7 +91,10 @@ class Checkpoints:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,
+            # Called when all is written, before the checkpoint gets its name.
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._write_digests
+            ),
             # Without it orbax writes no metrics.
             best_fn=None if best is None else self._score,
         )
@@ -79,16 +102,51 @@ class Checkpoints:
             "state": ocp.StandardCheckpointHandler(),
             "loop": ocp.JsonCheckpointHandler(),
         }
+        self._check_metrics()
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_handlers=handlers
         )
         self._being_written: int | None = None
+        self._damaged: dict[int, str] = {}
+        self._lock: contextlib.ExitStack | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            self.close()
+            return
+        if isinstance(error, Exception) and jax.process_count() > 1:
+            # If others are gone it takes minutes to show; the cause is known now.
+            logger.error(
+                "%r. If another process has ended, its log says why. Waiting for the "
+                "checkpoint being written",
+                error,
+            )
+        try:
+            self.close()
+        except Exception as second:  # what came first is what leaves
+            logger.error("%s", second)
+
+    def claim(self) -> None:
+        """Take the folder to write to, until `close`; `fit` does so before it begins.
+
+        What a run that was killed has left half-written is cleared away.
+
+        Raises:
+            BlockingIOError: another run writes to it. It names host and process.
+            OSError: the folder cannot be written to.
+        """
+        if self._lock is not None:
+            return
+        lock = contextlib.ExitStack()
+        lock.enter_context(held(self.folder / LOCK))
+        if jax.process_index() == 0:
+            for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left)
+        self._lock = lock
+        self._manager.reload()
 
     def wait(self) -> None:
         """Wait for the checkpoint being written.
@@ -102,20 +160,33 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the checkpoint being written, and release the folder."""
-        try:
+        with self._lock or contextlib.nullcontext(), contextlib.closing(self._manager):
+            self._lock = None
             self.wait()
-        finally:
-            self._manager.close()
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        """The step of the newest checkpoint, but for those passed over, or None."""
+        return max(self._steps(), default=None)
 
     @property
     def best(self) -> int | None:
         """The step of the best checkpoint that is there, or None."""
         return None if self.best_metric is None else self._manager.best_step()
+
+    def last_good(self) -> int | None:
+        """Return the step of the newest checkpoint that is as it was written, or None.
+
+        All of its files are read.
+        """
+        with contextlib.suppress(OSError):
+            self.wait()
+        for step in sorted(self._steps(), reverse=True):
+            with contextlib.suppress(ValueError):
+                for part in ("loop", "state"):
+                    verify_digests(self._path(step) / part)
+                return step
+        return None
 
     def save(
         self,
@@ -138,8 +209,13 @@ class Checkpoints:
             frozen: the paths (`array_paths`) of the arrays that are left out.
 
         Raises:
-            OSError: the checkpoint before this one could not be written, as of `wait`.
+            ValueError: the state is no tree of arrays.
+            OSError: the checkpoint before this one could not be written, as of `wait`,
+                or this one as of `claim`.
         """
+        check_state(state)
+        self.claim()
+        self._set_aside()
         if step in self._manager.all_steps():
             return
         self.wait()
@@ -159,7 +235,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_without(state, frozen)),
+                    state=ocp.args.StandardSave(without(state, frozen)),
                     # A copy: it is written in the background, while the lists grow.
                     loop=ocp.args.JsonSave(copy.deepcopy(loop)),
                 ),
@@ -179,8 +255,9 @@ class Checkpoints:
             like: a state of the right structure, such as `fit` returned: of arrays, or
                 of shapes with shardings (``jax.ShapeDtypeStruct``). What was left out
                 of the checkpoint, as frozen, is taken from here.
-            step: which; None for the newest that can be read. One that cannot be read
-                is then reported in the log, and the one before it is used.
+            step: which; None for the newest that is as it was written and can be read.
+                The log names those passed over, and the next `save` sets them aside
+                as ``STEP.damaged``.
             identity: as of `save`; None compares none.
 
         Returns:
@@ -190,24 +267,20 @@ class Checkpoints:
             ValueError: there are checkpoints, but none can be read, is of this program
                 and of this configuration and identity. It names what differs.
         """
+        check_state(like)
         self.wait()
-        problems = []
+        problems: dict[int, str] = {}
         steps = self._manager.all_steps() if step is None else [step]
         for candidate in sorted(steps, reverse=True):
             try:
+                verify_digests(self._path(candidate) / "loop", together=True)
                 loop = self._read(candidate, loop=ocp.args.JsonRestore())["loop"]
-                different = _changes(loop["config"], self._config)
-                different += _changes(loop.get("identity"), identity)
+                different = changes(loop["config"], self._config)
+                different += changes(loop.get("identity"), identity)
                 state = None if different else self._state(candidate, like, loop)
             except Exception as error:  # orbax, tensorstore and json each have theirs
                 reason = str(error).strip().splitlines() or [type(error).__name__]
-                problems.append(f"step {candidate}: {reason[0]:.300}")
-                logger.warning(
-                    "checkpoint %s of %s cannot be used (%s); trying the one before",
-                    candidate,
-                    self.folder,
-                    problems[-1],
-                )
+                problems[candidate] = f"step {candidate}: {reason[0]:.300}"
                 continue
             if different:
                 raise ValueError(
@@ -215,24 +288,35 @@ class Checkpoints:
                     f"{'; '.join(different)}. Use the one it was saved with, or "
                     "another folder"
                 )
+            if problems:
+                self._damaged |= problems
+                logger.warning(
+                    "checkpoints in %s cannot be used (%s); going on from step %s",
+                    self.folder,
+                    "; ".join(problems.values()),
+                    candidate,
+                )
             return candidate, state, loop["data"], loop["history"]
         if problems:
             raise ValueError(
                 f"no checkpoint in {self.folder} can be used for this program: "
-                f"{'; '.join(problems)}. Use the model and the configuration it was "
-                "saved with, or another folder"
+                f"{'; '.join(problems.values())}. Use the model and the configuration "
+                "it was saved with, or another folder"
             )
         return None
 
     def _state(self, step: int, like: PyTree, loop: Mapping[str, Any]) -> PyTree:
         frozen = loop.get("frozen", ())
+        verify_digests(self._path(step) / "state", together=True)
         shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            _without(like, frozen),
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=getattr(x, "sharding", None)
+            ),
+            without(like, frozen),
         )
         saved = self._manager.item_metadata(step)["state"]
-        if saved is not None and (difference := _difference(saved.tree, shapes)):
-            raise ValueError(difference)
+        if saved is not None and (problem := difference(saved.tree, shapes)):
+            raise ValueError(problem)
         found = self._read(step, state=ocp.args.StandardRestore(shapes))["state"]
 
         def value(mine: Any, saved: Any) -> Any:
@@ -250,75 +334,59 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say which checkpoint failed, why, and what is left."""
+        """Say which checkpoint failed, by which cause, and what is left."""
         try:
             yield
         except Exception as error:  # tensorstore's are ValueErrors, others OSErrors
-            free = shutil.disk_usage(self.folder).free / 2**20
             last = "there is none before it"
             if self.latest is not None:
                 last = f"the run goes on from step {self.latest}"
+            cause = first_cause(error)
             raise OSError(
                 f"the checkpoint of step {self._being_written} could not be written to "
-                f"{self.folder} ({str(error).strip():.500}). {free:,.0f} MiB are free "
-                f"there: make room and start again; {last}"
+                f"{self.folder} ({str(cause).strip() or type(cause).__name__:.500}). "
+                f"{remedy(cause, self.folder)}; {last}"
             ) from error
 
+    def _path(self, step: int) -> Path:
+        return self.folder / str(step)
 
-def array_paths(tree: PyTree) -> list[str]:
-    """Return a name for each of a tree's leaves, such as ``student/params/bias``."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
+    def _steps(self) -> list[int]:
+        return [step for step in self._manager.all_steps() if step not in self._damaged]
 
+    def _write_digests(self) -> None:
+        (partial,) = self.folder.glob(f"{self._being_written}.orbax-checkpoint-tmp*")
+        # Not of the files beside these folders, to which orbax still adds.
+        for part in partial.iterdir():
+            if part.is_dir():
+                write_digests(part)
 
-def _without(tree: PyTree, paths: Sequence[str]) -> PyTree:
-    """Return the tree with None for some of its leaves."""
-    leaves, structure = jax.tree.flatten(tree)
-    left_out = set(paths)
-    kept = [
-        None if path in left_out else leaf
-        for path, leaf in zip(array_paths(tree), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, kept)
+    def _check_metrics(self) -> None:
+        """Set checkpoints aside of damaged metrics, which orbax reads as it begins."""
+        for metrics in self.folder.glob("*/metrics"):
+            if not metrics.parent.name.isdigit():
+                continue
+            try:
+                verify_digests(metrics)
+            except ValueError as error:
+                logger.warning("%s; the checkpoint is set aside", error)
+                if jax.process_index() == 0:
+                    _rename_damaged(metrics.parent)
+        in_all_processes("")  # The others wait for it.
 
-
-def _changes(saved: Any, mine: Mapping[str, Any] | None) -> list[str]:
-    """Return how settings differ from those that were saved, if there are both."""
-    if saved is None or mine is None:
-        return []
-    return [
-        f"{name} was {saved.get(name)!r}, is {mine.get(name)!r}"
-        for name in sorted({*saved, *mine})
-        if saved.get(name) != mine.get(name)
-    ]
-
-
-def _difference(saved: PyTree, like: PyTree) -> str:
-    """Return the first difference in shape of a checkpoint from a state, or ``""``."""
-    shapes = _shapes(saved), _shapes(like)
-    for name in sorted({*shapes[0], *shapes[1]}):
-        found, expected = (tree.get(name) for tree in shapes)
-        # Keys are saved as the integers they are made of.
-        if found != expected and not (found and expected == _KEY):
-            return (
-                f"{name} has shape {found} in the checkpoint and {expected} in this "
-                "program (None: absent)"
-            )
-    return ""
+    def _set_aside(self) -> None:
+        """Rename what `restore` has passed over, so that it is not the newest."""
+        if not self._damaged:
+            return
+        if jax.process_index() == 0:
+            for step in self._damaged:
+                _rename_damaged(self._path(step))
+        in_all_processes("")  # The others wait for it.
+        self._damaged.clear()
+        self._manager.reload()
 
 
-_KEY = ("key",)
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple]:
-    return {
-        path: (
-            _KEY
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            else tuple(leaf.shape)
-        )
-        for path, leaf in zip(array_paths(tree), jax.tree.leaves(tree), strict=True)
-        if hasattr(leaf, "shape")
-    }
+def _rename_damaged(path: Path) -> None:
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)

@@ -21,10 +21,11 @@ from jaxkd.sharding.mesh import (
     state_sharding,
 )
 from jaxkd.teachers.targets import variables_fingerprint
-from jaxkd.training.checkpoint import Checkpoints, array_paths
+from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.metrics import MetricWriter
 from jaxkd.training.preemption import TERMINATED, preemption
 from jaxkd.training.progress import ProgressBar
+from jaxkd.training.saved import array_paths
 from jaxkd.training.stopping import History
 from jaxkd.types import Batch, Program
 
@@ -88,16 +89,26 @@ def fit(
         metrics as ``train_…``, and what ``evaluate`` returned.
 
     Raises:
-        ValueError: no batches; a batch that is no dict, empty, not finite or not
-            divisible among the mesh's devices; a checkpoint of another model, teacher,
+        ValueError: no batches; a batch that is no dict, empty, not finite, that counts
+            nothing, has labels or tokens out of range, or is not divisible among the
+            mesh's devices; a metric called ``step`` or, of ``evaluate``, ``train_…``; a
+            checkpoint of another model, teacher,
             key, configuration or data; checkpoints of batches that do not know their
-            place; ``stop`` without ``evaluate_every``.
-        OSError: a checkpoint could not be written.
+            place; ``stop`` without ``evaluate_every``; a number of steps below 1.
+        OSError: a checkpoint could not be written, or another run writes to its folder.
         FloatingPointError: a training metric is not finite. It names step, metric and
             the last checkpoint, and nothing is saved after that step.
     """
     if stop is not None and evaluate_every is None:
         raise ValueError("stop is asked after evaluations: give evaluate_every too")
+    # 0 is none for those that may be None.
+    for option, every, least in (
+        ("evaluate_every", evaluate_every or 0, 0),
+        ("checkpoint_every", checkpoint_every or 0, 0),
+        ("log_every", log_every, 1),
+    ):
+        if every < least:
+            raise ValueError(f"{option} must be at least 1 step, got {every}")
     mesh = mesh or make_mesh("one" if jax.process_count() == 1 else "data")
     source = batch_iterator(batches, repeat=steps is not None)
     if checkpoints is not None and not resumable(source):
@@ -111,13 +122,19 @@ def fit(
     def place(batch: Any) -> Batch:
         batch = array_batch(batch)
         check_batch(batch)
-        return shard_batch(batch, mesh)
+        placed = shard_batch(batch, mesh)
+        # What the program has found out by its init, it checks the first batch by too.
+        if not known:
+            known.append(_compiled(_Same(program), mesh, _Shapes.of(placed)))
+        program.check(known[0].like, batch)
+        return placed
 
+    known: list[_Compiled] = []
     iterator = Prefetch(source, place)
     first = iterator.peek()
     if first is None:
         raise ValueError("batches is empty: there is nothing to train on")
-    compiled = _compiled(_Same(program), mesh, _Shapes.of(first))
+    (compiled,) = known
     (done, state, position, history), about = _begin(
         program, compiled, key, first, checkpoints
     )
@@ -137,6 +154,7 @@ def fit(
     def look() -> None:
         """Fetch the metrics since the last look; refuse one that is not finite."""
         for at, values in pending:
+            _check_names("program", values, "step")
             for metric, value in jax.device_get(values).items():
                 if not np.isfinite(value):
                     raise FloatingPointError(
@@ -154,6 +172,11 @@ def fit(
     def conclude() -> None:
         look()
         found = {} if evaluate is None else evaluate(state)
+        try:
+            _check_names("evaluate", found, "step", "train_")
+        except ValueError:
+            save()
+            raise
         values = {metric: float(value) for metric, value in found.items()}
         trained = {f"train_{metric}": value for metric, value in metrics.items()}
         history.append({"step": done, **trained, **values})
@@ -306,6 +329,7 @@ def _begin(
         return (0, start(key, batch), None, []), {}
     named = zip(array_paths(like), jax.tree.leaves(frozen), strict=True)
     paths = [path for path, is_frozen in named if is_frozen]
+    checkpoints.claim()
     begun = checkpoints.latest is not None
     # What is frozen is in no checkpoint: init makes it again.
     state = like if begun and not paths else start(key, batch)
@@ -326,14 +350,25 @@ def _begin(
     return found, about
 
 
+def _check_names(who: str, metrics: Mapping[str, Any], *taken: str) -> None:
+    """Refuse a metric that would overwrite what the history has by that name."""
+    for name in metrics:
+        if name == "step" or name.startswith(taken[1:]):
+            raise ValueError(
+                f"{who} returned a metric {name!r}, but the history keeps that name "
+                f"for its own ({', '.join(taken)}…): give it another"
+            )
+
+
 def _not_finite(
     step: int, metric: str, value: Any, checkpoints: Checkpoints | None
 ) -> str:
-    saved = None if checkpoints is None else checkpoints.latest
+    saved = None if checkpoints is None else checkpoints.last_good()
     last = "none"
     if checkpoints is not None and saved is not None:
         last = f"step {saved} in {checkpoints.folder}"
     return (
         f"{metric} is {value} at step {step}; last good checkpoint: {last}. Lower the "
-        "learning rate or clip gradients; a label outside the classes gives NaN too"
+        "learning rate or clip gradients; a label outside the classes gives NaN too, "
+        "and so does a token of the teacher's that the student has not"
     )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxkd.untrusted import LARGEST_JSON, blaming, json_from
+
 
 @runtime_checkable
 class MetricWriter(Protocol):
@@ -42,7 +44,11 @@ class JsonLines:
         Raises:
             ValueError: a line before the last is not JSON. It names file and line.
         """
-        _keep(self.path, lambda line: json.loads(line)["step"] <= step)
+
+        def wanted(line: str) -> bool:
+            return json_from(line, "it", LARGEST_JSON)["step"] <= step
+
+        _keep(self.path, wanted)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line."""
@@ -135,7 +141,9 @@ class TensorBoard:
 def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
     """Keep a file's wanted lines; the last may be half-written, and is then dropped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    with blaming(str(path)):
+        text = path.read_bytes().decode() if path.exists() else ""
+    lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     kept = []
@@ -143,7 +151,7 @@ def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
         try:
             if wanted(line):
                 kept.append(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ValueError(
                 f"{path}, line {number} cannot be read ({error!r}): "
                 f"{line.strip()!r:.80}. Move the file away, or write to another"

@@ -154,7 +154,9 @@ def test_a_damaged_webp_block_is_named(root):
         webp = arrays["test_webp"].copy()
         webp[spoil] = 0
         write(root, "cifar10", {**arrays, "test_webp": webp})
-        message = r"cifar10.npz: the images in block 1 of test cannot .* fetch it again"
+        message = (
+            r"cifar10.npz cannot .*the images in block 1 of test .* fetch it again"
+        )
         with pytest.raises(ValueError, match=message):
             data.cifar10()
 
@@ -166,7 +168,7 @@ def test_a_webp_block_of_another_size_is_named(root):
     packed = np.frombuffer(buffer.getvalue(), np.uint8)
     other = {"train_webp": packed, "train_offsets": np.array([0, len(packed)])}
     write(root, "cifar10", {**arrays, **other})
-    with pytest.raises(ValueError, match=r"block 0 of train cannot be .*reshape"):
+    with pytest.raises(ValueError, match=r"block 0 of train cannot be .*not 32 wide"):
         data.cifar10()
 
 

@@ -1,9 +1,12 @@
 """Documents, conversations and their packing: nothing sees what it must not."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,6 +57,21 @@ def test_documents_are_read_in_place(tmp_path):
         data.load_documents(tmp_path / "x")
     with pytest.raises(FileNotFoundError, match=r"documents\.json is missing"):
         data.load_documents(tmp_path)
+
+
+def test_no_damaged_documents_are_loaded(tmp_path):
+    documents([3, 2, 4]).save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    read = []
+    for what in damaged(tmp_path):
+        with contextlib.suppress(ValueError):
+            data.load_documents(tmp_path)
+            read.append(what)
+    assert all(what.endswith("notes.txt") or "notes.txt cut" in what for what in read)
+    # Documents on the disk may be saved where they are.
+    data.load_documents(tmp_path).save(tmp_path)
+    assert data.load_documents(tmp_path).offsets.tolist() == [0, 3, 5, 9]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_bad_documents_are_refused():
@@ -225,7 +243,7 @@ def test_only_answers_are_learnt():
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n"
         "<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\nNo<|im_end|>\n"
     )
-    assert tokens == [256, *text.encode()]
+    assert tokens == [*text.encode()], "ChatML has no bos"
     answers = [BYTES.decode(part) for part in parts]
     assert answers == ["Yes?<|im_end|>\n", "No<|im_end|>\n"]
     prompt = data.chat_prompt(CHAT[:3], BYTES, data.CHATML)

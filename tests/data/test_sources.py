@@ -192,3 +192,37 @@ def test_a_split_of_records_reads_none_and_agrees_with_one_in_memory():
 def test_a_split_with_an_empty_part_is_refused(held_out):
     with pytest.raises(ValueError, match=rf"held_out must be 1 to 9 .*got {held_out}"):
         data.split(toy(10), held_out)
+
+
+def test_a_share_of_the_examples_is_a_number_of_them():
+    source = toy(10)
+    for given, number in ((0.2, 2), (0.25, 2)):
+        rest, held_out = data.split(source, given)
+        assert (len(rest), len(held_out)) == (10 - number, number)
+        assert held_out.fingerprint == data.split(source, number)[1].fingerprint
+        assert source.subset(given).fingerprint == source.subset(number).fingerprint
+    for given in (1.0, 1.5, -0.2, float("nan")):
+        with pytest.raises(ValueError, match=r"held_out must be .* share of them such"):
+            data.split(source, given)
+    with pytest.raises(ValueError, match=r"held_out must be 1 to 9 .*got 0"):
+        data.split(source, 0.01)
+
+
+def test_sources_are_shown_without_their_values():
+    source = toy(10)
+    shown = "Source(name='toy', arrays={'image': float32[10, 2, 2, 1], "
+    assert repr(source).startswith(shown)
+    assert repr(source).endswith(", classes=3)")
+    windows = data.Windows("text", np.arange(9999), 4, 10_000)
+    records = data.RecordSource("records", [{"a": "x" * 99}] * 100, len, 3)
+    documents = data.Documents("d", np.arange(9999), np.array([0, 9, 9999]), 10_000)
+    for each, part in (
+        (data.Dataset(source, source), shown),
+        (data.Subset(source, np.arange(5)), "positions=int64[5]"),
+        (windows, "tokens=int64[9999]"),
+        (records, "records=list of 100"),
+        (documents, "offsets=int64[3]"),
+        (data.pack(documents, 8), "documents=Documents("),
+    ):
+        assert part in repr(each)
+        assert len(repr(each)) < 400

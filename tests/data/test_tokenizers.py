@@ -1,6 +1,7 @@
 """Text to tokens and back, by bytes and by a tokenizer file."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from jaxkd import data
 
+CHATS = Path(__file__).parents[1] / "golden" / "chat" / "templates"
 TEXTS = ["to be or not to be", "that is the question", "the rest is silence"] * 3
 
 
@@ -119,3 +121,78 @@ def test_folders_that_are_none_are_refused(folder, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is damaged"):
         data.load_tokenizer(tmp_path)
+
+
+def turns(before, after, **names):
+    """Return a template's turns, by role, for names that differ from the roles."""
+    roles = {"system": "system", "user": "user", "assistant": "assistant", **names}
+    return {role: (before.format(name), after) for role, name in roles.items()}
+
+
+SHOUTED = {role: role.upper() for role in ("system", "user", "assistant")}
+TEMPLATES = {
+    "chatml": data.CHATML,
+    "chatml_bos_added": data.CHATML,
+    "no_system_bos_added": data.ChatTemplate(
+        turns("<start>{}\n", "<end>\n", assistant="model")
+    ),
+    "bos_in_template_bos_added": data.ChatTemplate(
+        turns("[{}] ", "<|im_end|>", **SHOUTED), bos=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chats_and_texts_begin_as_transformers_has_them(name):
+    """The golden folders all name <|im_start|> as bos, and half of them add it."""
+    tokenizer = data.load_tokenizer(CHATS / name)
+    cases = json.loads((CHATS / name / "io.json").read_text())
+    (plain,) = (case for case in cases if case["case"] == "plain text")
+    added = [1] if name.endswith("bos_added") else []
+    assert plain["ids"][: len(added)] == added
+    assert data.tokens_around(tokenizer) == (added, [])
+    document = data.tokenize("x", [plain["text"]], tokenizer)
+    assert document.tokens.tolist() == [*plain["ids"], tokenizer.eos]
+    assert data.chat_prompt(plain["text"], tokenizer) == plain["ids"]
+    for case in cases:
+        messages = case.get("messages")
+        # Where a template ends in a space, an answer's first token would join it.
+        joined = name.startswith("bos_in_template") and case["case"] != "one"
+        if messages is None or "ids" not in case or joined:
+            continue
+        if case["add_generation_prompt"]:
+            found = data.chat_prompt(messages, tokenizer, TEMPLATES[name])
+            assert found == case["ids"]
+        elif messages[-1]["role"] == "assistant":
+            record = {"messages": messages}
+            chats = data.tokenize_chats("x", [record], tokenizer, TEMPLATES[name])
+            assert chats.tokens.tolist() == case["ids"]
+
+
+@pytest.mark.parametrize(
+    ("config", "around"),
+    [
+        ({}, ([0], [1])),
+        ({"add_bos_token": True}, ([0], [])),
+        ({"add_bos_token": False, "add_eos_token": True}, ([], [1])),
+        ({"add_bos_token": False}, ([], [])),
+    ],
+)
+def test_the_config_overrules_what_the_file_adds(folder, tmp_path, config, around):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**names, **config, "add_prefix_space": True}))
+    tokenizer = data.load_tokenizer(tmp_path)
+    assert data.tokens_around(tokenizer) == around
+    plain = data.load_tokenizer(folder)
+    assert tokenizer.encode("that is") == plain.encode(" that is")
+    (begin, end), text = around, plain.encode(" that is")
+    tokens, _ = tokenizer.classifier_tokens("that is", None, 50)
+    assert tokens == [*begin, *text, *end]
+    # The file's BERT begins a pair once, transformers' rule each of its texts.
+    tokens, types = tokenizer.classifier_tokens("that is", "that is", 50)
+    again = begin if config else []
+    assert tokens == [*begin, *text, *end, *again, *text, *end]
+    assert sum(types) == len([*again, *text, *end])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxkd import data, models
+from jaxkd.evaluation import likelihood as module
 from jaxkd.evaluation.likelihood import (
     Question,
     choice_evaluator,
@@ -81,6 +82,25 @@ def test_an_option_is_chosen_by_the_whole_and_by_its_length(network, variables, 
     assert evaluate(variables) == pytest.approx(expected)
 
 
+def test_an_option_is_as_long_as_without_the_space_before(network, monkeypatch):
+    """lm-evaluation-harness's ``acc_norm`` divides by ``len(choice)``.
+
+    Its choices are without the space that it puts before them: −6.0 and −8.8 over 2 and
+    3 letters are −3 and −2.93; over 3 and 4 signs they would be −2 and −2.2.
+    """
+    answers = {" ab": -6.0, " abc": -8.8}
+
+    def score(network, batch_size):
+        return lambda variables, pairs: [
+            module.Likelihood(answers[BYTES.decode(option)], greedy=False)
+            for _, option in pairs
+        ]
+
+    monkeypatch.setattr(module, "likelihood_evaluator", score)
+    evaluate = choice_evaluator(network, BYTES, [Question("So", tuple(answers), 1)])
+    assert evaluate({}) == {"choice_accuracy": 0.0, "normalized_choice_accuracy": 1.0}
+
+
 @given(st.text("ab ", max_size=6), st.text("ab ", min_size=1, max_size=6))
 def test_pairs_are_parts_of_the_whole(context, continuation):
     first, second = encode_pair(BYTES, context, continuation)
@@ -105,6 +125,8 @@ def test_bad_questions_are_refused(network, variables, score):
         score(variables, [([1], [])])
     with pytest.raises(ValueError, match="questions is empty"):
         choice_evaluator(network, BYTES, [])
-    for question in (Question("a", ("b", ""), 0), Question("a", ("b",), 1)):
+    with pytest.raises(ValueError, match="a text to score holds 300 in example 0"):
+        score(variables, [([1], [300])])
+    for question in (Question("a", ("b", " "), 0), Question("a", ("b",), 1)):
         with pytest.raises(ValueError, match="question 0 has options"):
             choice_evaluator(network, BYTES, [question])

@@ -6,7 +6,7 @@ import pytest
 from scipy.special import log_softmax
 
 from jaxkd.data import Source, Windows
-from jaxkd.evaluation.language import token_evaluator
+from jaxkd.evaluation.language import fidelity_evaluator, token_evaluator
 from jaxkd.network import Network
 from jaxkd.programs import AveragedState, BestState
 from jaxkd.types import TrainState
@@ -40,6 +40,16 @@ def test_masked_tokens_do_not_count():
     nothing = Source("nothing", {**batch, "mask": np.zeros_like(mask)}, 5)
     with pytest.raises(ValueError, match=r"'nothing' has no token"):
         token_evaluator(BIGRAMS, nothing)(VARIABLES)
+
+
+def test_a_students_own_tokens_are_the_students_alone():
+    batch = Windows("toy", TOKENS, 4, 5).take(np.arange(6))
+    own = (batch["input_ids"] + 1) % 5
+    source = Source("own", {**batch, "student_input_ids": own}, 5)
+    evaluate = fidelity_evaluator(BIGRAMS, BIGRAMS, VARIABLES, source, batch_size=4)
+    log_p, log_q = (log_softmax(TABLE, axis=1)[x] for x in (batch["input_ids"], own))
+    expected = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+    np.testing.assert_allclose(evaluate(VARIABLES)["teacher_kl"], expected, rtol=1e-5)
 
 
 def test_of_a_state_it_measures_the_weights_that_are_deployed():

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxkd import interop
-from jaxkd.generation import GREEDY, Sampling, generate
+from jaxkd.generation import GREEDY, Sampling, generate, sampling_logits
 from jaxkd.models import llama, mlp
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
@@ -59,6 +59,7 @@ def test_greedy_tokens_are_those_without_a_cache(variables, window):
         log_probs = continued(network, variables, row, tokens)
         assert tokens.tolist() == log_probs.argmax(-1).tolist()
         np.testing.assert_allclose(found.log_probs[row], log_probs.max(-1), atol=1e-5)
+    assert (found.sampled_log_probs == 0).all(), "the most likely token is certain"
 
 
 def test_drawn_tokens_have_the_models_log_probabilities(variables):
@@ -79,6 +80,23 @@ def test_drawn_tokens_have_the_models_log_probabilities(variables):
         own = log_probs[np.arange(8), tokens]
         np.testing.assert_allclose(found[0].log_probs[row], own, atol=1e-5)
         assert ((log_probs > own[:, None]).sum(-1) < 5).all()
+        drawn = jax.nn.log_softmax(sampling_logits(jnp.asarray(log_probs), sampling))
+        drawn = drawn[np.arange(8), tokens]
+        np.testing.assert_allclose(found[0].sampled_log_probs[row], drawn, atol=1e-5)
+        assert (np.asarray(drawn) > own).all(), "five tokens have all the probability"
+
+
+def test_no_token_is_drawn_that_another_network_lacks(variables):
+    found = generate(
+        *(NETWORK, variables, prompts()),
+        max_new_tokens=8,
+        key=jax.random.key(0),
+        vocabulary=4,
+    )
+    assert found.tokens.max() < 4
+    assert len(np.unique(found.tokens)) > 1
+    # The model's own distribution has the other 13 tokens too.
+    assert (found.sampled_log_probs > found.log_probs).all()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from jaxkd.generation import (
     keep_top_k,
     keep_top_p,
     sample,
+    sampling_log_prob,
     sampling_logits,
 )
 
@@ -69,6 +70,21 @@ def test_draws_follow_the_distribution():
     expected = jax.nn.softmax(sampling_logits(logits, sampling))
     np.testing.assert_allclose(found, expected, atol=0.012)
     assert found[2] == 0
+
+
+def test_a_token_has_the_probability_that_it_is_drawn_with():
+    logits = jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.1]))
+    every = jnp.tile(logits, (4, 1)), jnp.arange(4)
+    # Squared and cut to three: 16, 9, 4 of 29; of these 16 and 9 of 25.
+    for sampling, expected in (
+        (Sampling(), [0.4, 0.3, 0.2, 0.1]),
+        (Sampling(temperature=0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+        (Sampling(temperature=0.5, top_k=3), [16 / 29, 9 / 29, 4 / 29, 0]),
+        (Sampling(temperature=0.5, top_k=3, top_p=0.86), [16 / 25, 9 / 25, 0, 0]),
+        (GREEDY, [1, 0, 0, 0]),
+    ):
+        found = jnp.exp(sampling_log_prob(*every, sampling))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_greedy_takes_the_most_likely_without_a_key():

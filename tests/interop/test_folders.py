@@ -1,15 +1,21 @@
 """Folders of trained networks: exact round trips, and an answer for every damage."""
 
+import contextlib
+import itertools
 import json
+import pathlib
+import shutil
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import damaged
 from safetensors.numpy import load_file, save_file
 
 from jaxkd import models, training
+from jaxkd.files import DIGESTS, kept_aside
 from jaxkd.interop import folders, shards
 from jaxkd.models.language.rope import RopeScaling
 from jaxkd.network import Network
@@ -150,13 +156,43 @@ def test_a_dtype_and_arguments_replace_the_folders(checkpoint, decoder):
         folders.load_pretrained(checkpoint, rematerialise=True)
 
 
+def test_what_the_network_does_not_own_goes_along(checkpoint, tmp_path):
+    path = checkpoint / folders.CONFIG
+    (checkpoint / "SHA256SUMS").unlink()  # As others write folders.
+    config = json.loads(path.read_text())
+    rope = {**config["rope_parameters"], "mine": 1}
+    mine = {
+        "max_position_embeddings": 77,
+        "id2label": {"0": "a"},
+        "rope_parameters": rope,
+    }
+    path.write_text(json.dumps({**config, **mine, "eos_token_id": 2}))
+    side = '{"eos_token_id": 2, "top_p": 0.9}'
+    (checkpoint / "generation_config.json").write_text(side)
+    network, variables = folders.load_pretrained(
+        checkpoint, rope_theta=5e5, dtype=jnp.bfloat16
+    )
+    to = folders.save_pretrained(tmp_path / "to", network, variables)
+    changed = {"rope_parameters": {**rope, "rope_theta": 5e5}, "dtype": "bfloat16"}
+    assert json.loads((to / folders.CONFIG).read_text()) == {
+        **json.loads(path.read_text()),
+        **changed,
+    }
+    assert (to / "generation_config.json").read_text() == side
+    assert folders.load_pretrained(to)[0].spec == network.spec
+    # A token that is given is the same one in both files.
+    folders.save_pretrained(to, network, variables, config={"eos_token_id": 3})
+    found = json.loads((to / "generation_config.json").read_text())
+    assert found == {"eos_token_id": 3, "top_p": 0.9}
+
+
 def test_saving_again_replaces_the_weights_and_nothing_else(checkpoint):
     (checkpoint / "notes.txt").write_text("mine")
     network, variables, _ = trained("mlp")
     folders.save_pretrained(checkpoint, network, variables)
     assert_identical(folders.load_pretrained(checkpoint)[1], variables)
     names = sorted(file.name for file in checkpoint.iterdir())
-    assert names == [folders.CONFIG, shards.WEIGHTS, "notes.txt"]
+    assert names == [DIGESTS, folders.CONFIG, shards.WEIGHTS, "notes.txt"]
     assert sorted(checkpoint.parent.iterdir()) == [checkpoint]
 
 
@@ -175,6 +211,93 @@ def test_a_save_that_is_cut_off_is_no_model(checkpoint, monkeypatch):
     assert_identical(folders.load_pretrained(checkpoint)[1], variables)
 
 
+def test_a_stop_leaves_the_old_model_or_the_new_one(checkpoint, decoder, monkeypatch):
+    (checkpoint / "notes.txt").write_text("mine")
+    network, variables, shape = trained("mlp")
+    rename, done = pathlib.Path.rename, []
+
+    def stopping(number, kill):
+        """Stop at one change of a name; at a kill no later one happens either."""
+        count = itertools.count()
+
+        def renamed(path, to):
+            i = next(count)
+            if i == number or (kill and i > number):
+                raise KeyboardInterrupt
+            return rename(path, to)
+
+        return renamed
+
+    for number, kill in itertools.product(range(4), (False, True)):
+        folder = shutil.copytree(checkpoint, checkpoint.parent / f"{number}{kill}")
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, "rename", stopping(number, kill))
+            with contextlib.suppress(KeyboardInterrupt):
+                folders.save_pretrained(folder, network, variables, input_shape=shape)
+                done.append(number)
+        found = folder
+        if not folder.exists():
+            with pytest.raises(
+                FileNotFoundError, match=r"Rename .*\.old, the model bef"
+            ):
+                folders.load_pretrained(folder)
+            assert (number, kill) == (1, True)
+            found = kept_aside(folder)
+        loaded = folders.load_pretrained(found)[1]
+        assert_identical(loaded, decoder[1] if number < 2 else variables)
+        # The next save sets all of it right.
+        folders.save_pretrained(folder, network, variables, input_shape=shape)
+        assert_identical(folders.load_pretrained(folder)[1], variables)
+        assert (folder / "notes.txt").read_text() == "mine"
+        assert not kept_aside(folder).exists()
+    assert done == [3, 3]
+
+
+def test_no_damaged_folder_is_read(tmp_path):
+    network, variables, _ = trained("mlp")
+    folders.save_pretrained(tmp_path, network, variables, max_shard_size=60)
+    assert (tmp_path / shards.INDEX).is_file()
+    read = []
+    for what in damaged(tmp_path):
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            folders.load_pretrained(tmp_path)
+            read.append(what)
+    assert not read
+
+
+def test_no_damaged_program_is_read(tmp_path):
+    network, variables, shape = saved(tmp_path, "mlp")
+    x = jnp.ones((2, *shape))
+    with pytest.raises(FileNotFoundError, match="write it by export_program"):
+        folders.load_program(tmp_path)
+    path = folders.export_program(tmp_path)
+    expected = jax.jit(network.apply)(variables, x)[0].logits
+    np.testing.assert_allclose(
+        folders.load_program(tmp_path).call(x), expected, rtol=1e-5
+    )
+    # The digests of the other files stayed.
+    assert_identical(folders.load_pretrained(tmp_path)[1], variables)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for file in (path, tmp_path / DIGESTS):
+        shutil.copy(file, alone)
+    read = []
+    for what in damaged(alone):
+        with contextlib.suppress(ValueError):
+            folders.load_program(alone)
+            read.append(what)
+    assert not read
+
+
+def test_a_change_of_the_users_own_is_told_how_to_be_read(folder):
+    path = folder / folders.CONFIG
+    path.write_text(path.read_text().replace("[\n    6", "[\n    7"))
+    with pytest.raises(ValueError, match=r"config.json changed since .* SHA256SUMS"):
+        folders.load_pretrained(folder)
+    (folder / DIGESTS).unlink()
+    folders.load_pretrained(folder)
+
+
 def test_the_tokeniser_and_further_keys_go_along(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
@@ -189,7 +312,7 @@ def test_the_tokeniser_and_further_keys_go_along(tmp_path):
         config={"eos_token_id": 2},
     )
     names = sorted(file.name for file in to.iterdir())
-    assert names == [folders.CONFIG, shards.WEIGHTS, "tokenizer.json"]
+    assert names == [DIGESTS, folders.CONFIG, shards.WEIGHTS, "tokenizer.json"]
     config = json.loads((to / folders.CONFIG).read_text())
     assert config["eos_token_id"] == 2
     again = folders.save_pretrained(
@@ -253,7 +376,7 @@ def test_a_missing_file_is_named(folder, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("{", r"config.json cannot be read \(JSONDecodeError.*: fetch or export"),
+        ("{", r"config.json cannot be read .*is no JSON .*: fetch or export"),
         ("[]", "config.json cannot be read"),
         ('{"model": "mlp"}', r"config.json cannot be read \(KeyError\('arguments'\)"),
         ('{"model_type": "bert"}', r"cannot be read \(KeyError\('architectures'\)"),
@@ -270,7 +393,7 @@ def test_a_missing_file_is_named(folder, name):
         ),
         ({"model": "mpl"}, "unknown model 'mpl': did you mean 'mlp'"),
         ({"arguments": {"feature": 6}}, r"config.json .*'feature'.*: export the model"),
-        ({"arguments": [6]}, "config.json .*not a mapping.*: export the model again"),
+        ({"arguments": [6]}, "config.json cannot be read .*arguments is .* no dict"),
         (
             {"arguments": {"features": 6, "widths": [5], "classes": 3}},
             r"params/h\S+ has shape \(\S*, ?\S*\), but the model has",

@@ -1,5 +1,6 @@
 """A student's weights in one file: as they were, and an answer for every damage."""
 
+import contextlib
 import json
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import damaged
 from safetensors.numpy import save
 
 import jaxkd
@@ -108,6 +110,20 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         jaxkd.load_weights(path)
+
+
+def test_no_damaged_file_is_loaded(tmp_path):
+    path = jaxkd.save_weights(tmp_path / "x.safetensors", TREE)
+    read = []
+    for what in damaged(tmp_path):
+        with contextlib.suppress(ValueError):
+            found = jaxkd.load_weights(path)
+            read.append((what, found))
+    # One that is not refused had its digest's name damaged, and nothing else.
+    for what, found in read:
+        assert jax.tree.structure(found) == jax.tree.structure(TREE), what
+        jax.tree.map(np.testing.assert_array_equal, found, TREE)
+    assert len(read) < 3
 
 
 def test_a_missing_file_and_a_full_disk_say_so(tmp_path):

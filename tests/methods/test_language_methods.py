@@ -69,6 +69,28 @@ def test_minillm_raises_tokens_that_the_teacher_prefers():
     assert (gradient[..., 0] < 0).all()
 
 
+def test_minillm_weighs_tokens_by_what_they_were_drawn_with():
+    """Two answers of one token, drawn at a temperature of ½."""
+    z_s, z_t = np.array([1.0, 0.0]), np.array([-0.5, 0.7])
+    q, p, drawn = (np.exp(z) / np.exp(z).sum() for z in (z_s, z_t, 2 * z_s))
+    rewards = np.log(p) - np.log(q)
+    gain = (rewards - rewards.mean()) / rewards.std(ddof=1)
+    weight = q / drawn
+    assert weight.min() < 0.85
+    assert weight.max() > 2, "clipped"
+    policy = np.maximum(-gain * weight, -gain * np.clip(weight, 0.8, 1.2)).mean()
+    expected = policy + (q * np.log(q / p)).sum()
+    batch = {
+        "label": jnp.array([[0], [1]]),
+        "sampled_log_prob": jnp.log(jnp.asarray(drawn))[:, None],
+    }
+    student, teacher = (
+        Outputs(jnp.tile(jnp.asarray(z), (2, 1, 1))) for z in (z_s, z_t)
+    )
+    found, _ = call(methods.minillm(discount=0.0), student, teacher, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_minillm_needs_sampled_text():
     batch = {"label": jnp.zeros((BATCH, LENGTH), int)}
     with pytest.raises(ValueError, match="minillm\\(\\) needs sampled_log_prob"):

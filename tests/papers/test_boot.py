@@ -214,6 +214,21 @@ def test_denoising_trains_the_exact_denoiser_s_mean():
     assert history[-1]["train_loss"] == history[-1]["train_denoising"]
 
 
+def test_a_condition_of_the_teachers_own_is_the_teachers():
+    program = boot()
+    step = jax.jit(program.step)
+
+    def loss(**conditions):
+        given = batch(4, **conditions)
+        return float(step(program.init(KEY, given), given)[1]["loss"])
+
+    one, two = jnp.ones(4, int), jnp.full(4, 2)
+    assert loss(condition=one, teacher_condition=two) == pytest.approx(
+        loss(condition=two), rel=1e-6
+    )
+    assert loss(condition=one) != pytest.approx(loss(condition=two), rel=0.1)
+
+
 def test_denoising_prepares_noise_time_and_condition():
     method = methods.denoising(classes=3, condition_dropout=0.4)
     clean = jnp.asarray(np.random.default_rng(0).normal(size=(4000, 2)), jnp.float32)

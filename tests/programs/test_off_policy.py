@@ -10,7 +10,7 @@ from jaxkd import distill, methods, models
 from jaxkd.generation import GREEDY
 from jaxkd.kernels.linear_distill import skew_kl
 from jaxkd.programs.off_policy import Replay, off_policy
-from jaxkd.programs.on_policy import answered, given
+from jaxkd.programs.on_policy import answered, given, on_policy
 
 VOCABULARY, PROMPT, NEW, ROWS = 11, 4, 3, 2
 
@@ -91,6 +91,29 @@ def test_it_begins_as_distill(networks, batch):
         jax.tree.leaves(state.student), jax.tree.leaves(expected.student), strict=True
     ):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_teachers_own_prompts_are_kept_with_the_answers(networks, batch):
+    longer = examples(2)["input_ids"]
+    ids = jnp.concatenate([longer, batch["input_ids"]], axis=1)
+    more = {"teacher_input_ids": ids, "teacher_attention_mask": jnp.ones_like(ids)}
+    told = {**batch, **more}
+    # φ is 1 from the second step on: then it writes.
+    program = build(networks, tolerance=-100.0, increment=1.0)
+    plain = on_policy(
+        *networks, METHOD, optax.sgd(0.1), max_new_tokens=NEW, student_share=0.0
+    )
+    state = program.init(jax.random.key(0), told)
+    expected = jax.jit(plain.step)(plain.init(jax.random.key(0), told), told)[1]
+    without = jax.jit(plain.step)(plain.init(jax.random.key(0), batch), batch)[1]
+    step = jax.jit(program.step)
+    state, metrics = step(state, told)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    assert abs(metrics["loss"] - without["loss"]) > 1e-4 * without["loss"]
+    state, metrics = step(state, told)
+    assert metrics["written"] == 1
+    np.testing.assert_array_equal(state.replay.rows["teacher_input_ids"][:ROWS], ids)
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
 """The parts of a run survive a stop; a damaged one is named."""
 
+import contextlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import damaged
 
 from jaxkd import Network
+from jaxkd.files import write_json
 from jaxkd.reporting.records import Record
-from jaxkd.reporting.run import Arm, Run, Task
+from jaxkd.reporting.run import Arm, Clock, Run, Task, read_part
 from jaxkd.types import Program
 
 RECORDS = [Record("kd", 0, "nll", 0.25, 1.5, "mlp", (0.5, 0.25))]
@@ -40,6 +44,20 @@ def test_damaged_records_are_named_with_the_remedy(tmp_path, content):
     (tmp_path / "kd" / "records.json").write_text(content)
     with pytest.raises(ValueError, match=r"kd/records\.json is half.* delete it, and"):
         run.part("kd", lambda folder: RECORDS)
+
+
+def test_no_damaged_part_or_time_is_read(tmp_path):
+    run = Run(tmp_path)
+    run.part("kd", lambda folder: RECORDS)
+    write_json(tmp_path / "kd" / "seconds.txt", {"seconds": 1000.0}, indent=None)
+    for what in damaged(tmp_path):
+        with contextlib.suppress(ValueError):
+            assert read_part(tmp_path / "kd") == RECORDS, what
+        with contextlib.suppress(ValueError):
+            assert Clock(tmp_path / "kd").seconds == pytest.approx(1000, abs=0.5), what
+    (tmp_path / "kd" / "seconds.txt").write_text("no number")
+    with pytest.raises(ValueError, match=r"seconds\.txt is damaged .*: delete it, and"):
+        Clock(tmp_path / "kd")
 
 
 def test_a_teachers_training_is_in_its_rows_time_once(tmp_path):

@@ -1,5 +1,6 @@
 """Results files: what is written is read back; a bad file is refused with a remedy."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ from datetime import datetime
 
 import numpy as np
 import pytest
+from damage import TRIALS, damaged
 
 from jaxkd.reporting import results as module
 from jaxkd.reporting.records import Record
@@ -257,3 +259,22 @@ def test_matplotlib_is_not_imported():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_no_damaged_file_is_read(path):
+    right, read = read_results(path), []
+    for what in damaged(path.parent):
+        with contextlib.suppress(ValueError):
+            read.append((what, read_results(path)))
+    # Spaces, and names of fields that nobody needs, carry nothing.
+    assert [what for what, found in read if found != right] == []
+    assert len(read) < TRIALS / 8
+    # However it is laid out, as long as it says the same.
+    edited(path, lambda content: None)
+    assert read_results(path) == right
+    # As it was written before there were digests.
+    edited(path, lambda content: content.pop("sha256"))
+    assert read_results(path) == right
+    edited(path, lambda content: content.update(sha256="0" * 64))
+    with pytest.raises(ValueError, match=r"corrupt \(its sha256 .*delete that field"):
+        read_results(path)

@@ -1,5 +1,6 @@
 """A teacher's cache: what is read is what it said, or an error says why not."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from damage import TRIALS, damaged
 
-from jaxkd import Network, data, distill, methods, teachers, training
+from jaxkd import Network, data, distill, methods, models, teachers, training
 from jaxkd.losses import top_k_log_probs
 from jaxkd.teachers.cache import MANIFEST
 
@@ -252,6 +254,77 @@ def test_a_record_that_reads_well_but_is_wrong_is_named(copy):
         source.take(np.array([1, 2]))
 
 
+def test_no_damaged_cache_is_read(copy):
+    right = teachers.CachedTeacher(windows(), copy).take(np.arange(23))
+    read = []
+    for what in damaged(copy):
+        with contextlib.suppress(ValueError):
+            found = teachers.CachedTeacher(windows(), copy).take(np.arange(23))
+            chex.assert_trees_all_equal(found, right)
+            read.append(what)
+    # Those were in spaces of the manifest.
+    assert len(read) < TRIALS / 8, read
+
+
+def test_a_file_of_another_teacher_other_data_or_other_examples_is_refused(
+    copy, targets, tmp_path_factory, variables
+):
+    def other(name, *arguments):
+        folder = tmp_path_factory.mktemp(name)
+        write(folder, *arguments)
+        return folder
+
+    negative = {**variables, "params": jax.tree.map(lambda x: -x, variables["params"])}
+    negative = teachers.network_targets(TEACHER, negative, k=K, dtype="float32")
+    file = "teacher-00001-of-00003.array_record"
+    for path, name in [
+        (other("teacher", negative) / file, "teacher"),
+        (other("data", targets, windows(1)) / file, "data"),
+        (copy / file.replace("1-of", "0-of"), "first"),
+    ]:
+        before = (copy / file).read_bytes()
+        (copy / file).write_bytes(path.read_bytes())
+        message = (
+            rf"teacher-00001.* is not of this cache: its {name} is '?\w+'? in plac"
+        )
+        for call in (
+            lambda: teachers.CachedTeacher(windows(), copy),
+            lambda: write(copy, targets),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+        (copy / file).write_bytes(before)
+
+
+def test_a_cache_without_labels_is_read_and_goes_on(copy, cache, targets):
+    """As those were written that were begun before there were labels."""
+    from array_record.python.array_record_module import (
+        ArrayRecordReader,
+        ArrayRecordWriter,
+    )
+
+    for file in copy.glob("*.array_record"):
+        reader = ArrayRecordReader(str(file))
+        records = reader.read_all()[:-1]
+        reader.close()
+        writer = ArrayRecordWriter(str(file), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest["labels"], manifest["sha256"]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    read, again = (
+        teachers.CachedTeacher(windows(), folder).take(np.arange(23))
+        for folder in (copy, cache)
+    )
+    chex.assert_trees_all_equal(read, again)
+    next(copy.glob("teacher-00002*")).unlink()
+    write(copy, targets)
+    read = teachers.CachedTeacher(windows(), copy).take(np.arange(23))
+    chex.assert_trees_all_equal(read, again)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"examples": 3}'])
 def test_damaged_manifests_are_named(copy, text):
     (copy / MANIFEST).write_text(text)
@@ -330,3 +403,35 @@ def test_a_teacher_on_a_mesh_says_the_same(tmp_path, variables, cache):
     targets = teachers.network_targets(TEACHER, placed, k=K, dtype="float32", mesh=mesh)
     write(tmp_path, targets)
     assert contents(tmp_path) == contents(cache)
+
+
+def test_a_token_that_the_student_has_not_is_named(tmp_path):
+    """A larger teacher's cache: the student has 11 logits, the teacher 14."""
+    table = np.zeros((VOCABULARY, VOCABULARY + 3), np.float32)
+    table[:, :K] = 1
+    # Only one token's best is beyond the student's.
+    rare = windows().tokens[-3]
+    table[rare, VOCABULARY + 1] = 2
+    larger = Network.from_apply(
+        lambda key: {"table": jnp.asarray(table)},
+        lambda params, ids: params["table"][ids],
+        reads=("input_ids",),
+    )
+    start = larger.init(jax.random.key(0))
+    write(tmp_path, teachers.network_targets(larger, start, k=K))
+    source = teachers.CachedTeacher(windows(), tmp_path)
+    for method in (methods.topk_kd(), methods.first()):
+        with pytest.raises(ValueError, match=r"token 12 at .* 0 to 10.*vocabulary="):
+            train(None, source, method)
+    shared = tmp_path / "shared"
+    write(shared, teachers.network_targets(larger, start, k=K, vocabulary=VOCABULARY))
+    train(None, teachers.CachedTeacher(windows(), shared), methods.topk_kd())
+
+
+def test_texts_of_another_tokenizer_are_refused():
+    teacher = models.llama(VOCABULARY - 2, 8, 1, 2, 16)
+    variables = jax.eval_shape(teacher.init, jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
+    targets = teachers.network_targets(teacher, variables, k=K)
+    with pytest.raises(ValueError, match=r"batch\['input_ids'\] holds 1?[0-9] in"):
+        targets.answer(windows().take(np.arange(8)))

@@ -1,5 +1,6 @@
 """Steps compiled for TPU slices that are not here, and what is refused."""
 
+import io
 import re
 from typing import Any
 
@@ -9,10 +10,17 @@ import optax
 import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from rich.console import Console
 
 import jaxkd
 from jaxkd import Network, methods, models
-from jaxkd.reporting.plans import HEADER, plan_markdown, read_plans, write_plans
+from jaxkd.reporting.plans import (
+    HEADER,
+    plan_markdown,
+    print_plans,
+    read_plans,
+    write_plans,
+)
 from jaxkd.training import DoesNotFit, MeshShape, StepPlan, make_mesh, plan_step
 from jaxkd.training.ahead import compile_for, lower_for_gpu, slice_devices
 
@@ -122,6 +130,15 @@ def test_plans_are_written_read_and_shown(tmp_path):
         "| a pair | v5e:2x4, data 2 x fsdp 4 | 1,024.0 MiB | 2,048.0 MiB | 25.0 % "
         "| 1.97 | 8.19 | 3 | 15 | network |"
     )
+    # At 80 columns no figure is cut or broken; on a wide terminal it is one table.
+    for width, lines in ((80, len(HEADER) + 1), (200, 2)):
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_plans(console, {"a pair": PLAN})
+        *printed, sent = console.export_text().splitlines()
+        assert len(printed) == lines
+        assert max(map(len, printed)) <= width
+        assert all(any(n in line for line in printed) for n in row[2:-2].split(" | "))
+        assert sent.startswith("a pair: code")
     file.write_text('{"a pair": {"topology": "v5e:2x4"}}')
     with pytest.raises(ValueError, match="write it again with `jaxkd compile`"):
         read_plans(file)

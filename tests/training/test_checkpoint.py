@@ -2,12 +2,16 @@
 
 import os
 import resource
+import shutil
 import signal
+import socket
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from damage import TRIALS, damaged
 
 from jaxkd import distill, methods, models
 from jaxkd.data import batches
@@ -199,3 +203,169 @@ def test_without_checkpoints_sigterm_is_left_alone(program, data):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == ["mine"]
+
+
+STATE = {
+    "student": {"kernel": jnp.arange(96.0).reshape(8, 12), "bias": jnp.ones(3)},
+    "count": jnp.int32(4),
+    "key": jax.random.key(7),
+}
+
+
+def of_step(step):
+    """A state, a place and evaluations from which the step shows."""
+    state = jax.tree.map(lambda x: x, STATE) | {"count": jnp.int32(step)}
+    return state, {"place": step}, [{"step": step, "score": 1 / step}]
+
+
+def same(a, b):
+    a, b = ({**x, "key": jax.random.key_data(x["key"])} for x in (a, b))
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def save_two(folder, best=None):
+    """Save checkpoints of steps 2 and 4."""
+    with Checkpoints(folder, best=best) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(step, *of_step(step))
+    return folder
+
+
+def test_no_damaged_checkpoint_is_restored(tmp_path, caplog):
+    passed_over, two = 0, save_two(tmp_path)
+    for what in damaged(two / "4"):
+        caplog.clear()
+        with Checkpoints(two) as checkpoints:
+            step, *found = checkpoints.restore(STATE)
+            assert checkpoints.latest == step, what
+            assert checkpoints.last_good() == step, what
+        state, place, history = of_step(step)
+        assert same(found[0], state), what
+        assert found[1:] == [place, history], what
+        if step == 2:
+            passed_over += 1
+            assert "cannot be used (step 4: " in caplog.text, what
+            assert "going on from step 2" in caplog.text, what
+    # The others were in files that no restore reads.
+    assert passed_over > TRIALS / 2
+
+
+def test_damaged_metrics_choose_no_other_best(tmp_path):
+    two = save_two(tmp_path / "two", "score")
+    for what in damaged(two / "4" / "metrics", 12):
+        kept = shutil.copytree(two, tmp_path / "kept")
+        with Checkpoints(kept, best="score") as checkpoints:
+            assert (checkpoints.best, checkpoints.latest) == (2, 2), what
+        assert sorted(path.name for path in kept.iterdir()) == ["2", "4.damaged"]
+        shutil.rmtree(kept)
+
+
+def test_a_second_writer_is_refused_with_the_first_ones_name(program, data, tmp_path):
+    holder = rf"{tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}"
+    with Checkpoints(tmp_path) as first, Checkpoints(tmp_path) as second:
+        first.save(1, *of_step(1))
+        first.wait()
+        with pytest.raises(BlockingIOError, match=f"{holder}: wait until it has ended"):
+            fit(program, data, key=KEY, checkpoints=second)
+        with pytest.raises(BlockingIOError, match=holder):
+            second.save(2, *of_step(2))
+    # A reader takes no lock, and one that ended has none.
+    with Checkpoints(tmp_path) as second, Checkpoints(tmp_path) as first:
+        assert first.restore(STATE)[0] == 1
+        second.save(2, *of_step(2))
+    assert saved(tmp_path) == [1, 2]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_dead_writers_lock_and_leftovers_are_taken_over(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 on another")
+    (tmp_path / "9.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, *of_step(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        (jnp.ones(3), "state is Array"),
+        ({}, "state is None"),
+        ({"a": 3}, "a is 3: give an array"),
+        ({"a": "x"}, "a is 'x'"),
+    ],
+)
+def test_a_state_that_is_no_tree_of_arrays_is_named(tmp_path, state, what):
+    with Checkpoints(tmp_path) as checkpoints:
+        for call in (
+            lambda: checkpoints.save(1, state, {}, []),
+            lambda: checkpoints.restore(state),
+        ):
+            with pytest.raises(ValueError, match=f"tree of arrays, but {what}"):
+                call()
+
+
+def test_arrays_of_numpy_come_back(tmp_path):
+    state = {"a": np.arange(3.0, dtype="f4")}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {}, [])
+        np.testing.assert_array_equal(checkpoints.restore(state)[1]["a"], state["a"])
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OSError, match=r"file/x of checkpoints cannot be made \(Not a d"
+    ):
+        Checkpoints(tmp_path / "file" / "x")
+
+    def deny(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        message = rf"{tmp_path} cannot be written to \(Permission denied\): allow writi"
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path.open", deny)
+            with pytest.raises(OSError, match=message):
+                checkpoints.claim()
+
+
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [
+        (OSError(28, "No space left on device"), "MiB are free there: make room"),
+        (ValueError("write: No space left on device"), "MiB are free there: make room"),
+        (PermissionError(13, "Permission denied"), "Allow writing there and start"),
+        (
+            jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED"),
+            "Another process of this run",
+        ),
+        (RuntimeError("broken"), r"\(broken\)\. Start again; there is none before it"),
+    ],
+)
+def test_the_first_cause_of_a_failed_save_is_told(tmp_path, monkeypatch, cause, remedy):
+    def fail(*_, **__):
+        raise TimeoutError("at the barrier") from cause
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.claim()
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        if isinstance(cause, jax.errors.JaxRuntimeError):
+            monkeypatch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(
+            OSError, match=rf"step 1 could not be written to .*{remedy}"
+        ):
+            checkpoints.save(1, *of_step(1))
+        monkeypatch.undo()
+
+
+def test_what_failed_first_leaves_though_a_save_fails_too(
+    tmp_path, monkeypatch, caplog
+):
+    def fail():
+        raise RuntimeError("the save")
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+    with pytest.raises(ZeroDivisionError), checkpoints:
+        1 / 0  # noqa: B018
+    assert "the save" in caplog.text

@@ -95,6 +95,17 @@ def test_a_state_is_restored_with_the_teacher_of_another(tmp_path):
             checkpoints.restore(shapes, 2)
 
 
+@pytest.mark.parametrize(
+    "option", [{"log_every": 0}, {"checkpoint_every": -1}, {"evaluate_every": -2}]
+)
+def test_no_steps_between_are_refused(option):
+    (name, value), *_ = option.items()
+    with pytest.raises(
+        ValueError, match=f"{name} must be at least 1 step, got {value}"
+    ):
+        fit(TOY, BATCHES, key=KEY, **option)
+
+
 @pytest.mark.parametrize("keep", [0, -1])
 def test_nothing_kept_is_refused(tmp_path, keep):
     with pytest.raises(ValueError, match=f"keep must be at least 1 check.*got {keep}"):

@@ -278,8 +278,10 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(
     assert history == whole[1]
     found = [r.getMessage() for r in caplog.records if r.name.startswith("jaxkd")]
     assert len(found) == 1
-    assert f"checkpoint 4 of {saved} cannot be used (step 4:" in found[0]
-    assert found[0].endswith("trying the one before")
+    assert f"checkpoints in {saved} cannot be used (step 4:" in found[0]
+    assert found[0].endswith("going on from step 2")
+    # It is out of the way of those that follow.
+    assert sorted(p.name for p in saved.iterdir()) == ["10", "2", "4.damaged"]
 
 
 def test_no_readable_checkpoint_is_refused_with_the_folder(program, data, saved):

@@ -11,7 +11,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from jaxkd.data.text.tokenizers import Tokenizer
+from jaxkd.data.sources import brief
+from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
+from jaxkd.files import (
+    DIGESTS,
+    check_plain,
+    replaced_folder,
+    verify_digests,
+    write_digests,
+)
+from jaxkd.untrusted import json_file, mapped_array
+
+FILES = ("tokens.npy", "offsets.npy", "trained.npy", "documents.json", DIGESTS)
+"""What `Documents.save` writes."""
 
 CHUNK = 1024
 """Texts that are tokenised at a time, on all cores."""
@@ -39,6 +51,8 @@ class Documents:
     offsets: Integer[np.ndarray, "documents_and_one"]
     vocabulary: int
     trained: Bool[np.ndarray, "tokens"] | None = None
+
+    __repr__ = brief
 
     def __post_init__(self):
         if len(self.offsets) < 2:
@@ -85,28 +99,32 @@ class Documents:
         return f"{total:08x}"
 
     def save(self, folder: str | Path) -> None:
-        """Write the documents, for `load_documents`.
+        """Write the documents, for `load_documents`, with digests of their files.
 
         Args:
-            folder: made if it is missing.
+            folder: made if it is missing; documents that are there are replaced.
+
+        Raises:
+            OSError: it cannot be written; what was there is kept.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "tokens.npy", self.tokens)
-        np.save(folder / "offsets.npy", self.offsets)
-        if self.trained is not None:
-            np.save(folder / "trained.npy", self.trained)
         about = {
             "name": self.name,
             "vocabulary": self.vocabulary,
             "trained": self.trained is not None,
         }
-        # Last, so that a folder that was not finished is not taken for one that was.
-        (folder / "documents.json").write_text(json.dumps(about))
+        with replaced_folder(Path(folder), FILES.__contains__) as partial:
+            np.save(partial / "tokens.npy", self.tokens)
+            np.save(partial / "offsets.npy", self.offsets)
+            if self.trained is not None:
+                np.save(partial / "trained.npy", self.trained)
+            (partial / "documents.json").write_text(json.dumps(about))
+            write_digests(partial)
 
 
 def load_documents(folder: str | Path) -> Documents:
-    """Return documents that were saved, without reading them at once.
+    """Return documents that were saved, as arrays on the disk.
+
+    They are read once, to be compared with their digests.
 
     Args:
         folder: that `Documents.save` wrote.
@@ -120,14 +138,21 @@ def load_documents(folder: str | Path) -> Documents:
     if not about.is_file():
         raise FileNotFoundError(f"{about} is missing: write it by Documents.save")
     try:
-        found = json.loads(about.read_text())
+        verify_digests(folder)
+        found = json_file(about)
+        kinds = {"name": str, "vocabulary": int, "trained": bool}
+        for key, kind in kinds.items():
+            if type(found[key]) is not kind:
+                raise ValueError(f"{about} has {key} = {found[key]!r:.80}")
         names = ["tokens", "offsets", *(["trained"] if found["trained"] else [])]
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in names
-        }
+        arrays = {name: mapped_array(folder / f"{name}.npy") for name in names}
+        wanted = {"tokens": np.integer, "offsets": np.integer, "trained": np.bool_}
+        for name, array in arrays.items():
+            if array.ndim != 1 or not np.issubdtype(array.dtype, wanted[name]):
+                raise ValueError(f"{name} are {array.dtype} of shape {array.shape}")
+        check_plain(found["name"], f"the name in {about}")
         return Documents(found["name"], vocabulary=found["vocabulary"], **arrays)
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
             f"{folder} holds damaged documents ({error}): save them again"
         ) from None
@@ -139,14 +164,15 @@ def tokenize(name: str, texts: Iterable[str], tokenizer: Tokenizer) -> Documents
     Args:
         name: for messages and results.
         texts: one a document, such as `data.texts` yields them.
-        tokenizer: its ``bos`` and ``eos`` are added where it has them.
+        tokenizer: what it puts before and after a text itself is added (see
+            `tokens_around`), and its ``eos`` in any case, where it has one.
 
     Raises:
         ValueError: no text, or an empty one. It names its place.
     """
-    begin, end = (
-        [] if token is None else [token] for token in (tokenizer.bos, tokenizer.eos)
-    )
+    begin, end = tokens_around(tokenizer)
+    if not end and tokenizer.eos is not None:
+        end = [tokenizer.eos]
     kind = np.min_scalar_type(tokenizer.vocabulary - 1)
     parts, lengths = [np.zeros(0, kind)], [0]
     for chunk in itertools.batched(texts, CHUNK):

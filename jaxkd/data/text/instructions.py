@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data.text.documents import Documents
-from jaxkd.data.text.tokenizers import Tokenizer
+from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 
 Message = Mapping[str, str]
 
@@ -20,14 +20,18 @@ class ChatTemplate:
         turns: what stands before and after a message, by its role. What stands after
             the assistant's is learnt with it, for it ends the answer.
         eos: whether the tokenizer's ``eos`` ends each answer besides.
+        bos: whether the tokenizer's ``bos`` begins a conversation, as where a template
+            of transformers has ``{{ bos_token }}``; None for what the tokenizer itself
+            puts before a text, which a template keeps it from.
     """
 
     turns: Mapping[str, tuple[str, str]]
     eos: bool = False
+    bos: bool | None = False
 
 
-PLAIN = ChatTemplate({"user": ("", ""), "assistant": ("", "")}, eos=True)
-"""A prompt, and right after it the response and ``eos``."""
+PLAIN = ChatTemplate({"user": ("", ""), "assistant": ("", "")}, eos=True, bos=None)
+"""A prompt as any text, and right after it the response and ``eos``."""
 
 CHATML = ChatTemplate(
     {
@@ -41,7 +45,8 @@ LLAMA3 = ChatTemplate(
     {
         role: (f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
         for role in ("system", "user", "assistant")
-    }
+    },
+    bos=True,
 )
 """As the instruction-tuned models of Llama 3 are trained on it."""
 
@@ -58,8 +63,8 @@ def tokenize_chats(
         name: for messages and results.
         records: each with ``messages``, dicts of ``role`` and ``content`` in which the
             assistant has the last word, or with ``prompt`` and ``response``.
-        tokenizer: its ``bos`` begins each document where it has one.
-        template: how a conversation is written.
+        tokenizer: of the models.
+        template: how a conversation is written, and whether ``bos`` begins it.
 
     Raises:
         ValueError: a record that is no conversation, a role that the template lacks, an
@@ -99,8 +104,8 @@ def chat_prompt(
 
     Args:
         messages: dicts of ``role`` and ``content``, or one user's message.
-        tokenizer: its ``bos`` begins the prompt where it has one.
-        template: how a conversation is written.
+        tokenizer: of the model.
+        template: how a conversation is written, and whether ``bos`` begins it.
 
     Raises:
         ValueError: a role that the template lacks, or a message that is none.
@@ -139,7 +144,9 @@ def _spans(
     Each stretch is tokenised alone, since a prompt is when a model answers it: tokens
     that join prompt and answer would never be seen then.
     """
-    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    begin = tokens_around(tokenizer)[0] if template.bos is None else []
+    if template.bos and tokenizer.bos is not None:
+        begin = [tokenizer.bos]
     end = [tokenizer.eos] if template.eos and tokenizer.eos is not None else []
     spans, asked = [], ""
     for message in messages:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxkd.checks import unknown_name
+from jaxkd.data.sources import brief
 from jaxkd.data.text.documents import Documents
 
 TooLong = Literal["split", "cut", "drop"]
@@ -74,6 +75,8 @@ class Packed:
     sizes: Integer[np.ndarray, "pieces"]
     offsets: Integer[np.ndarray, "rows_and_one"]
     dropped: int
+
+    __repr__ = brief
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxkd.checks import check_labels
+from jaxkd.data.sources import brief
 from jaxkd.data.text.documents import Documents
 from jaxkd.data.text.tokenizers import Tokenizer
 
@@ -206,6 +207,8 @@ class LabelledTexts:
     lengths: tuple[int, ...]
     pad: int | None
     types: Integer[np.ndarray, "tokens"] | None = None
+
+    __repr__ = brief
 
     def __post_init__(self):
         if len(self.label) != len(self.documents):

@@ -1,15 +1,23 @@
 """Text to tokens and back: bytes, or the tokenizer of a Hugging Face folder."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxkd.untrusted import blaming, json_file, read_bytes
+
+LARGEST = 2**28
+"""Bytes of a ``tokenizer.json``; that of 262,144 tokens has an eighth."""
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What turns text into tokens: `ByteTokenizer`, `load_tokenizer`'s, or your own."""
+    """What turns text into tokens: `ByteTokenizer`, `load_tokenizer`'s, or your own.
+
+    Your own may say by ``around`` what it puts before and after a text, see
+    `tokens_around`.
+    """
 
     @property
     def vocabulary(self) -> int:
@@ -57,6 +65,21 @@ class Tokenizer(Protocol):
             length: of the result at most; the end of the longer text is left out.
         """
         ...
+
+
+def tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the tokens that a tokenizer itself puts before and after a text.
+
+    That a tokenizer has a ``bos`` does not say that texts begin with it: Qwen's do not,
+    Llama's do. A tokenizer of a file has ``around``, as its file says; of one that
+    has not, they are ``bos`` and ``eos``.
+
+    Args:
+        tokenizer: any.
+    """
+    ends = ([] if t is None else [t] for t in (tokenizer.bos, tokenizer.eos))
+    before, after = getattr(tokenizer, "around", ends)
+    return list(before), list(after)
 
 
 @dataclass(frozen=True)
@@ -129,20 +152,36 @@ class FileTokenizer:
         bos: the token that begins a text, or None.
         eos: the token that ends a text, or None.
         pad: the token that fills rows up, or None.
+        around: the tokens that the file puts before and after a text.
     """
 
-    def __init__(self, tokenizer: Any, bos: int | None, eos: int | None, pad: Any):
+    def __init__(
+        self, tokenizer: Any, bos: int | None, eos: int | None, pad: Any, name: str = ""
+    ):
         self._tokenizer = tokenizer
+        self._source = f"a text by the tokenizer {name}".strip()
         self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
         self.bos, self.eos, self.pad = bos, eos, pad
+        self.around: tuple[list[int], list[int]] = ([], [])
+        # Some files have no token for a letter alone.
+        for text in ("a", *tokenizer.get_vocab()):
+            found = tokenizer.encode(text)
+            kinds = found.special_tokens_mask
+            if 0 in kinds:
+                first, last = kinds.index(0), len(kinds) - kinds[::-1].index(0)
+                self.around = found.ids[:first], found.ids[last:]
+                break
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; none is added to begin or end it."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with blaming(self._source):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of every text, found on all cores."""
-        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        texts = list(texts)
+        with blaming(self._source):
+            found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -152,17 +191,19 @@ class FileTokenizer:
             ValueError: a token that is none.
         """
         _check_tokens(tokens, self.vocabulary)
-        return self._tokenizer.decode([int(t) for t in tokens])
+        with blaming(self._source):
+            return self._tokenizer.decode([int(t) for t in tokens])
 
     def classifier_tokens(
         self, text: str, second: str | None, length: int
     ) -> tuple[list[int], list[int]]:
         """Return tokens with the file's own special ones (``[CLS] … [SEP]``)."""
-        found = self._tokenizer.encode(text, second)
-        if len(found) > length:
-            self._tokenizer.enable_truncation(length)
+        with blaming(self._source):
             found = self._tokenizer.encode(text, second)
-            self._tokenizer.no_truncation()
+            if len(found) > length:
+                self._tokenizer.enable_truncation(length)
+                found = self._tokenizer.encode(text, second)
+                self._tokenizer.no_truncation()
         return found.ids, found.type_ids
 
 
@@ -170,8 +211,11 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
     """Return the tokenizer of a Hugging Face folder.
 
     The folder has a ``tokenizer.json``, and says in ``tokenizer_config.json`` or
-    ``special_tokens_map.json`` which tokens begin, end and fill up a text. Truncation
-    and padding that the file asks for are switched off: `jaxkd.data` does both.
+    ``special_tokens_map.json`` which tokens begin, end and fill up a text, and perhaps
+    by ``add_bos_token`` and ``add_eos_token`` whether texts are given these, and by
+    ``add_prefix_space`` a space before; where it does, the file's own rules do not
+    count, as in transformers. Truncation and padding that the file asks for are
+    switched off: `jaxkd.data` does both.
 
     Args:
         folder: of the tokenizer, which is often the model's.
@@ -188,14 +232,20 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
             f"{path} is missing: save the model's fast tokenizer there "
             "(transformers' save_pretrained writes it)"
         )
+    content = read_bytes(path, LARGEST)
     try:
-        tokenizer = File.from_file(str(path))
-    except Exception as error:  # the package raises nothing narrower
+        # A file may be of no use, and say so by an error or by a panic.
+        with blaming(str(path)):
+            tokenizer = File.from_buffer(content)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            highest = max(tokenizer.get_vocab().values())
+            if highest >= 2**31:
+                raise ValueError(f"it has the token {highest}, not below 2**31")
+    except ValueError as error:
         raise ValueError(
             f"{path} is no tokenizer that can be read ({error}): fetch it again"
         ) from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     names: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         names |= _read_json(path.with_name(file))
@@ -203,7 +253,9 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
     for kind in ("bos_token", "eos_token", "pad_token"):
         token = names.get(kind)
         # Older folders write a token with the rules of its stripping.
-        token = token["content"] if isinstance(token, dict) else token
+        token = token.get("content", token) if isinstance(token, dict) else token
+        if not isinstance(token, str | None):
+            raise ValueError(f"{path.parent}: {kind} is {token!r:.80}, no text")
         number = None if token is None else tokenizer.token_to_id(token)
         if token is not None and number is None:
             raise ValueError(
@@ -211,16 +263,50 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
                 "the files are of different tokenizers"
             )
         found.append(number)
-    return FileTokenizer(tokenizer, *found)
+    with blaming(f"{path} or its tokenizer_config.json"):
+        _configure(tokenizer, names, *found[:2])
+        return FileTokenizer(tokenizer, *found, name=str(path))
+
+
+def _configure(
+    tokenizer: Any, names: dict[str, Any], bos: int | None, eos: int | None
+) -> None:
+    """Let ``tokenizer_config.json`` overrule what the tokenizer's file adds to texts.
+
+    As transformers 5 does: `TokenizersBackend.update_post_processor`, and GPT-2's class
+    for the space.
+    """
+    from tokenizers import pre_tokenizers, processors
+
+    if "add_bos_token" in names or "add_eos_token" in names:
+        begin, end = (
+            [tokenizer.id_to_token(number)]
+            if names.get(f"add_{kind}_token") and number is not None
+            else []
+            for kind, number in (("bos", bos), ("eos", eos))
+        )
+        single, second = [*begin, "$A", *end], [*begin, "$B", *end]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single,
+            pair=[*single, *(f"{piece}:1" for piece in second)],
+            special_tokens=[(t, tokenizer.token_to_id(t)) for t in {*begin, *end}],
+        )
+    before = tokenizer.pre_tokenizer
+    if "add_prefix_space" in names and isinstance(before, pre_tokenizers.ByteLevel):
+        before.add_prefix_space = bool(names["add_prefix_space"])
+        tokenizer.pre_tokenizer = before
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
+        found = json_file(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, not an object")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
+    return found
 
 
 def _check_tokens(tokens: Sequence[int], vocabulary: int) -> None:

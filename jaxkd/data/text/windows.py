@@ -1,6 +1,5 @@
 """Text for language models: a long row of tokens, read through windows."""
 
-import lzma
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,8 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxkd.data.datasets import data_file
-from jaxkd.data.sources import Dataset
+from jaxkd.data.sources import Dataset, brief
+from jaxkd.untrusted import decompressed, mapped_array
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Windows:
     length: int
     classes: int
     stride: int | None = None
+
+    __repr__ = brief
 
     def __post_init__(self):
         if self.length < 1 or (self.stride is not None and self.stride < 1):
@@ -101,8 +103,8 @@ def tiny_shakespeare(length: int) -> Dataset:
     """
     path = data_file("text/tiny_shakespeare.txt.xz")
     try:
-        text = lzma.decompress(path.read_bytes()).decode()
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
+        text = decompressed(path).decode()
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
     symbols, tokens = np.unique(np.array(list(text)), return_inverse=True)
     return _split("tiny_shakespeare", tokens.astype(np.uint8), length, len(symbols))
@@ -135,8 +137,8 @@ def token_files(folder: str, length: int, classes: int) -> Dataset:
     for split in ("train", "test"):
         path = data_file(f"{folder}/{split}.npy")
         try:
-            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+            tokens = mapped_array(path)
+        except ValueError as error:
             raise ValueError(
                 f"{path} is no file of numpy.save ({error}): write one row of tokens"
             ) from None

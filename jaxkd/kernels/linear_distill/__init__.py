@@ -212,7 +212,8 @@ def _check_shapes(
     if vocabularies[0] != vocabularies[1]:
         raise ValueError(
             f"student_head has a vocabulary of {vocabularies[0]} but teacher_head one "
-            f"of {vocabularies[1]}: leave out what only one of them has"
+            f"of {vocabularies[1]}: leave out what only one of them has, as "
+            "methods.shared_vocabulary(method, size) does"
         )
 
 

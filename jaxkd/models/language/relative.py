@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.sharding.axes import declare
 
+FARTHEST = 2**24
+"""The table of buckets has a number for each distance up to the largest."""
+
 
 def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
     """Return the bucket of every distance from 0 to ``max_distance``.
@@ -25,7 +28,8 @@ def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
         max_distance: from which on all distances share the last bucket.
 
     Raises:
-        ValueError: fewer than two buckets, or none for distances that share one.
+        ValueError: fewer than two buckets, or none for distances that share one, or a
+            distance above `FARTHEST`.
     """
     exact = buckets // 2
     if not 0 < exact < max_distance:
@@ -33,6 +37,8 @@ def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
             f"there must be at least 2 buckets for one direction, half of them fewer "
             f"than max_distance {max_distance}, got {buckets}"
         )
+    if max_distance > FARTHEST:
+        raise ValueError(f"max_distance must be at most {FARTHEST}, got {max_distance}")
     distance = np.arange(max_distance + 1)
     ratio = np.maximum(distance, exact).astype(np.float32) / exact
     growth = np.log(ratio) / np.float32(math.log(max_distance / exact))

@@ -13,6 +13,8 @@ def recorded[**Arguments](
 ) -> Callable[Arguments, Network]:
     """Return the constructor with its name and arguments kept in ``Network.spec``.
 
+    An argument ``vocabulary`` is kept as ``Network.vocabulary`` too.
+
     Args:
         constructor: one of `jaxkd.models.MODELS`, whose name there is its own.
     """
@@ -23,6 +25,10 @@ def recorded[**Arguments](
         network = constructor(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return replace(network, spec=(constructor.__name__, bound.arguments))
+        return replace(
+            network,
+            spec=(constructor.__name__, bound.arguments),
+            vocabulary=bound.arguments.get("vocabulary"),
+        )
 
     return build

@@ -191,18 +191,21 @@ def boot(
 
     def objective(params: Any, stats: Any, batch: Batch, keys: Keys, step: Any):
         noise, time, start = (batch[name] for name in DRAWN)
-        condition = batch["condition"]
+        conditions = [
+            batch.get(f"{role}_condition", batch["condition"])
+            for role in ("student", "teacher")
+        ]
         taught = denoiser(
             teacher,
             jax.lax.stop_gradient(params["teacher"]),
             prediction=prediction,
             schedule=schedule,
-            condition=condition,
+            condition=conditions[1],
             guidance=guidance,
             no_condition=no_condition,
         )
         variables = {"params": params["student"], "stats": stats}
-        learnt = denoiser(student, variables, condition=condition)
+        learnt = denoiser(student, variables, condition=conditions[0])
         bootstrap = boot_bootstrap_loss(
             learnt,
             taught,
