@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxkd.losses.basics import log_softmax, logsumexp
 from jaxkd.network import Network, axes_of
 from jaxkd.types import Outputs
 
@@ -61,11 +62,14 @@ def mixed(first: Network, second: Network, share: float) -> Network:
         for name, network in networks.items():
             own = inputs if cache is None else {**inputs, "cache": getattr(cache, name)}
             outputs.append(network.apply(variables[name], own, taps=taps, **kwargs)[0])
-        logits = jnp.logaddexp(
-            *(
-                jax.nn.log_softmax(found.logits.astype(jnp.float32)) + logarithm
-                for found, logarithm in zip(outputs, logarithms, strict=True)
-            )
+        logits = logsumexp(
+            jnp.stack(
+                [
+                    log_softmax(found.logits.astype(jnp.float32)) + logarithm
+                    for found, logarithm in zip(outputs, logarithms, strict=True)
+                ]
+            ),
+            axis=0,
         )
         features = {tap: PairCache(*(o.features[tap] for o in outputs)) for tap in taps}
         return Outputs(logits, features), variables
