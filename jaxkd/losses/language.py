@@ -14,7 +14,6 @@ from jaxkd.losses.basics import (
     as_float,
     check_positive,
     frozen,
-    log_softmax,
 )
 from jaxkd.losses.divergences import kl_divergence, tempered
 
@@ -146,7 +145,9 @@ def uld_loss(
         """Return sorted probabilities, the answer's tokens first."""
         answer_first = jnp.argsort(mask <= 0, axis=1, stable=True)[:, :length]
         logits = jnp.take_along_axis(logits, answer_first[..., None], axis=1)
-        probabilities = -jnp.sort(-jnp.exp(log_softmax(logits, temperature)), axis=-1)
+        exists = ~jnp.isneginf(logits)
+        probabilities = jax.nn.softmax(logits / temperature, where=exists)
+        probabilities = -jnp.sort(-probabilities, axis=-1)
         return jnp.pad(
             probabilities, ((0, 0), (0, 0), (0, vocabulary - logits.shape[-1]))
         )
