@@ -92,6 +92,13 @@ def one(s, t, y, w, theta):
     return losses.one_loss(jnp.stack([s, t]), gate, y)
 
 
+def cwd(s, t, y, w, theta):
+    s, t = (z[:, None, None] for z in (s, t))
+    return losses.cwd_loss(
+        jnp.concatenate([s, s / 2], 1), jnp.concatenate([t, 1 + t / 3], 1)
+    )
+
+
 def plackett_luce(s, t, y, w, theta):
     ranking = losses.teacher_ranking(t, jnp.maximum(y, 0))
     weights = 1.0 * ~jnp.isneginf(jnp.take_along_axis(s, ranking, -1))
@@ -154,6 +161,7 @@ LAWS = {
         lambda s, t, y, w, _: losses.adaptive_kl_loss(s, t), minimum=True
     ),
     "uld": Law(uld),
+    "cwd": Law(cwd, shared=False),
     "dist": Law(lambda s, t, y, w, _: losses.dist_loss(s, t, weights=w)),
     "sinkd": Law(lambda s, t, y, w, _: losses.sinkd_loss(s, t, weights=w)),
     "dml": Law(lambda s, t, y, w, _: sum(losses.dml_loss([s, t], y)), frozen=False),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from scipy.special import log_softmax
 
 from jaxkd import Outputs, methods
 from jaxkd.losses.language import uld_loss
@@ -67,6 +68,19 @@ def test_minillm_raises_tokens_that_the_teacher_prefers():
         jnp.zeros((2, 1, 2))
     )
     assert (gradient[..., 0] < 0).all()
+
+
+def test_minillm_watches_the_reverse_kl_of_sampled_tokens():
+    batch = sampled()
+    z_s, z_t = logits(0), logits(1)
+    _, (_, metrics) = call(methods.minillm(), Outputs(z_s), Outputs(z_t), batch)
+    log_q, log_p = (
+        np.take_along_axis(log_softmax(z, -1), batch["label"][..., None], -1)[..., 0]
+        for z in map(np.float64, (z_s, z_t))
+    )
+    gap = (log_p - log_q)[np.asarray(MASK) > 0]
+    expected = np.mean(np.exp(gap) - 1 - gap)
+    np.testing.assert_allclose(metrics["reverse_kl_k3"], expected, rtol=1e-5)
 
 
 def test_minillm_needs_sampled_text():
