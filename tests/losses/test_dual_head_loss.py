@@ -119,6 +119,27 @@ def test_weights_act_as_repetitions_and_masks(labelled):
     np.testing.assert_allclose(weighted, repeated, rtol=1e-6)
 
 
+def test_hard_inputs_stay_finite():
+    gradient = jax.jit(
+        jax.value_and_grad(lambda *a: dho_loss(*a)[0], argnums=(0, 1)),
+    )
+    for scale in (1e4, 0.0):
+        ce, kd, teacher, labels = arrays(scale=scale)
+        value, gradients = gradient(ce, kd, teacher, labels, LABELLED)
+        assert np.isfinite(value)
+        assert all(np.isfinite(g).all() for g in gradients)
+    ce, kd, teacher, labels = arrays()
+    _, (_, kd_gradient) = gradient(ce, teacher, teacher, labels, LABELLED)
+    np.testing.assert_allclose(kd_gradient, 0, atol=1e-6)
+    one = [x[:1] for x in (ce, kd, teacher, labels, LABELLED)]
+    assert np.isfinite(gradient(*one)[0])
+    nothing, parts = one_loss(
+        ce, kd, teacher, labels, LABELLED, weights=jnp.zeros(6, jnp.float32)
+    )
+    assert nothing == 0
+    assert not any(parts.values())
+
+
 def test_bf16_and_vmap():
     ce, kd, teacher, labels = arrays()
     low = [x.astype(jnp.bfloat16) for x in (ce, kd, teacher)]
