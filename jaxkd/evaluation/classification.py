@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxkd.data.sources import Examples, Source
 from jaxkd.data.transforms import Transform
 from jaxkd.evaluation.calibration import calibration_error
-from jaxkd.losses.basics import as_float
+from jaxkd.losses.basics import as_float, log_softmax
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence
 from jaxkd.network import Network
 from jaxkd.types import Inputs, Variables, deployed
@@ -102,7 +102,8 @@ def classwise_calibration_error(
 
     Kull et al. 2019, arXiv:1910.12656, Section 2: for each class, equal-width bins
     (lower, upper] of its predicted probability, the gap between their mean and the
-    class's frequency, each bin weighted by its share of the examples.
+    class's frequency, each bin weighted by its share of the examples. A class at −∞ in
+    every example is none.
 
     Args:
         logits: class scores.
@@ -115,7 +116,8 @@ def classwise_calibration_error(
     which = jnp.clip(jnp.ceil(p * bins).astype(int) - 1, 0, bins - 1)
     column = jnp.arange(classes)
     gaps = jnp.zeros((bins, classes), p.dtype).at[which, column].add(gap)
-    return jnp.abs(gaps).sum() / (len(labels) * classes)
+    present = jnp.maximum((~jnp.isneginf(logits)).any(0).sum(), 1)
+    return jnp.abs(gaps).sum() / (len(labels) * present)
 
 
 def agreement(
@@ -133,7 +135,7 @@ def teacher_kl(
     teacher_logits: Float[Array, "examples classes"],
 ) -> Float[Array, ""]:
     """Return the mean KL(teacher ‖ student) in nats, at temperature 1."""
-    log_p, log_q = (jax.nn.log_softmax(as_float(z)) for z in (teacher_logits, logits))
+    log_p, log_q = (log_softmax(as_float(z)) for z in (teacher_logits, logits))
     return kl_divergence(log_p, log_q).mean()
 
 

@@ -90,6 +90,7 @@ from jaxkd.losses.online import one_gate_logits as one_gate_logits
 from jaxkd.losses.online import one_loss as one_loss
 from jaxkd.losses.policy import length_normalized_returns as length_normalized_returns
 from jaxkd.losses.policy import policy_gradient_loss as policy_gradient_loss
+from jaxkd.losses.policy import reverse_kl_k3 as reverse_kl_k3
 from jaxkd.losses.policy import reverse_kl_rewards as reverse_kl_rewards
 from jaxkd.losses.policy import whiten as whiten
 from jaxkd.losses.pooling import adaptive_average_pool as adaptive_average_pool

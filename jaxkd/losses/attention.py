@@ -5,17 +5,18 @@ forgets the number of channels (AT, FT), the scale of each channel (NST, CWD), o
 and compares student and teacher. Each returns one value an example.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkd.losses.basics import (
+    absolute,
     as_float,
     check_array,
     check_positive,
     check_same_shape,
     frozen,
     l2_normalize,
+    log_softmax,
 )
 from jaxkd.losses.divergences import kl_divergence
 from jaxkd.losses.pooling import match_size
@@ -82,9 +83,7 @@ def ft_loss(
     """
     student, teacher = match_size(student_factor, teacher_factor)
     difference = attention_map(student) - attention_map(frozen(teacher))
-    # JAX gives |x| the slope 1 at 0; a position that agrees must pull nowhere.
-    distance = jnp.where(difference == 0, 0, jnp.abs(difference))
-    return jnp.mean(distance, axis=-1)
+    return jnp.mean(absolute(difference), axis=-1)
 
 
 def nst_loss(
@@ -134,7 +133,8 @@ def cwd_loss(
 ) -> Float[Array, "batch"]:
     """Channel-wise distillation: T²·KL of each channel's softmax over positions.
 
-    Shu et al. 2021, arXiv:2011.13256; the mean over channels.
+    Shu et al. 2021, arXiv:2011.13256; the mean over channels, of which those at −∞
+    everywhere (a class of dense logits that no one may choose) are none.
 
     Args:
         student: the student's maps or dense logits.
@@ -153,10 +153,12 @@ def cwd_loss(
 
     def log_distribution(x: Array) -> Array:
         channels_first = jnp.moveaxis(x, -1, 1).reshape(x.shape[0], x.shape[-1], -1)
-        return jax.nn.log_softmax(channels_first / temperature)
+        return log_softmax(channels_first, temperature)
 
     log_s, log_t = (
         log_distribution(as_float(student)),
         log_distribution(frozen(teacher)),
     )
-    return temperature**2 * kl_divergence(log_t, log_s).mean(-1)
+    exists = ~(jnp.isneginf(log_s) & jnp.isneginf(log_t)).all(-1)
+    total = kl_divergence(log_t, log_s).sum(-1) / jnp.maximum(exists.sum(-1), 1)
+    return temperature**2 * total

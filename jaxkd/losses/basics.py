@@ -33,6 +33,34 @@ def frozen(x: Array) -> Array:
     return jax.lax.stop_gradient(as_float(x))
 
 
+def log_softmax(
+    logits: Float[Array, "*batch classes"], temperature: float | Array = 1.0
+) -> Float[Array, "*batch classes"]:
+    """Return log softmax(z/T), in which a class at −∞ stays there without gradient.
+
+    As `jax.nn.log_softmax`, but for a gradient by T that is finite beside such classes,
+    and rows that hold no other, whose gradient is 0 instead of NaN.
+
+    Args:
+        logits: z, in float32 or wider.
+        temperature: T > 0.
+    """
+    exists = ~jnp.isneginf(logits)
+    return jax.nn.log_softmax(jnp.where(exists, logits, 0) / temperature, where=exists)
+
+
+def logsumexp(x: Array, axis: int = -1) -> Array:
+    """Return log Σ exp(x), with gradient 0 instead of NaN where all x are −∞."""
+    none = jnp.isneginf(x).all(axis)
+    total = jax.nn.logsumexp(jnp.where(jnp.expand_dims(none, axis), 0, x), axis)
+    return jnp.where(none, -jnp.inf, total)
+
+
+def absolute(x: Array) -> Array:
+    """Return abs(x) with slope 0 at 0, as in PyTorch; that of `jnp.abs` is 1 there."""
+    return x * jnp.sign(x)
+
+
 def check_array(name: str, x: Array | None, rank: int | None = None) -> None:
     """Refuse an array that is absent or has the wrong number of axes.
 

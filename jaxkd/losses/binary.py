@@ -1,7 +1,8 @@
 """Losses that compare each class's logit alone, through a sigmoid.
 
 A softmax forgets what is common to all logits of an example; these do not. They sum
-over the classes, compute in float32, and return one value an example.
+over the classes, compute in float32, and return one value an example. A class at −∞ in
+both networks counts 0.
 """
 
 import math
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.kernels.linear_distill.divergences import times
 from jaxkd.losses.basics import as_float, check_positive, check_same_shape, frozen
 
 
@@ -38,11 +40,11 @@ def binary_kl_loss(
         ValueError: shapes differ, T is not above 0, or ε is not in (0, 1/2).
     """
     _check(student_logits, teacher_logits, temperature, clip_eps)
-
-    student = _clip(as_float(student_logits) / temperature, clip_eps)
-    teacher = _clip(frozen(teacher_logits) / temperature, clip_eps)
+    student, teacher = _existing(student_logits, teacher_logits)
+    student = _clip(student / temperature, clip_eps)
+    teacher = _clip(teacher / temperature, clip_eps)
     kl = sum(
-        jax.nn.sigmoid(t) * (jax.nn.log_sigmoid(t) - jax.nn.log_sigmoid(s))
+        times(jax.nn.sigmoid(t), jax.nn.log_sigmoid(t) - jax.nn.log_sigmoid(s))
         for s, t in ((student, teacher), (-student, -teacher))
     )
     return temperature**2 * jnp.sum(kl, axis=-1)
@@ -75,10 +77,18 @@ def binary_kl_norm_loss(
         ValueError: shapes differ, T is not above 0, or ε is not in (0, 1/2).
     """
     _check(student_logits, teacher_logits, temperature, clip_eps)
-    d = (as_float(student_logits) - frozen(teacher_logits)) / temperature
+    student, teacher = _existing(student_logits, teacher_logits)
+    d = (student - teacher) / temperature
     x = jnp.abs(_clip(d, clip_eps)) / 2
     log_cosh = x + jnp.log1p(jnp.expm1(-2 * x) / 2)
     return temperature**2 * jnp.sum(log_cosh, axis=-1)
+
+
+def _existing(student: Array, teacher: Array) -> tuple[Array, Array]:
+    """Return both logits, the teacher's frozen, alike where both are −∞."""
+    student, teacher = as_float(student), frozen(teacher)
+    absent = jnp.isneginf(student) & jnp.isneginf(teacher)
+    return jnp.where(absent, 0, student), jnp.where(absent, 0, teacher)
 
 
 def _clip(logits: Array, clip_eps: float | None) -> Array:

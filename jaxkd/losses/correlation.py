@@ -4,7 +4,6 @@ Pearson's correlation forgives a shift and a scale of the predictions, so a stud
 need not match a much stronger teacher's confidence.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,6 +13,7 @@ from jaxkd.losses.basics import (
     check_same_shape,
     expand_weights,
     frozen,
+    log_softmax,
     weighted_mean,
     zero_masked,
 )
@@ -32,7 +32,8 @@ def dist_loss(
     Huang et al. 2022, arXiv:2205.10536, Eq. 8-10. "Inter" correlates the two networks'
     probabilities over the classes of each row, "intra" over the rows of each class. A
     row is an example, or a pixel of a dense prediction. A constant row or class counts
-    as correlation 0, with no gradient.
+    as correlation 0, with no gradient. A class at −∞ in both networks counts in no row
+    where it is so.
 
     Args:
         student_logits: class scores; (batch, classes), or (batch, H, W, classes).
@@ -58,18 +59,15 @@ def dist_loss(
             "the batch need at least 2 rows, so use a larger batch"
         )
     count = count.reshape(-1)
-
-    def probabilities(logits: Array) -> Array:
-        logits = zero_masked(logits.reshape(-1, classes), count)
-        return jax.nn.softmax(logits / temperature)
-
-    p_s = probabilities(as_float(student_logits))
-    p_t = probabilities(frozen(teacher_logits))
-    inter = weighted_mean(1 - _pearson(p_s, p_t, jnp.ones_like(p_s), 1), count)
-    intra = (
-        1 - _pearson(p_s, p_t, jnp.broadcast_to(count[:, None], p_s.shape), 0).mean()
+    z_s, z_t = (
+        zero_masked(logits.reshape(-1, classes), count)
+        for logits in (as_float(student_logits), frozen(teacher_logits))
     )
-    intra = jnp.where(jnp.any(count > 0), intra, 0)
+    exists = as_float(~(jnp.isneginf(z_s) & jnp.isneginf(z_t)))
+    p_s, p_t = (jnp.exp(log_softmax(z, temperature)) for z in (z_s, z_t))
+    inter = weighted_mean(1 - _pearson(p_s, p_t, exists, 1), count)
+    counted = exists * count[:, None]
+    intra = weighted_mean(1 - _pearson(p_s, p_t, counted, 0), counted.max(0) > 0)
     return temperature**2 * (beta * inter + gamma * intra)
 
 

@@ -1,13 +1,16 @@
 """Losses that compare the class distributions of student and teacher.
 
 All take logits, work in float32 through ``log_softmax``, and return one value an
-example, so that the caller decides what is averaged. The teacher gets no gradient.
+example, so that the caller decides what is averaged. The teacher gets no gradient. A
+class at −∞ in both networks (padding of a vocabulary, a class that no one may choose)
+counts 0: values and gradients are those of the other classes alone.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.kernels.linear_distill.divergences import forward_kl, times
 from jaxkd.losses.basics import (
     as_float,
     check_array,
@@ -15,6 +18,8 @@ from jaxkd.losses.basics import (
     check_positive,
     check_same_shape,
     frozen,
+    log_softmax,
+    logsumexp,
 )
 
 
@@ -26,7 +31,7 @@ def cross_entropy_loss(
     """Cross-entropy with labels or with probabilities, optionally smoothed.
 
     With smoothing ε the target is ``(1 − ε)·onehot + ε/classes`` (Szegedy et al. 2016,
-    arXiv:1512.00567, Section 7).
+    arXiv:1512.00567, Section 7), in which classes at −∞ are not counted.
 
     Args:
         logits: class scores.
@@ -50,16 +55,19 @@ def cross_entropy_loss(
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    log_p = jax.nn.log_softmax(as_float(logits))
+    log_p = log_softmax(as_float(logits))
     if soft:
-        loss = -(as_float(labels) * log_p).sum(-1)
+        loss = -times(as_float(labels), log_p).sum(-1)
     else:
         valid = (labels >= 0) & (labels < log_p.shape[-1])
         index = jnp.where(valid, labels, 0)[..., None]
         picked = jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
         loss = jnp.where(valid, -picked, jnp.nan)
     if label_smoothing:
-        loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(-1)
+        exists = ~jnp.isneginf(log_p)
+        total = jnp.where(exists, log_p, 0).sum(-1)
+        mean = total / jnp.maximum(exists.sum(-1), 1)
+        loss = (1 - label_smoothing) * loss - label_smoothing * mean
     return loss
 
 
@@ -71,8 +79,7 @@ def kl_divergence(
     The terms q − p sum to 0 and make each summand at least 0, so that float32 keeps
     its digits where the two are close (high temperatures).
     """
-    p = jnp.exp(log_p)
-    return jnp.sum(p * (log_p - log_q) + (jnp.exp(log_q) - p), axis=-1)
+    return forward_kl(log_p, log_q).sum(-1)
 
 
 def tempered(
@@ -87,8 +94,8 @@ def tempered(
     """
     check_same_shape(student_logits, teacher_logits, "logits")
     check_positive("temperature", temperature)
-    log_s = jax.nn.log_softmax(as_float(student_logits) / temperature)
-    return log_s, jax.nn.log_softmax(frozen(teacher_logits) / temperature)
+    log_s = log_softmax(as_float(student_logits), temperature)
+    return log_s, log_softmax(frozen(teacher_logits), temperature)
 
 
 def kd_loss(
@@ -153,8 +160,8 @@ def prediction_entropy(
         ValueError: T is not above 0.
     """
     check_positive("temperature", temperature)
-    log_p = jax.nn.log_softmax(as_float(logits) / temperature)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    log_p = log_softmax(as_float(logits), temperature)
+    return -times(jnp.exp(log_p), log_p).sum(-1)
 
 
 def dkd_loss(
@@ -196,20 +203,16 @@ def dkd_loss(
     is_target = jax.nn.one_hot(labels, classes, dtype=bool)
 
     def split(logits: Array) -> tuple[Array, Array]:
-        log_p = jax.nn.log_softmax(logits / temperature)
-        others = jnp.where(is_target, -jnp.inf, log_p)
+        log_p = log_softmax(logits, temperature)
         target = jnp.sum(jnp.where(is_target, log_p, 0), axis=-1)
-        rest = jax.nn.logsumexp(others, axis=-1)
-        # The target's place holds 0 in both distributions, so it adds nothing.
-        among_rest = jnp.where(is_target, 0, log_p - rest[..., None])
+        rest = logsumexp(jnp.where(is_target, -jnp.inf, log_p))
+        among_rest = log_softmax(jnp.where(is_target, -jnp.inf, log_p))
         return jnp.stack([target, rest], axis=-1), among_rest
 
     target_s, rest_s = split(as_float(student_logits))
     target_t, rest_t = split(frozen(teacher_logits))
     tckd = kl_divergence(target_t, target_s)
-    nckd = jnp.sum(
-        jnp.where(is_target, 0, jnp.exp(rest_t)) * (rest_t - rest_s), axis=-1
-    )
+    nckd = times(jnp.exp(rest_t), rest_t - rest_s).sum(-1)
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
@@ -257,8 +260,7 @@ def ofa_loss(
     Raises:
         ValueError: shapes do not fit, γ is below 1, or T is not above 0.
     """
-    check_same_shape(student_logits, teacher_logits, "logits")
-    check_positive("temperature", temperature)
+    log_s, log_t = tempered(student_logits, teacher_logits, temperature)
     if gamma < 1:
         raise ValueError(f"gamma must be at least 1, got {gamma}")
     shape = jnp.shape(student_logits)
@@ -269,12 +271,10 @@ def ofa_loss(
             "labels must be class indices, one an example, or as many probabilities "
             "as logits"
         )
-    log_s = jax.nn.log_softmax(as_float(student_logits) / temperature)
-    log_t = jax.nn.log_softmax(frozen(teacher_logits) / temperature)
     # (1 + p)^γ − 1 as it is written would lose the digits of a small p.
     enhanced = jnp.expm1(gamma * jnp.log1p(jnp.exp(log_t)))
     weights = jnp.where(is_target, enhanced, jnp.exp(gamma * log_t))
-    return jnp.where(is_target.any(-1), -jnp.sum(weights * log_s, axis=-1), jnp.nan)
+    return jnp.where(is_target.any(-1), -times(weights, log_s).sum(-1), jnp.nan)
 
 
 def standardize_logits(
@@ -283,7 +283,8 @@ def standardize_logits(
     """Logit standardisation: each example's logits to mean 0 and deviation 1.
 
     Sun et al. 2024, arXiv:2403.01427, Algorithm 1; the deviation is the sample's
-    (classes − 1 in the denominator). Constant logits become 0 with gradient 0.
+    (classes − 1 in the denominator). Constant logits become 0 with gradient 0; those at
+    −∞ stay there and are not counted.
 
     Args:
         logits: class scores.
@@ -297,12 +298,18 @@ def standardize_logits(
     if classes < 2:
         raise ValueError(f"logits has {classes} class: a deviation needs 2 or more")
     logits = as_float(logits)
-    centred = logits - logits.mean(-1, keepdims=True)
-    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / (classes - 1)
+    exists = ~jnp.isneginf(logits)
+    count = exists.sum(-1, keepdims=True)
+    logits = jnp.where(exists, logits, 0)
+    mean = logits.sum(-1, keepdims=True) / jnp.maximum(count, 1)
+    centred = jnp.where(exists, logits - mean, 0)
+    square = jnp.sum(centred**2, axis=-1, keepdims=True)
+    variance = square / jnp.maximum(count - 1, 1)
     # sqrt has an infinite slope at 0: take it of 1 there, and use 0.
     constant = variance == 0
     deviation = jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
-    return jnp.where(constant, 0, centred / (deviation + eps))
+    standard = jnp.where(constant, 0, centred / (deviation + eps))
+    return jnp.where(exists, standard, -jnp.inf)
 
 
 @jax.custom_vjp

@@ -7,7 +7,6 @@ probabilities are mixed where the student is used.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -18,7 +17,10 @@ from jaxkd.losses.basics import (
     check_class_indices,
     check_positive,
     check_same_shape,
+    log_softmax,
+    logsumexp,
     weighted_loss,
+    zero_masked,
 )
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 from jaxkd.types import Loss
@@ -51,10 +53,9 @@ def dual_head_log_probs(
         )
     check_share("alpha", alpha)
     check_positive("beta", beta)
-    return jnp.logaddexp(
-        jnp.log(alpha) + jax.nn.log_softmax(as_float(ce_logits)),
-        jnp.log1p(-alpha) + jax.nn.log_softmax(as_float(kd_logits) / beta),
-    )
+    ce = jnp.log(alpha) + log_softmax(as_float(ce_logits))
+    kd = jnp.log1p(-alpha) + log_softmax(as_float(kd_logits), beta)
+    return logsumexp(jnp.stack([ce, kd]), axis=0)
 
 
 def dho_loss(
@@ -136,10 +137,12 @@ def dho_terms(
     check_class_indices(labels)
     check_positive("temperature", temperature)
     weights = jnp.ones(len(ce_logits)) if weights is None else as_float(weights)
-    ce = cross_entropy_loss(ce_logits, jnp.where(labelled, labels, 0))
-    kd = kd_loss(kd_logits, teacher_logits, temperature)
     among_labelled = jnp.where(labelled, weights, 0)
     among_unlabelled = jnp.where(labelled, 0, weights)
+    ce_logits = zero_masked(ce_logits, among_labelled)
+    ce = cross_entropy_loss(ce_logits, jnp.where(labelled, labels, 0))
+    pair = (zero_masked(z, weights) for z in (kd_logits, teacher_logits))
+    kd = kd_loss(*pair, temperature)
     return {
         "ce": weighted_loss(ce, among_labelled),
         "kd_labelled": weighted_loss(kd, among_labelled),

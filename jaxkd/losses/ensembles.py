@@ -13,6 +13,7 @@ from jaxkd.losses.basics import (
     check_positive,
     expand_weights,
     frozen,
+    log_softmax,
 )
 
 
@@ -120,7 +121,7 @@ def fd_distill_loss(
         )
     check_positive("temperature", temperature)
     targets = frozen(targets)
-    log_q = jax.nn.log_softmax(as_float(logits) / temperature)
+    log_q = log_softmax(as_float(logits), temperature)
     if valid is not None:
         kept = expand_weights(valid, jnp.shape(logits)) > 0
         targets = jnp.where(kept, targets, 0)

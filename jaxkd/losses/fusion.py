@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxkd.checks import unknown_name
-from jaxkd.losses.basics import as_float, check_class_indices, frozen
+from jaxkd.losses.basics import as_float, check_class_indices, frozen, log_softmax
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 
 VERTICES = "STGA"
@@ -203,6 +203,7 @@ def ada_alpha(
 
     Lukasik et al. 2021, arXiv:2106.10494 (who average it over a class), example by
     example as Hu et al. 2024, arXiv:2312.15112, compare with it; without gradient.
+    Classes at −∞ are not counted.
 
     Args:
         teacher_logits: z_t.
@@ -212,11 +213,11 @@ def ada_alpha(
         ValueError: fewer than 2 classes, or labels that are no class indices.
     """
     check_class_indices(labels)
-    p = jax.nn.softmax(frozen(teacher_logits))
-    classes = p.shape[-1]
-    if classes < 2:
+    log_p = log_softmax(frozen(teacher_logits))
+    if log_p.shape[-1] < 2:
         raise ValueError(
-            f"teacher_logits has {classes} class: a margin needs 2 or more"
+            f"teacher_logits has {log_p.shape[-1]} class: a margin needs 2 or more"
         )
+    p, others = jnp.exp(log_p), (log_p > -jnp.inf).sum(-1) - 1
     label = jnp.take_along_axis(p, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
-    return jnp.maximum(0, label - (1 - label) / (classes - 1))
+    return jnp.maximum(0, label - (1 - label) / jnp.maximum(others, 1))

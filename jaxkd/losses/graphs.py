@@ -12,11 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.losses.basics import (
     EPS,
+    absolute,
     as_float,
     check_positive,
     check_same_shape,
     frozen,
     l2_normalize,
+    log_softmax,
 )
 from jaxkd.losses.divergences import kl_divergence
 
@@ -47,8 +49,8 @@ def edge_low_frequency_loss(
     """
     check_same_shape(student_logits, teacher_logits, "logits")
     _check_ends(senders, receivers)
-    log_s = jax.nn.log_softmax(as_float(student_logits))
-    log_t = jax.nn.log_softmax(frozen(teacher_logits))
+    log_s = log_softmax(as_float(student_logits))
+    log_t = log_softmax(frozen(teacher_logits))
     return kl_divergence(log_t[receivers], log_s[senders])
 
 
@@ -61,7 +63,8 @@ def edge_difference_log_probs(
     """Return ``log softmax(|z_i − z_j|/τ)``: over which classes an edge's ends differ.
 
     Wu et al. 2023, arXiv:2305.10758. The logits are compared as they are, so a constant
-    added to all logits of one node matters. Where they are equal the gradient is 0.
+    added to all logits of one node matters. Where they are equal the gradient is 0; a
+    class at −∞ at either end is left out.
 
     Args:
         logits: z.
@@ -75,8 +78,10 @@ def edge_difference_log_probs(
     check_positive("temperature", temperature)
     _check_ends(senders, receivers)
     logits = as_float(logits)
-    differences = jnp.abs(logits[senders] - logits[receivers])
-    return jax.nn.log_softmax(differences / temperature)
+    exists = ~jnp.isneginf(logits)
+    logits, exist = jnp.where(exists, logits, 0), exists[senders] & exists[receivers]
+    differences = absolute(logits[senders] - logits[receivers])
+    return log_softmax(jnp.where(exist, differences, -jnp.inf), temperature)
 
 
 def edge_high_frequency_loss(
@@ -127,7 +132,7 @@ def neighbor_cosine(
     """Return the mean cosine of a node's logits and its neighbours' mean.
 
     It measures how much of the low frequencies the logits hold. Nodes without
-    neighbours are left out; 0 if no node has any.
+    neighbours are left out, and so are logits at −∞; 0 if no node has any.
 
     Args:
         logits: of the nodes.
@@ -140,6 +145,7 @@ def neighbor_cosine(
     """
     _check_ends(senders, receivers)
     logits = as_float(logits)
+    logits = jnp.where(jnp.isneginf(logits), 0, logits)
     if edge_weights is None:
         edge_weights = jnp.ones(senders.shape)
     # The cosine is the same of the neighbours' sum.

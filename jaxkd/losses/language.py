@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from jaxkd.kernels.linear_distill.divergences import Divergence, forward_kl
-from jaxkd.losses.basics import as_float, check_positive, frozen
+from jaxkd.losses.basics import (
+    absolute,
+    as_float,
+    check_positive,
+    frozen,
+)
 from jaxkd.losses.divergences import kl_divergence, tempered
 
 
@@ -136,20 +141,20 @@ def uld_loss(
     length = min(student_logits.shape[1], teacher_logits.shape[1])
     vocabulary = max(student_logits.shape[2], teacher_logits.shape[2])
 
-    def ranked(logits: Array, mask: Array) -> Array:
+    def ranked(logits: Array, temperature: float, mask: Array) -> Array:
         """Return sorted probabilities, the answer's tokens first."""
         answer_first = jnp.argsort(mask <= 0, axis=1, stable=True)[:, :length]
         logits = jnp.take_along_axis(logits, answer_first[..., None], axis=1)
-        probabilities = -jnp.sort(-jax.nn.softmax(logits), axis=-1)
+        exists = ~jnp.isneginf(logits)
+        probabilities = jax.nn.softmax(logits / temperature, where=exists)
+        probabilities = -jnp.sort(-probabilities, axis=-1)
         return jnp.pad(
             probabilities, ((0, 0), (0, 0), (0, vocabulary - logits.shape[-1]))
         )
 
-    student = ranked(as_float(student_logits) / student_temperature, student_mask)
-    teacher = ranked(frozen(teacher_logits) / teacher_temperature, teacher_mask)
-    gap = student - teacher
-    # JAX gives |x| the slope 1 at 0.
-    distances = jnp.where(gap == 0, 0, jnp.abs(gap)).sum(-1)
+    student = ranked(as_float(student_logits), student_temperature, student_mask)
+    teacher = ranked(frozen(teacher_logits), teacher_temperature, teacher_mask)
+    distances = absolute(student - teacher).sum(-1)
     tokens = jnp.minimum((student_mask > 0).sum(1), (teacher_mask > 0).sum(1))
     counted = jnp.arange(length) < tokens[:, None]
     return jnp.where(counted, distances, 0).sum(1) / jnp.maximum(tokens, 1)

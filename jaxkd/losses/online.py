@@ -201,11 +201,11 @@ def kdcl_targets(
 
     def mean_loss(mixture: Array) -> Array:
         counted = jax.vmap(lambda z: zero_masked(z, weights))(peers)
-        mixed = jnp.tensordot(mixture, counted, axes=1, precision="highest")
+        mixed = _mixture("p,pbc->bc", mixture, counted)
         return weighted_mean(cross_entropy_loss(mixed, labels), weights)
 
     mixture = jax.lax.stop_gradient(_minimize_on_simplex(mean_loss, len(peers)))
-    return jnp.tensordot(mixture, peers, axes=1, precision="highest")
+    return _mixture("p,pbc->bc", mixture, peers)
 
 
 def _minimize_on_simplex(objective, size: int, steps: int = 200) -> Array:
@@ -234,6 +234,13 @@ def _minimize_on_simplex(objective, size: int, steps: int = 200) -> Array:
     return jnp.exp(jax.lax.fori_loop(0, steps, step, first)[0])
 
 
+def _mixture(form: str, shares: Array, logits: Array) -> Array:
+    """Return the peers' logits times their shares; a class at −∞ in any stays there."""
+    absent = jnp.isneginf(logits)
+    mixed = jnp.einsum(form, shares, jnp.where(absent, 0, logits), precision="highest")
+    return jnp.where(absent.any(0), -jnp.inf, mixed)
+
+
 def one_gate_logits(
     branch_logits: Float[Array, "branches batch classes"],
     gate: Float[Array, "batch branches"],
@@ -257,7 +264,7 @@ def one_gate_logits(
             f"{jnp.shape(branch_logits)}: gate must be (batch, branches)"
         )
     gate, branch_logits = as_float(gate), as_float(branch_logits)
-    return jnp.einsum("bm,mbc->bc", gate, branch_logits, precision="highest")
+    return _mixture("bm,mbc->bc", gate, branch_logits)
 
 
 def one_loss(

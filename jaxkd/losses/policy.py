@@ -30,6 +30,24 @@ def reverse_kl_rewards(
     return rewards if limit is None else jnp.clip(rewards, -limit, limit)
 
 
+def reverse_kl_k3(log_p: Tokens, log_q: Tokens) -> Tokens:
+    """Return what each sampled token says of KL(q ‖ p), to watch it without all logits.
+
+    Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html), the
+    estimator k3: exp(d) − 1 − d with d = log p − log q. It is at least 0, and its mean
+    over tokens that were sampled from q is the divergence. No gradient.
+
+    Args:
+        log_p: the teacher's log-probabilities of the tokens.
+        log_q: the student's, from which they were sampled.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    gap = reverse_kl_rewards(log_p, log_q)
+    return jnp.expm1(gap) - gap
+
+
 def length_normalized_returns(
     rewards: Tokens, mask: Mask, discount: float = 0.95
 ) -> Tokens:

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxkd.kernels.linear_distill.divergences import times
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
     check_positive,
     check_same_shape,
     frozen,
+    log_softmax,
 )
 
 
@@ -54,7 +56,8 @@ def plackett_luce_loss(
     Σ_k w_k · [logsumexp(z of the places from k on) − z of place k]. Weights (1, 0, …)
     make it the cross-entropy with the first class, equal weights ListMLE (Xia et al.
     2008). It is convex in the logits, its gradient sums to 0 over the classes, and it
-    does not change when a constant is added to the logits.
+    does not change when a constant is added to the logits. A class at −∞ is never
+    chosen: in a place of weight 0 it adds nothing.
 
     Args:
         logits: z, of the student.
@@ -71,8 +74,10 @@ def plackett_luce_loss(
                 f"{jnp.shape(logits)}: give one value a class"
             )
     placed = jnp.take_along_axis(as_float(logits), ranking, axis=-1)
-    remaining = jax.lax.cumlogsumexp(placed, axis=placed.ndim - 1, reverse=True)
-    return jnp.sum(weights * (remaining - placed), axis=-1)
+    # Sums of −∞ alone would have the gradient NaN.
+    finite = jnp.maximum(placed, jnp.finfo(placed.dtype).min)
+    remaining = jax.lax.cumlogsumexp(finite, axis=placed.ndim - 1, reverse=True)
+    return times(weights, remaining - placed).sum(-1)
 
 
 def pld_loss(
@@ -105,7 +110,7 @@ def pld_loss(
     check_same_shape(student_logits, teacher_logits, "logits")
     check_positive("temperature", temperature)
     ranking = teacher_ranking(teacher_logits, labels)
-    teacher = jax.nn.softmax(frozen(teacher_logits) / temperature)
+    teacher = jnp.exp(log_softmax(frozen(teacher_logits), temperature))
     weights = jnp.take_along_axis(teacher, ranking, axis=-1)
     loss = plackett_luce_loss(student_logits, ranking, weights)
     labels = jnp.asarray(labels)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.losses.basics import (
     EPS,
+    absolute,
     as_float,
     check_array,
     check_same_batch,
@@ -189,7 +190,7 @@ def cc_loss(
     check_same_batch(student, teacher, "features")
     check_array("student_features", student, 2)
     student, teacher = (zero_masked(as_float(x), weights) for x in (student, teacher))
-    gap = jnp.abs(student - teacher)
+    gap = absolute(student - teacher)
     products = jnp.sum(gap[:-1] * gap[1:], axis=1)
     pairs = None if weights is None else as_float(weights[:-1]) * as_float(weights[1:])
     return weighted_mean(products, pairs)

@@ -4,11 +4,16 @@ Cui et al. 2024 (SinKD), arXiv:2402.17110: optimal transport across the examples
 batch, where Kullback-Leibler divergences compare each example with itself.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jaxkd.losses.basics import as_float, check_same_shape, frozen, zero_masked
+from jaxkd.losses.basics import (
+    as_float,
+    check_same_shape,
+    frozen,
+    log_softmax,
+    zero_masked,
+)
 from jaxkd.losses.transport import pairwise_distances, sinkhorn_plan
 
 
@@ -46,7 +51,7 @@ def sinkd_loss(
         weights = jnp.ones(student_logits.shape[:-1])
     real = as_float(weights) > 0
     q, p = (
-        jax.nn.softmax(zero_masked(logits, real) / temperature)
+        jnp.exp(log_softmax(zero_masked(logits, real), temperature))
         for logits in (as_float(student_logits), frozen(teacher_logits))
     )
     cost = pairwise_distances(q, p)

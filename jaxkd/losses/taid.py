@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.losses.basics import as_float, check_same_shape, frozen
+from jaxkd.kernels.linear_distill.divergences import times
+from jaxkd.losses.basics import as_float, check_same_shape, frozen, log_softmax
 
 
 @flax.struct.dataclass
@@ -53,7 +54,7 @@ def taid_target(
 ) -> Float[Array, "*batch classes"]:
     """Return softmax((1 − t)·z_s + t·z_t), without gradient; Eq. 3.
 
-    A class whose logit is −∞ in the student (padding of the vocabulary) gets 0.
+    A class whose logit is −∞ in either (padding of the vocabulary) gets 0.
 
     Args:
         student_logits: z_s.
@@ -68,7 +69,7 @@ def taid_target(
     absent = jnp.isneginf(student) | jnp.isneginf(teacher)
     # 0 times infinity would be NaN.
     mixed = (1 - t) * jnp.where(absent, 0, student) + t * jnp.where(absent, 0, teacher)
-    return jax.nn.softmax(jnp.where(absent, -jnp.inf, mixed))
+    return jnp.exp(log_softmax(jnp.where(absent, -jnp.inf, mixed)))
 
 
 def taid_loss(
@@ -90,8 +91,7 @@ def taid_loss(
         ValueError: shapes differ.
     """
     target = taid_target(student_logits, teacher_logits, t)
-    log_q = jax.nn.log_softmax(as_float(student_logits))
-    return -jnp.sum(target * jnp.where(target > 0, log_q, 0), axis=-1)
+    return -times(target, log_softmax(as_float(student_logits))).sum(-1)
 
 
 def taid_update(

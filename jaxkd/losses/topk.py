@@ -4,13 +4,20 @@ A language model's whole distribution is too large to store or to send; its k be
 tokens hold nearly all of its mass. All losses return one value a token and work in
 float32; the teacher gets no gradient. What the teacher gives to the other tokens
 together, the *rest*, is either a class of its own or left out of both distributions.
+Where all other tokens are at −∞ there is no rest, as if k were the vocabulary.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jaxkd.losses.basics import as_float, check_array, frozen
+from jaxkd.losses.basics import (
+    as_float,
+    check_array,
+    frozen,
+    log_softmax,
+    logsumexp,
+)
 from jaxkd.losses.divergences import kl_divergence
 
 
@@ -122,12 +129,14 @@ def _both(
         )
     student, teacher = gather_log_probs(student_logits, ids), frozen(teacher_log_probs)
     if rest and ids.shape[-1] < student_logits.shape[-1]:
-        student = jnp.concatenate([student, _rest(student_logits, ids)], axis=-1)
-        left = -jnp.expm1(jax.nn.logsumexp(teacher, axis=-1, keepdims=True))
+        others = _rest(student_logits, ids)
+        student = jnp.concatenate([student, others], axis=-1)
+        left = -jnp.expm1(logsumexp(teacher))[..., None]
         # A smaller rest, or one below 0 by rounding, is no different from none.
         left = jnp.log(jnp.maximum(left, jnp.finfo(left.dtype).eps))
+        left = jnp.where(jnp.isneginf(others), -jnp.inf, left)
         teacher = jnp.concatenate([teacher, left], axis=-1)
-    return jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+    return log_softmax(student), log_softmax(teacher)
 
 
 def _rest(
@@ -139,7 +148,7 @@ def _rest(
     """
     logits = as_float(logits)
     others = jnp.put_along_axis(logits, ids, -jnp.inf, axis=-1, inplace=False)
-    return _normalised(jax.nn.logsumexp(others, axis=-1, keepdims=True), logits)
+    return _normalised(logsumexp(others)[..., None], logits)
 
 
 def _normalised(
@@ -147,8 +156,10 @@ def _normalised(
 ) -> Float[Array, "*batch some"]:
     """Return some logits less the log-sum-exp of all, as exact as ``log_softmax``."""
     highest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    # Where all are at −∞ so is each of them; −∞ less −∞ would be NaN.
+    highest = jnp.maximum(highest, jnp.finfo(logits.dtype).min)
     total = jnp.sum(jnp.exp(logits - highest), axis=-1, keepdims=True)
-    return (some - highest) - jnp.log(total)
+    return (some - highest) - jnp.log(jnp.where(total == 0, 1, total))
 
 
 def _check_ids(logits: Array, ids: Array) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.losses.basics import as_float, check_positive
+from jaxkd.losses.basics import absolute, as_float, check_positive
 
 LOWEST = -1e30
 """The logarithm of no mass: finite, so that sums of such are."""
@@ -41,7 +41,7 @@ def pairwise_distances(
         )
     if order < 1:
         raise ValueError(f"order must be at least 1, got {order}")
-    gap = jnp.abs(as_float(x)[..., :, None, :] - as_float(y)[..., None, :, :])
+    gap = absolute(as_float(x)[..., :, None, :] - as_float(y)[..., None, :, :])
     return jnp.sum(gap if order == 1 else gap**order, axis=-1)
 
 

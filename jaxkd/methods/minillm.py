@@ -9,6 +9,7 @@ from jaxkd.losses.divergences import kl_divergence
 from jaxkd.losses.policy import (
     length_normalized_returns,
     policy_gradient_loss,
+    reverse_kl_k3,
     reverse_kl_rewards,
     whiten,
 )
@@ -29,6 +30,8 @@ def minillm(
     probabilities over it), and ``label`` the sampled tokens. The authors add
     cross-entropy on other text, and take four updates an answer; here it is one, so
     that the policy that sampled is the one that is trained.
+
+    The metric ``reverse_kl_k3`` is the sampled tokens' estimate of the reverse KL.
 
     Args:
         discount: γ of rewards to come, a token.
@@ -66,4 +69,22 @@ def minillm(
         exact = kl_divergence(log_q_all, log_p_all)
         return weighted_loss(losses + exact, mask)
 
-    return from_loss(loss, name="minillm")
+    def k3(student, teacher, batch):
+        log_q, log_p = (
+            jnp.take_along_axis(
+                jax.nn.log_softmax(frozen(found.logits)),
+                batch["label"][..., None],
+                axis=-1,
+            )[..., 0]
+            for found in (student, teacher)
+        )
+        return reverse_kl_k3(log_p, log_q)
+
+    trained = from_loss(loss, name="minillm")
+    watched = from_loss(k3, name="reverse_kl_k3")
+
+    def both(*arguments):
+        total, (state, metrics) = trained.loss(*arguments)
+        return total, (state, metrics | watched.loss(*arguments)[1][1])
+
+    return trained._replace(loss=both)

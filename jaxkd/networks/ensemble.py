@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxkd.adapters import NO_EDITS, Edits
 from jaxkd.checks import unknown_name
+from jaxkd.losses.basics import log_softmax, logsumexp
 from jaxkd.network import Network
 from jaxkd.types import Inputs, Outputs, Variables
 
@@ -111,8 +112,7 @@ def _mean(logits: jax.Array, mean: str) -> jax.Array:
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if mean == "logits":
         return logits.mean(0)
-    log_p = jax.nn.log_softmax(logits)
-    return jax.nn.logsumexp(log_p, axis=0) - jnp.log(len(logits))
+    return logsumexp(log_softmax(logits), axis=0) - jnp.log(len(logits))
 
 
 def member(variables: Variables, position: int) -> Variables:

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxkd.losses.basics import log_softmax, logsumexp
 from jaxkd.network import Network, axes_of
 from jaxkd.types import Outputs
 
@@ -63,12 +64,15 @@ def mixed(first: Network, second: Network, share: float) -> Network:
             own = inputs if cache is None else {**inputs, "cache": getattr(cache, name)}
             outputs.append(network.apply(variables[name], own, taps=taps, **kwargs)[0])
         size = min(found.logits.shape[-1] for found in outputs)
-        logits = jnp.logaddexp(
-            *(
-                jax.nn.log_softmax(found.logits[..., :size].astype(jnp.float32))
-                + logarithm
-                for found, logarithm in zip(outputs, logarithms, strict=True)
-            )
+        logits = logsumexp(
+            jnp.stack(
+                [
+                    log_softmax(found.logits[..., :size].astype(jnp.float32))
+                    + logarithm
+                    for found, logarithm in zip(outputs, logarithms, strict=True)
+                ]
+            ),
+            axis=0,
         )
         features = {tap: PairCache(*(o.features[tap] for o in outputs)) for tap in taps}
         return Outputs(logits, features), variables

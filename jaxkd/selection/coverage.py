@@ -106,8 +106,11 @@ def _squared_min_dist(pool: Array, centers: Array, block: int) -> Array:
     """Return squared distances to the nearest centre, by blocks of centres."""
     count = len(centers)
     blocks = -(-count // block)
-    # The last block is filled up with a centre that is there already.
-    rows = jnp.minimum(jnp.arange(blocks * block), count - 1).reshape(blocks, block)
+    # Even blocks, of which the last is filled up with a centre that is there already.
+    # Of one centre there must be one row: XLA's CPU compiler (jax 0.11.2, 0.12.0) gets
+    # products with a row that is repeated wrong where their least is taken.
+    size = -(-count // blocks)
+    rows = jnp.minimum(jnp.arange(blocks * size), count - 1).reshape(blocks, size)
     lengths = jnp.sum(pool**2, axis=-1, keepdims=True)
 
     def nearer(nearest: Array, rows: Array) -> tuple[Array, None]:

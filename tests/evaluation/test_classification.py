@@ -174,6 +174,23 @@ def test_teacher_kl():
     assert found == pytest.approx(np.mean(np.sum(p * np.log(p / q), 1)), rel=1e-5)
 
 
+def test_classes_at_minus_infinity_are_as_if_they_did_not_exist():
+    student, teacher = (
+        jnp.asarray(np.random.default_rng(seed).normal(size=(30, 5)), jnp.float32)
+        for seed in (0, 1)
+    )
+    labels = jnp.arange(30) % 5
+    padded = [
+        jnp.insert(x, jnp.array([2, 5]), -jnp.inf, axis=1) for x in (student, teacher)
+    ]
+    moved = labels + (labels >= 2)
+    expected = classification_metrics(student, labels, teacher)
+    found = classification_metrics(padded[0], moved, padded[1])
+    assert found.pop("top5") == 1
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
 def test_uint8_images_are_normalised_and_records_are_streamed(case, unchecked_shapes):
     network, variables, _ = case
     rng = np.random.default_rng(1)

@@ -130,6 +130,43 @@ def test_gradients_are_the_reference_s(name):
     )
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_a_low_bias_takes_classes_away(implementation):
+    arrays, labels = inputs()
+    kept = np.array([1, 2, 4, 5, 8, 10])
+    gone, labels = np.setdiff1d(np.arange(VOCABULARY), kept), labels % len(kept)
+    # The last feature is 1, and its row of the heads the bias.
+    hidden = [x.at[:, -1].set(1) for x in arrays[:3:2]]
+    low, fewer = (
+        [arrange(x) for x in arrays[1:4:2]]
+        for arrange in (lambda x: x.at[-1, gone].set(-1e30), lambda x: x[:, kept])
+    )
+
+    def total(hidden, heads, labels):
+        loss = 0
+        for divergence, share in (
+            (reverse_kl, None),
+            (jensen_shannon(0.3), None),
+            (soft_cross_entropy, 1.0),
+        ):
+            function = run(
+                *(labels, implementation),
+                **{"divergence": divergence, "interpolation": share},
+                temperature=2.0,
+            )
+            pairs = zip(hidden, heads, strict=True)
+            loss += function(*(x for pair in pairs for x in pair), *arrays[4:]).loss
+        return loss
+
+    both = jax.jit(jax.value_and_grad(total, (0, 1)))
+    value, (of_hidden, of_heads) = both(hidden, low, jnp.asarray(kept)[labels])
+    expected = both(hidden, fewer, labels)
+    found = value, (of_hidden, [x[:, kept] for x in of_heads])
+    assert_close(found, expected, 1e-13)
+    assert not any(x[:, gone].any() for x in of_heads)
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("f4", 2e-6), ("bfloat16", 1e-2), ("f2", 2e-3)]
 )

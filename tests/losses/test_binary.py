@@ -64,29 +64,9 @@ def test_clipping_saturates_and_stops_the_gradient():
 
 
 @both
-def test_identical_logits_give_zero(loss):
-    s = logits(0)
-    value, gradient = jax.value_and_grad(lambda x: loss(x, s).sum())(s)
-    np.testing.assert_allclose(value, 0, atol=1e-5)
-    np.testing.assert_allclose(gradient, 0, atol=1e-6)
-
-
-@both
 def test_a_common_shift_is_seen(loss):
     s = logits(0)
     assert (loss(s + 1.0, s) > 0.01).all()
-
-
-@both
-@pytest.mark.parametrize("clip_eps", [None, 1e-8])
-def test_extreme_logits_stay_finite(loss, clip_eps):
-    s = 1e4 * jnp.eye(6, 5)
-    for t in (s, -s, jnp.zeros((6, 5))):
-        value, gradient = jax.value_and_grad(
-            lambda s, t=t: loss(s, t, 2.0, clip_eps).sum()
-        )(s)
-        assert np.isfinite(value)
-        assert np.isfinite(gradient).all()
 
 
 @both
@@ -97,12 +77,6 @@ def test_bf16_jit_and_vmap(loss):
     np.testing.assert_array_equal(loss(s, t), expected)
     np.testing.assert_allclose(jax.jit(loss)(s, t), expected, rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(loss)(s, t), expected, rtol=1e-6)
-
-
-@both
-def test_the_teacher_gets_no_gradient(loss):
-    gradient = jax.grad(lambda t: loss(logits(0), t).sum())(logits(1))
-    np.testing.assert_array_equal(gradient, 0)
 
 
 @both

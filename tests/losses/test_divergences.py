@@ -134,59 +134,6 @@ def test_cross_entropy_takes_tokens():
     np.testing.assert_allclose(cross_entropy_loss(z, labels), expected, rtol=1e-5)
 
 
-HARD = {
-    "zeros": (jnp.zeros((6, 5)), jnp.zeros((6, 5))),
-    "identical": (logits(2), logits(2)),
-    "constant student": (jnp.ones((6, 5)), logits(3)),
-    "opposed ±50": (50 * jnp.sign(logits(4)), -50 * jnp.sign(logits(4))),
-    "opposed ±1e4": (1e4 * jnp.sign(logits(5)), -1e4 * jnp.sign(logits(5))),
-    "spread over 1e4": (logits(6, scale=1e4), logits(7, scale=1e4)),
-    "one example": (logits(8, (1, 5)), logits(9, (1, 5))),
-}
-
-
-@every_loss
-@pytest.mark.parametrize("arrays", HARD.values(), ids=HARD)
-def test_hard_inputs_stay_finite(loss, arrays):
-    value, gradient = jax.value_and_grad(lambda s: loss(s, arrays[1]).sum())(arrays[0])
-    assert jnp.isfinite(value)
-    assert jnp.all(jnp.isfinite(gradient))
-
-
-def test_theta_s_gradient_is_finite_for_huge_logits():
-    def loss(theta):
-        return kd_loss(*HARD["opposed ±1e4"], ctkd_temperature(theta, -1.0)).mean()
-
-    assert jnp.isfinite(jax.grad(loss)(jnp.array(1.0)))
-
-
-def test_one_class_has_nothing_to_learn():
-    one = logits(0, (3, 1))
-    for loss in (
-        lambda s: kd_loss(s, one + 1),
-        lambda s: cross_entropy_loss(s, jnp.zeros(3, int)),
-    ):
-        value, gradient = jax.value_and_grad(lambda s, f=loss: f(s).sum())(one)
-        assert value == 0
-        assert jnp.all(gradient == 0)
-
-
-@pytest.mark.parametrize("name", ["kd", "dkd", "lskd", "ctkd"])
-def test_identical_student_is_at_the_minimum(name):
-    def loss(student):
-        return LOSSES[name](student, logits(2)).sum()
-
-    value, gradient = jax.value_and_grad(loss)(logits(2))
-    np.testing.assert_allclose(value, 0, atol=1e-5)
-    np.testing.assert_allclose(gradient, 0, atol=1e-5)
-
-
-@every_loss
-def test_teacher_gets_no_gradient(loss):
-    gradient = jax.grad(lambda t: loss(logits(1), t).sum())(logits(2))
-    assert jnp.all(gradient == 0)
-
-
 @every_loss
 def test_one_value_an_example_jitted_and_vmapped(loss):
     s, t = logits(1), logits(2)
@@ -207,7 +154,8 @@ def test_bfloat16_is_computed_in_float32(loss):
 
 
 def test_dkd_is_exact_where_a_softmax_overflows():
-    s, t = (np.asarray(x, np.float64) for x in HARD["opposed ±50"])
+    opposed = 50 * jnp.sign(logits(4)), -50 * jnp.sign(logits(4))
+    s, t = (np.asarray(x, np.float64) for x in opposed)
     target = np.eye(5, dtype=bool)[np.asarray(LABELS)]
 
     def logs(z):
@@ -217,7 +165,7 @@ def test_dkd_is_exact_where_a_softmax_overflows():
 
     log_s, log_t = logs(s), logs(t)
     expected = np.sum(np.exp(log_t) * (log_t - log_s), axis=1)
-    loss = dkd_loss(*HARD["opposed ±50"], LABELS, temperature=1.0, alpha=1.0, beta=0.0)
+    loss = dkd_loss(*opposed, LABELS, temperature=1.0, alpha=1.0, beta=0.0)
     assert expected.max() > 90
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
 

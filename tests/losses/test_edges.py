@@ -131,31 +131,6 @@ def test_the_student_stands_at_the_senders_end():
     np.testing.assert_allclose(one, kd_loss(s[2:3], t[5:6], 1.0), rtol=1e-6)
 
 
-HARD = {
-    "zeros": (jnp.zeros((NODES, CLASSES)), jnp.zeros((NODES, CLASSES))),
-    "identical": (logits(2), logits(2)),
-    "constant student": (jnp.ones((NODES, CLASSES)), logits(3)),
-    "opposed ±1e4": (1e4 * jnp.sign(logits(4)), -1e4 * jnp.sign(logits(4))),
-    "spread over 1e4": (logits(5, 1e4), logits(6, 1e4)),
-    "bfloat16": (logits(7).astype(jnp.bfloat16), logits(8).astype(jnp.bfloat16)),
-}
-
-
-@every_loss
-@pytest.mark.parametrize("arrays", HARD.values(), ids=HARD)
-def test_hard_inputs_stay_finite(loss, arrays):
-    def total(student, teacher):
-        values = loss(student, teacher, SENDERS, RECEIVERS)
-        assert values.shape == SENDERS.shape
-        assert values.dtype == jnp.float32
-        return values.sum()
-
-    value, (own, of_teacher) = jax.value_and_grad(total, (0, 1))(*arrays)
-    assert jnp.isfinite(value)
-    assert jnp.all(jnp.isfinite(own.astype(jnp.float32)))
-    assert jnp.all(of_teacher == 0)
-
-
 def test_identical_student_and_no_edges():
     same = edge_high_frequency_loss(logits(2), logits(2), SENDERS, RECEIVERS)
     np.testing.assert_allclose(same, 0, atol=1e-6)

@@ -171,17 +171,6 @@ def test_samples_without_a_target_have_neither_loss_nor_gradient():
     np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_extreme_logits_stay_finite(dtype):
-    z = jnp.array([[1e4, -1e4, 0], [-1e4, 1e4, 1e4]], dtype)
-    targets = jnp.array([[0, 1, 0], [0, 0.5, 0.5]], jnp.float32)
-    loss, gradient = jax.value_and_grad(lambda z: fd_distill_loss(z, targets).sum())(z)
-    assert np.isfinite(loss)
-    assert np.isfinite(gradient.astype(jnp.float32)).all()
-    same = fd_distill_loss(z[1:], jax.nn.softmax(z[1:].astype(jnp.float32)))
-    np.testing.assert_allclose(same, 0, atol=1e-6)
-
-
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_targets_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"logits has shape \(2, 3\) but targets \(2,"):

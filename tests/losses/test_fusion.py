@@ -230,19 +230,6 @@ class TestFusedLoss:
         difference = kd_loss(s, t, 2.0) - cross_entropy_loss(s, LABELS)
         np.testing.assert_allclose(g_alpha, difference, rtol=1e-5)
 
-    @pytest.mark.parametrize("scale", [1e4, -1e4])
-    def test_extreme_logits_and_bf16(self, scale):
-        z = (scale * jnp.eye(6, 5)).astype(jnp.bfloat16)
-        for other in (z, -z):
-
-            def total(s, other=other):
-                return fused_kd_loss(s, other, LABELS, 0.5).sum()
-
-            value, gradient = jax.value_and_grad(total)(z)
-            assert value.dtype == jnp.float32
-            assert np.isfinite(value)
-            assert np.isfinite(gradient.astype(jnp.float32)).all()
-
     @pytest.mark.parametrize("alpha", [-0.1, 1.5, np.array([0, 0, 0, 0, 0, 1.01])])
     def test_alpha_out_of_range_is_named(self, alpha, unchecked_shapes):
         with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\].*got"):

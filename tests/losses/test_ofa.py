@@ -78,25 +78,6 @@ def test_a_larger_gamma_raises_the_targets_weight_and_lowers_the_others(t, gamma
     assert np.all((high <= low + 1e-5)[~target])
 
 
-HARD = {
-    "zeros": (jnp.zeros((6, 5)), jnp.zeros((6, 5))),
-    "identical": (logits(2), logits(2)),
-    "opposed ±1e4": (1e4 * jnp.sign(logits(5)), -1e4 * jnp.sign(logits(5))),
-    "spread over 1e4": (logits(6, scale=1e4), logits(7, scale=1e4)),
-    "one example": (logits(8, (1, 5)), logits(9, (1, 5))),
-    "one class": (jnp.zeros((6, 1)), jnp.ones((6, 1))),
-}
-
-
-@pytest.mark.parametrize("arrays", HARD.values(), ids=HARD)
-def test_hard_inputs_stay_finite(arrays):
-    s, t = arrays
-    labels = LABELS[: len(s)] % s.shape[-1]
-    value, gradient = jax.value_and_grad(lambda s: ofa_loss(s, t, labels, 1.3).sum())(s)
-    assert jnp.isfinite(value)
-    assert jnp.all(jnp.isfinite(gradient))
-
-
 def test_an_improbable_target_keeps_its_digits():
     t = jnp.array([[-18.0, 0.0]])
     gradient = jax.grad(lambda s: ofa_loss(s, t, jnp.array([0]), 1.5).sum())(
@@ -111,9 +92,8 @@ def test_an_improbable_target_keeps_its_digits():
     )
 
 
-def test_teacher_gets_no_gradient_and_identity_is_no_minimum():
-    s, t = logits(1), logits(2)
-    assert jnp.all(jax.grad(lambda t: ofa_loss(s, t, LABELS, 1.3).sum())(t) == 0)
+def test_identity_is_no_minimum():
+    t = logits(2)
     slope = jax.grad(lambda s: ofa_loss(s, t, LABELS, 1.3).sum())
     # The target's logit is still pushed up where the student is the teacher.
     pushed = jnp.take_along_axis(slope(t), LABELS[:, None], axis=-1)

@@ -9,6 +9,7 @@ from jaxkd.losses.basics import weighted_mean
 from jaxkd.losses.policy import (
     length_normalized_returns,
     policy_gradient_loss,
+    reverse_kl_k3,
     reverse_kl_rewards,
     whiten,
 )
@@ -50,6 +51,17 @@ def test_authors_policy_gradient(case):
     value, gradient = jax.value_and_grad(loss)(case["logprobs"])
     np.testing.assert_allclose(value, case["pg_loss"], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(gradient, case["pg_grad_logprobs"], rtol=1e-4, atol=1e-7)
+
+
+def test_authors_k3_estimate_of_the_reverse_kl(case):
+    # Their mask multiplies the gap, of which 0 gives 0.
+    found = reverse_kl_k3(case["old_logprobs"], case["logprobs"])
+    found = jnp.where(case["mask"] > 0, found, 0)
+    np.testing.assert_allclose(found, case["rev_kl_k3"], rtol=1e-5, atol=1e-6)
+    log_q, log_p = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
+    mean = jnp.sum(jnp.exp(log_q) * reverse_kl_k3(log_p[None], log_q[None])[0])
+    exact = jnp.sum(jnp.exp(log_q) * (log_q - log_p))
+    np.testing.assert_allclose(mean, exact, rtol=1e-5)
 
 
 def test_returns_against_a_loop():

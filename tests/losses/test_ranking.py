@@ -111,17 +111,6 @@ def test_laws(seed, shift, temperature):
     assert (loss((s + other) / 2) <= (value + loss(other)) / 2 + 1e-4).all()
 
 
-@pytest.mark.parametrize("scale", [1e4, -1e4])
-def test_extreme_logits_stay_finite(scale):
-    s = scale * jnp.eye(6, 5)
-    for t in (s, -s):
-        value, gradient = jax.value_and_grad(
-            lambda s, t=t: pld_loss(s, t, LABELS).sum()
-        )(s)
-        assert np.isfinite(value)
-        assert np.isfinite(gradient).all()
-
-
 def test_bf16_is_computed_in_float32():
     s, t = (x.astype(jnp.bfloat16) for x in (logits(0), logits(1)))
     loss = pld_loss(s, t, LABELS)
@@ -137,11 +126,6 @@ def test_under_jit_and_vmap_and_with_one_class():
     np.testing.assert_allclose(jax.vmap(pld_loss)(s, t, LABELS), expected, rtol=1e-6)
     one = pld_loss(s[:, :1], t[:, :1], jnp.zeros(6, int))
     np.testing.assert_array_equal(one, 0)
-
-
-def test_the_teacher_gets_no_gradient():
-    gradient = jax.grad(lambda t: pld_loss(logits(0), t, LABELS).sum())(logits(1))
-    np.testing.assert_array_equal(gradient, 0)
 
 
 def test_a_label_that_is_no_class_gives_nan():

@@ -77,15 +77,6 @@ def test_batches_of_their_own():
     np.testing.assert_allclose(jax.jit(sinkd_loss)(s, t), alone, rtol=1e-5)
 
 
-def test_hard_inputs_stay_finite():
-    s = 1e4 * jnp.eye(6, 5)
-    value, gradient = jax.value_and_grad(lambda s: sinkd_loss(s, -s))(s)
-    assert np.isfinite(value)
-    assert np.isfinite(gradient).all()
-    low = sinkd_loss(logits(0).astype(jnp.bfloat16), logits(1).astype(jnp.bfloat16))
-    assert low.dtype == jnp.float32
-
-
 def test_temperature_must_be_positive():
     with pytest.raises(ValueError, match="temperature must be above 0"):
         sinkd_loss(logits(0), logits(1), 0.0)

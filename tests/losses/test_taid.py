@@ -127,13 +127,6 @@ def test_t_rises_at_least_linearly_and_ends_at_1(losses, t_start):
     assert seen[-1] == pytest.approx(1)
 
 
-def test_extreme_logits_stay_finite():
-    s = 1e4 * jnp.eye(3, 6)
-    value, gradient = jax.value_and_grad(lambda s: taid_loss(s, -s, 0.5).sum())(s)
-    assert np.isfinite(value)
-    assert np.isfinite(gradient).all()
-
-
 def test_bad_numbers():
     with pytest.raises(ValueError, match="t_start must be in"):
         taid_init(1.0)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from scipy.special import log_softmax
 
 from jaxkd import Outputs, methods
 from jaxkd.losses.language import uld_loss
@@ -89,6 +90,19 @@ def test_minillm_weighs_tokens_by_what_they_were_drawn_with():
     )
     found, _ = call(methods.minillm(discount=0.0), student, teacher, batch)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_minillm_watches_the_reverse_kl_of_sampled_tokens():
+    batch = sampled()
+    z_s, z_t = logits(0), logits(1)
+    _, (_, metrics) = call(methods.minillm(), Outputs(z_s), Outputs(z_t), batch)
+    log_q, log_p = (
+        np.take_along_axis(log_softmax(z, -1), batch["label"][..., None], -1)[..., 0]
+        for z in map(np.float64, (z_s, z_t))
+    )
+    gap = (log_p - log_q)[np.asarray(MASK) > 0]
+    expected = np.mean(np.exp(gap) - 1 - gap)
+    np.testing.assert_allclose(metrics["reverse_kl_k3"], expected, rtol=1e-5)
 
 
 def test_minillm_needs_sampled_text():

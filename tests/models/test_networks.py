@@ -228,6 +228,25 @@ def test_ensemble_averages(mean):
     np.testing.assert_array_equal(peer.logits, logits[1])
 
 
+def test_a_class_that_no_member_may_choose_leaves_an_ensemble_trainable():
+    network = networks.ensemble([models.mlp(6, (5,), 3), models.mlp(6, (4,), 3)])
+    variables = jax.jit(network.init)(jax.random.key(0))
+    params = variables["params"]
+
+    def chosen(params):
+        outputs, _ = network.apply({**variables, "params": params}, IMAGES)
+        return outputs.logits[:, 0].sum()
+
+    for part in params.values():
+        part["head"]["bias"] = part["head"]["bias"].at[2].set(-jnp.inf)
+    value, slopes = jax.jit(jax.value_and_grad(chosen))(params)
+    assert np.isfinite(value)
+    for part in slopes.values():
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(part))
+        assert part["head"]["bias"][2] == 0
+        assert part["head"]["bias"][0] != 0
+
+
 def test_ensemble_refuses_nonsense(unchecked_shapes):
     with pytest.raises(ValueError, match="empty"):
         networks.ensemble([])

@@ -126,8 +126,10 @@ def test_sizes_may_differ_where_the_mode_allows(unchecked_shapes):
 def test_relation_similarity_is_similarity_preserving(unchecked_shapes):
     student, teacher = statistics(1).features, statistics(0).features
     assert relation_similarity(student, teacher) == sp_loss(student, teacher)
+    # One example is related to itself alone, in every network alike.
+    assert relation_similarity(student[:1], teacher[:1]) == 0
     with pytest.raises(ValueError, match="need at least 2"):
-        relation_similarity(student[:1], teacher[:1])
+        relation_similarity(student[:0], teacher[:0])
     with pytest.raises(ValueError, match="holds 3 examples"):
         relation_similarity(student[:3], teacher)
 

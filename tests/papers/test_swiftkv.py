@@ -295,11 +295,10 @@ def test_it_is_built_again_from_its_record():
 
 
 def test_inputs_of_layers_that_are_alike():
-    hidden = jnp.stack(
-        [jnp.ones((2, 3, 4)), 2 * jnp.ones((2, 3, 4)), -jnp.ones((2, 3, 4))]
-    )
-    found = layer_input_similarity(hidden)
-    np.testing.assert_allclose(found, [[1, 1, -1], [1, 1, -1], [-1, -1, 1]], rtol=1e-6)
+    ones = jnp.ones((2, 3, 4))
+    found = layer_input_similarity(jnp.stack([ones, 2 * ones, -ones, 0 * ones]))
+    expected = [[1, 1, -1, 0], [1, 1, -1, 0], [-1, -1, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,29 @@ def test_blocks_of_centres_change_nothing(block):
     np.testing.assert_allclose(found, cdist(pool, centers).min(1), rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_one_centre_is_compared_with_pools_of_every_size():
+    # XLA's CPU compiler (jax 0.11.2, 0.12.0) reads memory that nothing wrote in
+    # ``jax.jit(lambda p, c: (p @ jnp.broadcast_to(c, (256, 8)).T).min(1))`` with p of
+    # 16 to 50 rows, if that is all of a program: hence one for each size.
+    pool, center = rows(0, 70, 8), rows(1, 1, 8)
+    right = cdist(pool, center)[:, 0]
+    for size in range(1, 71):
+        found = selection.min_dist(pool[:size], center)
+        np.testing.assert_allclose(found, right[:size], rtol=1e-4, err_msg=str(size))
+
+
+def test_one_labelled_example_is_enough_to_pick_by():
+    p, features = probs(0, 34, 9), rows(0, 34, 9)
+    right = cdist(p[1:], p[:1])[:, 0]
+    assert selection.pcoreset_select(p[1:], p[:1], 1) == right.argmax()
+    assert selection.coreset_select(features[1:], features[:1], 1) == (
+        cdist(features[1:], features[:1], "cosine").argmax()
+    )
+    radius = selection.cover_radius(p[1:], p[:1])
+    np.testing.assert_allclose(radius, right.max(), rtol=1e-4)
+
+
 def test_points_on_centres_are_picked_once_and_last():
     pool = jnp.array([[0.0, 1], [0, 1], [0, 1], [1, 0]])
     assert selection.k_center_greedy(pool, pool[:1], 9).tolist() == [3, 0, 1, 2]

@@ -101,7 +101,9 @@ def linear_distill(
 
     Args:
         student_hidden: the inputs of its last layer.
-        student_head: that layer's weights; a tied embedding is given transposed.
+        student_head: that layer's weights; a tied embedding is given transposed. A
+            class that no token may have has a bias of -1e30 (a further row, read by a
+            feature that is 1), not of -∞, of which masked tokens would make 0·∞.
         teacher_hidden: of the same tokens.
         teacher_head: for the same vocabulary.
         labels: one of the vocabulary a token; None leaves the cross-entropy out.

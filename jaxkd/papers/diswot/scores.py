@@ -84,15 +84,17 @@ def relation_similarity(
     """Return M_r, the squared gap of the examples' similarity matrices, / batch².
 
     It is `jaxkd.losses.sp_loss` of the last maps; 0 for networks that relate the
-    examples alike.
+    examples alike, and for one example, which is all alike to itself.
 
     Args:
         student: features of any shape, at best the last convolutional map.
         teacher: features of any shape.
 
     Raises:
-        ValueError: batch sizes differ or are below 2: one example has no relations.
+        ValueError: batch sizes differ, or there is no example.
     """
+    if len(student) == len(teacher) == 1:
+        return jnp.zeros(())
     return sp_loss(student, teacher)
 
 

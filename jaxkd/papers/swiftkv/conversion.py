@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from jaxkd.losses.basics import l2_normalize
 from jaxkd.models.language.llama_blocks import Config
 from jaxkd.network import Network
 from jaxkd.papers.swiftkv.model import swiftkv_llama
@@ -174,8 +175,7 @@ def layer_input_similarity(
     Args:
         hidden: inputs of the layers, taps ``embed``, ``block0`` …
     """
-    unit = hidden.astype(jnp.float32)
-    unit = unit / jnp.linalg.norm(unit, axis=-1, keepdims=True)
+    unit = l2_normalize(hidden.astype(jnp.float32))
     return jnp.einsum("ibld,jbld->ij", unit, unit) / (hidden.shape[1] * hidden.shape[2])
 
 
