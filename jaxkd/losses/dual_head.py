@@ -19,6 +19,7 @@ from jaxkd.losses.basics import (
     check_positive,
     check_same_shape,
     weighted_loss,
+    zero_masked,
 )
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 from jaxkd.types import Loss
@@ -136,10 +137,12 @@ def dho_terms(
     check_class_indices(labels)
     check_positive("temperature", temperature)
     weights = jnp.ones(len(ce_logits)) if weights is None else as_float(weights)
-    ce = cross_entropy_loss(ce_logits, jnp.where(labelled, labels, 0))
-    kd = kd_loss(kd_logits, teacher_logits, temperature)
     among_labelled = jnp.where(labelled, weights, 0)
     among_unlabelled = jnp.where(labelled, 0, weights)
+    ce_logits = zero_masked(ce_logits, among_labelled)
+    ce = cross_entropy_loss(ce_logits, jnp.where(labelled, labels, 0))
+    pair = (zero_masked(z, weights) for z in (kd_logits, teacher_logits))
+    kd = kd_loss(*pair, temperature)
     return {
         "ce": weighted_loss(ce, among_labelled),
         "kd_labelled": weighted_loss(kd, among_labelled),

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
-from jaxkd.methods.base import batch_weights
+from jaxkd.methods.masks import batch_weights, masked
 from jaxkd.sharding.axes import logical_spec
 from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
 
@@ -53,7 +53,7 @@ def linear_kd(
         )
         return found, (variables["state"], {"linear_kd": found})
 
-    return Method(init, loss, TAPS, TAPS)
+    return masked(Method(init, loss, TAPS, TAPS))
 
 
 def linear_kd_loss(
