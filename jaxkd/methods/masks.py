@@ -134,12 +134,7 @@ def masked(method: Method) -> Method:
 def finite_where_masked(
     student: Outputs, teacher: Outputs, batch: Batch
 ) -> tuple[Outputs, Outputs, Batch]:
-    """Return outputs and batch with zeros for what is not finite where nothing counts.
-
-    An example or token that is left out of the last sum alone still makes the gradient
-    NaN, since 0 times infinity is. Finite numbers stay as they are: a method may read
-    tokens that it does not count. What does count stays in any case: a NaN there must
-    be seen.
+    """Return both networks' outputs as `finite_outputs`, and the batch likewise.
 
     Args:
         student: its logits and features, (batch, …, features).
@@ -150,11 +145,30 @@ def finite_where_masked(
     arrays = {
         name: x if name in COUNTS else _clean(x, batch) for name, x in batch.items()
     }
-    return (
-        _clean_outputs(student, batch),
-        _clean_outputs(teacher, _teacher_batch(batch)),
-        arrays,
-    )
+    taught = finite_outputs(teacher, _teacher_batch(batch))
+    return finite_outputs(student, batch), taught, arrays
+
+
+def finite_outputs(outputs: Outputs, batch: Batch) -> Outputs:
+    """Return outputs with zeros for what is not finite where nothing counts.
+
+    An example or token that is left out of the last sum alone still makes the gradient
+    NaN, since 0 times infinity is. Finite numbers stay as they are: a method may read
+    tokens that it does not count. What does count stays in any case: a NaN there must
+    be seen.
+
+    Args:
+        outputs: of a network, (batch, …, features); the tap ``head`` has no examples.
+        batch: its masks.
+    """
+
+    def clean(tap: str, x: Any) -> Any:
+        if tap.split(".")[-1] == "head":
+            return x
+        return _clean(x, tap_batch(batch, tap), trailing=1)
+
+    features = {tap: clean(tap, x) for tap, x in outputs.features.items()}
+    return Outputs(clean("logits", outputs.logits), features)
 
 
 def _teacher_batch(batch: Batch) -> Batch:
@@ -168,17 +182,6 @@ def _teacher_batch(batch: Batch) -> Batch:
     }
     counted = _counted(batch, jnp.shape(batch["teacher_mask"])[:1])
     return {**own, "weight": counted}
-
-
-def _clean_outputs(outputs: Outputs, batch: Batch) -> Outputs:
-    def clean(tap: str, x: Any) -> Any:
-        # The output projection's rows are no examples.
-        if tap.split(".")[-1] == "head":
-            return x
-        return _clean(x, tap_batch(batch, tap), trailing=1)
-
-    features = {tap: clean(tap, x) for tap, x in outputs.features.items()}
-    return Outputs(clean("logits", outputs.logits), features)
 
 
 def _clean(x: Any, batch: Batch, trailing: int = 0) -> Any:

@@ -296,6 +296,60 @@ def test_padding_of_the_inputs_is_no_token():
     encoder = {"attention_mask": padding, "decoder_input_ids": jnp.zeros((2, 3), int)}
     loss, _ = run(methods.kd(), *outputs, encoder)
     np.testing.assert_allclose(loss, run(methods.kd(), *outputs, {})[0], rtol=1e-6)
+    decoder = {**encoder, "attention_mask": 1 - padding}
+    decoder["decoder_attention_mask"] = padding
+    loss, _ = run(methods.kd(), *outputs, decoder)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [3, 4])
+def test_each_stack_of_an_encoder_decoder_has_its_own_padding(length):
+    """Whether or not the input has as many tokens as the output."""
+    rng = np.random.default_rng(0)
+    student, teacher = (
+        Outputs(
+            jnp.zeros((2, 3, CLASSES)),
+            {
+                "block0": jnp.asarray(rng.normal(size=(2, 3, 6))),
+                "encoder.block0": jnp.asarray(rng.normal(size=(2, length, 6))),
+            },
+        )
+        for _ in range(2)
+    )
+    source, target = (
+        (jnp.arange(n) < jnp.array([[2], [n]])).astype(int) for n in (length, 3)
+    )
+    batch = {
+        "decoder_input_ids": jnp.zeros((2, 3), int),
+        "attention_mask": source,
+        "decoder_attention_mask": target,
+        "mask": jnp.array([[0, 1, 1], [0, 0, 0]]),
+    }
+    alone = {
+        "block0": {"attention_mask": target, "mask": batch["mask"]},
+        "encoder.block0": {"attention_mask": source, "mask": jnp.array([1, 0])},
+    }
+
+    def spoil(tap, x):
+        real = source if tap.startswith("encoder") else target
+        return jnp.where(real[..., None] > 0, x, jnp.nan)
+
+    spoilt = Outputs(
+        student.logits, {tap: spoil(tap, x) for tap, x in student.features.items()}
+    )
+
+    def relation(taps):
+        return methods.relation_kd(taps, heads=2)
+
+    for make in (methods.hidden_kd, relation):
+        parts = []
+        for tap, masks in alone.items():
+            parts.append(run(make([tap]), student, teacher, masks)[0])
+            found = run(make([tap]), spoilt, teacher, batch)[0]
+            np.testing.assert_allclose(found, parts[-1], rtol=1e-5)
+    found = run(relation(list(alone)), student, teacher, batch)[0]
+    np.testing.assert_allclose(found, sum(parts), rtol=1e-5)
 
 
 def test_warmup_and_curriculum_count_epochs_as_the_papers():

@@ -29,10 +29,11 @@ from jaxkd.losses.diffusion import (
     vp_schedule,
 )
 from jaxkd.methods.base import masked_loss, summed
+from jaxkd.methods.masks import finite_outputs
 from jaxkd.network import Network, axes_of
 from jaxkd.programs.update import Keys, Player, descend
 from jaxkd.sharding.axes import constrain_batch
-from jaxkd.types import Batch, Metrics, Program, TrainState, Variables
+from jaxkd.types import Batch, Metrics, Outputs, Program, TrainState, Variables
 
 DRAWN = ("noise", "time", "start")
 """What a step draws for each example."""
@@ -192,6 +193,13 @@ def boot(
     def objective(params: Any, stats: Any, batch: Batch, keys: Keys, step: Any):
         noise, time, start = (batch[name] for name in DRAWN)
         condition = batch["condition"]
+
+        def finite(signal: SignalFunction) -> SignalFunction:
+            """Return what is finite where nothing counts."""
+            return lambda noisy, time: (
+                finite_outputs(Outputs(signal(noisy, time)), batch).logits
+            )
+
         taught = denoiser(
             teacher,
             jax.lax.stop_gradient(params["teacher"]),
@@ -203,6 +211,7 @@ def boot(
         )
         variables = {"params": params["student"], "stats": stats}
         learnt = denoiser(student, variables, condition=condition)
+        learnt, taught = finite(learnt), finite(taught)
         bootstrap = boot_bootstrap_loss(
             learnt,
             taught,
