@@ -5,12 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import call
 
-from jaxkd import Outputs, methods
+from jaxkd import Network, Outputs, methods, papers, programs
+from jaxkd.methods import METHODS
 from jaxkd.methods.base import resolved
 from jaxkd.papers.swiftkv import swiftkv
+from jaxkd.types import Method
 
 VOCABULARY, WIDTH = 5, 4
 TOKEN = {
@@ -38,6 +41,13 @@ TOKEN = {
     "taid": lambda: methods.taid(10),
     "taid from heads": lambda: methods.taid(10, from_heads=True),
     "topk_kd": lambda: methods.topk_kd(reverse=True),
+}
+# Of images, graphs and peers, or with tokens of its own (below).
+OTHERS = {
+    *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
+    *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
+    *("kdcl", "labelled_cross_entropy", "low_frequency", "mgd", "nst", "ofakd", "ofd"),
+    *("one", "pkt", "reviewkd", "rkd", "simkd", "sp", "tgeokd", "uld", "vid"),
 }
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}
@@ -129,6 +139,13 @@ def of_rows(mask=MASK, spoil=lambda x: x):
     return run(*with_heads(student, teacher), batch)
 
 
+def test_every_method_is_covered():
+    wrappers = {"cached", "lskd", "shared_vocabulary"}
+    covered = {name.split()[0] for name in TOKEN} - (wrappers - set(METHODS))
+    assert not covered & OTHERS
+    assert covered | OTHERS == {*METHODS, *papers.constructors(Method)}
+
+
 @functools.cache
 def of_documents():
     student, teacher, batch = everything()
@@ -179,6 +196,49 @@ def test_what_stands_at_masked_tokens_reaches_nothing(value):
         for tap, gradient in everywhere[name][1][1].features.items():
             if tap != "head":
                 assert not np.asarray(gradient)[masked].any(), (name, tap)
+
+
+def test_a_labels_loss_does_not_ask_about_nodes_without():
+    z = jax.random.normal(jax.random.key(0), (4, 3))
+    labelled = jnp.array([1, 0, 1, 0])
+    batch = {"label": jnp.array([0, 1, 2, 0]), "labelled": labelled}
+
+    def loss(z):
+        method = methods.labelled_cross_entropy()
+        return call(method, {"state": {}}, Outputs(z), Outputs(None), batch)[0]
+
+    spoilt = jnp.where(labelled[:, None] > 0, z, jnp.nan)
+    np.testing.assert_array_equal(jax.grad(loss)(spoilt), jax.grad(loss)(z))
+
+
+@pytest.mark.slow
+def test_programs_survive_a_teacher_that_has_no_answer_where_nothing_counts():
+    start = jax.random.normal(jax.random.key(0), (4, 3))
+    student = Network.from_apply(lambda key: start, lambda w, x: x @ w)
+    teacher = Network.from_apply(
+        lambda key: -start, lambda w, x: jnp.where(x[:, :1] > 9, jnp.nan, x @ w)
+    )
+    image = jax.random.normal(jax.random.key(1), (4, 4))
+    held_out = {"image": image, "label": jnp.arange(4) % 3}
+    batch = {**held_out, "mask": jnp.array([1, 0, 1, 1])}
+    spoilt = {**batch, "image": image.at[1].set(10.0)}
+    sgd, kd = optax.sgd(0.1), methods.kd(2.0)
+    both = (1.0, methods.cross_entropy()), (1.0, kd)
+    inner = methods.tgeokd(jnp.full((3, 3), 1 / 3), hidden=(2,))
+    for program in (
+        programs.distill(student, teacher, kd, sgd, accumulate=2),
+        programs.distill_aligned(student, teacher, *both, sgd),
+        programs.bilevel(student, teacher, inner, both[0][1], sgd, sgd),
+    ):
+        step = jax.jit(program.step)
+        first, second = ({**x, "validation": held_out} for x in (batch, spoilt))
+        state = program.init(jax.random.key(2), first)
+        expected, found = (step(state, x)[0] for x in (first, second))
+        for a, b in zip(
+            *(jax.tree.leaves((s.student, s.method)) for s in (found, expected)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_what_counts_and_is_not_finite_stays_so():
