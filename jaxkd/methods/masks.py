@@ -171,36 +171,16 @@ def finite_outputs(outputs: Outputs, batch: Batch) -> Outputs:
     return Outputs(clean("logits", outputs.logits), features)
 
 
-def _teacher_batch(batch: Batch) -> Batch:
-    """Return the batch as masks of the teacher's tokens, where it has its own."""
-    if "teacher_mask" not in batch:
-        return batch
-    own = {
-        name: batch[f"teacher_{name}"]
-        for name in ("mask", *TEXTS)
-        if f"teacher_{name}" in batch
-    }
-    counted = _counted(batch, jnp.shape(batch["teacher_mask"])[:1])
-    return {**own, "weight": counted}
+def counted_places(batch: Batch, shape: tuple[int, ...]) -> Bool[Array, "..."] | None:
+    """Return which examples count, or which tokens if the masks are of tokens.
 
+    Args:
+        batch: its masks.
+        shape: of examples, or of examples and tokens.
 
-def _clean(x: Any, batch: Batch, trailing: int = 0) -> Any:
-    """Return an array that is clean; its last axes may be no examples or tokens."""
-    if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(
-        x.dtype, jnp.floating
-    ):
-        return x
-    counted = _counted(batch, x.shape[: x.ndim - trailing])
-    if counted is None:
-        return x
-    # All of an example or token at once: the gradient keeps one boolean for it.
-    finite = jnp.isfinite(x).all(axis=tuple(range(counted.ndim, x.ndim)))
-    kept = (counted | finite).reshape(counted.shape + (1,) * (x.ndim - counted.ndim))
-    return jnp.where(kept, x, 0)
-
-
-def _counted(batch: Batch, shape: tuple[int, ...]) -> Bool[Array, "..."] | None:
-    """Return which examples count, or which tokens if the masks are of tokens."""
+    Returns:
+        (batch,) or (batch, tokens); None if nothing says that any does not.
+    """
     masks = [batch.get(name) for name in COUNTS] + [documents(batch, shape)]
     total = None
     for mask in masks:
@@ -219,3 +199,31 @@ def _counted(batch: Batch, shape: tuple[int, ...]) -> Bool[Array, "..."] | None:
             counted = total & counted
         total = counted
     return total
+
+
+def _teacher_batch(batch: Batch) -> Batch:
+    """Return the batch as masks of the teacher's tokens, where it has its own."""
+    if "teacher_mask" not in batch:
+        return batch
+    own = {
+        name: batch[f"teacher_{name}"]
+        for name in ("mask", *TEXTS)
+        if f"teacher_{name}" in batch
+    }
+    counted = counted_places(batch, jnp.shape(batch["teacher_mask"])[:1])
+    return {**own, "weight": counted}
+
+
+def _clean(x: Any, batch: Batch, trailing: int = 0) -> Any:
+    """Return an array that is clean; its last axes may be no examples or tokens."""
+    if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(
+        x.dtype, jnp.floating
+    ):
+        return x
+    counted = counted_places(batch, x.shape[: x.ndim - trailing])
+    if counted is None:
+        return x
+    # All of an example or token at once: the gradient keeps one boolean for it.
+    finite = jnp.isfinite(x).all(axis=tuple(range(counted.ndim, x.ndim)))
+    kept = (counted | finite).reshape(counted.shape + (1,) * (x.ndim - counted.ndim))
+    return jnp.where(kept, x, 0)

@@ -129,12 +129,7 @@ def with_heads(student, teacher):
 
 def of_rows(mask=MASK, spoil=lambda x: x):
     student, teacher, batch = jax.tree.map(packed, everything())
-    student, teacher, batch = (
-        jax.tree.map(
-            lambda x: spoil(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-        )
-        for tree in (student, teacher, batch)
-    )
+    student, teacher, batch = jax.tree.map(spoil, (student, teacher, batch))
     batch = {**batch, "segment_ids": jnp.asarray(SEGMENTS), "mask": jnp.asarray(mask)}
     return run(*with_heads(student, teacher), batch)
 
@@ -179,11 +174,11 @@ def test_what_stands_at_masked_tokens_reaches_nothing(value):
     masked, padding = jnp.asarray(~MASK), jnp.asarray(SEGMENTS == 0)
 
     def spoilt(where):
-        return of_rows(
-            spoil=lambda x: jnp.where(
-                where.reshape(2, 6, *(1,) * (x.ndim - 2)), value, x
-            )
-        )
+        def spoil(x):
+            bad = value if jnp.issubdtype(x.dtype, jnp.floating) else -100
+            return jnp.where(where.reshape(2, 6, *(1,) * (x.ndim - 2)), bad, x)
+
+        return of_rows(spoil=spoil)
 
     everywhere, at_padding = spoilt(masked), spoilt(padding)
     for name, expected in plain.items():
