@@ -132,21 +132,23 @@ def masked(method: Method) -> Method:
 
 
 def finite_where_masked(
-    student: Outputs, teacher: Outputs, batch: Batch
-) -> tuple[Outputs, Outputs, Batch]:
+    student: Outputs, teacher: Outputs | None, batch: Batch
+) -> tuple[Outputs, Outputs | None, Batch]:
     """Return both networks' outputs as `finite_outputs`, and the batch likewise.
 
     Args:
         student: its logits and features, (batch, …, features).
-        teacher: likewise; with ``teacher_mask`` in the batch, of its own tokens.
+        teacher: likewise, or None; with ``teacher_mask`` in the batch, of its own
+            tokens.
         batch: what says what counts; its other arrays, such as a cached teacher's
             answers, are cleaned too.
     """
     arrays = {
         name: x if name in COUNTS else _clean(x, batch) for name, x in batch.items()
     }
-    taught = finite_outputs(teacher, _teacher_batch(batch))
-    return finite_outputs(student, batch), taught, arrays
+    if teacher is not None:
+        teacher = finite_outputs(teacher, _teacher_batch(batch))
+    return finite_outputs(student, batch), teacher, arrays
 
 
 def finite_outputs(outputs: Outputs, batch: Batch) -> Outputs:
