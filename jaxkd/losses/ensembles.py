@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float
 from jaxkd.losses.basics import (
     as_float,
     check_positive,
-    expand_weights,
     frozen,
     log_softmax,
+    zero_masked,
 )
 
 
@@ -120,11 +120,8 @@ def fd_distill_loss(
             "give one row of probabilities a sample, over the same classes"
         )
     check_positive("temperature", temperature)
-    targets = frozen(targets)
+    targets, logits = zero_masked(frozen(targets), valid), zero_masked(logits, valid)
     log_q = log_softmax(as_float(logits), temperature)
-    if valid is not None:
-        kept = expand_weights(valid, jnp.shape(logits)) > 0
-        targets = jnp.where(kept, targets, 0)
     positive = targets > 0
     log_p = jnp.log(jnp.where(positive, targets, 1))
     return temperature**2 * jnp.where(positive, targets * (log_p - log_q), 0).sum(-1)

@@ -15,6 +15,7 @@ from jaxkd.losses.basics import (
     frozen,
     l2_normalize,
     weighted_mean,
+    zero_masked,
 )
 from jaxkd.losses.divergences import cross_entropy_loss
 
@@ -107,7 +108,7 @@ def clap_loss(
             f"prototypes has shape {jnp.shape(prototypes)} but zero_shot_prototypes "
             f"{jnp.shape(zero_shot_prototypes)}: both hold a column for each class"
         )
-    logits = cosine_logits(features, prototypes, scale)
+    logits = cosine_logits(zero_masked(features, weights), prototypes, scale)
     moved = as_float(prototypes) - frozen(zero_shot_prototypes)
     constraint = jnp.mean(frozen(class_weights) * jnp.sum(moved**2, axis=0))
     ce = weighted_mean(cross_entropy_loss(logits, labels), weights)

@@ -6,7 +6,7 @@ ones from hidden states and heads without any.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 from jaxkd.kernels.linear_distill.divergences import Divergence, forward_kl
 from jaxkd.losses.basics import (
@@ -165,6 +165,7 @@ def relation_loss(
     teacher: Float[Array, "batch length teacher_width"],
     heads: int,
     mask: Shaped[Array, "batch length"] | None = None,
+    segments: Integer[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length"]:
     """KL of how each token relates to the others, by heads of features.
 
@@ -177,6 +178,8 @@ def relation_loss(
         teacher: A of the teacher.
         heads: that the features are cut into; the mean over them is returned.
         mask: (batch, length) 0 for tokens that others do not relate to.
+        segments: (batch, length) the number of each token's document, where a row has
+            several: tokens relate to those of their own alone.
 
     Returns:
         The loss of each token.
@@ -198,6 +201,9 @@ def relation_loss(
         scores = jnp.einsum("bqhd,bkhd->bhqk", x, x) / (width // heads) ** 0.5
         if mask is not None:
             scores = jnp.where(mask[:, None, None, :] > 0, scores, -1e30)
+        if segments is not None:
+            same = segments[:, None, :, None] == segments[:, None, None, :]
+            scores = jnp.where(same, scores, -1e30)
         return jax.nn.log_softmax(scores)
 
     log_s, log_t = log_relations(as_float(student)), log_relations(frozen(teacher))

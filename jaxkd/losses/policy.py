@@ -7,9 +7,9 @@ answers, estimated from sampled ones. Arrays are (batch, length), of an answer's
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
-from jaxkd.losses.basics import as_float, check_same_shape, frozen
+from jaxkd.losses.basics import as_float, check_same_shape, frozen, zero_masked
 
 Tokens = Float[Array, "batch length"]
 Mask = Shaped[Array, "batch length"]
@@ -49,7 +49,10 @@ def reverse_kl_k3(log_p: Tokens, log_q: Tokens) -> Tokens:
 
 
 def length_normalized_returns(
-    rewards: Tokens, mask: Mask, discount: float = 0.95
+    rewards: Tokens,
+    mask: Mask,
+    discount: float = 0.95,
+    segments: Integer[Array, "batch length"] | None = None,
 ) -> Tokens:
     """Return each token's discounted rewards to come, over how many tokens they are.
 
@@ -59,20 +62,25 @@ def length_normalized_returns(
         rewards: of each token.
         mask: 0 for tokens that do not count.
         discount: γ in [0, 1] a token.
+        segments: the number of each token's document, where a row has several, one
+            after another: what another one earns is none of its rewards to come.
 
     Raises:
         ValueError: γ is outside [0, 1].
     """
     if not 0 <= discount <= 1:
         raise ValueError(f"discount must be in [0, 1], got {discount}")
-    mask = as_float(mask)
+    mask, rewards = as_float(mask), zero_masked(frozen(rewards), mask)
+    segments = jnp.ones(mask.shape, int) if segments is None else segments
+    last = segments != jnp.roll(segments, -1, axis=1)
 
     def back(carry: tuple, now: tuple) -> tuple:
-        (total, left), (reward, real) = carry, now
+        (total, left), (reward, real, last) = carry, now
+        total, left = (jnp.where(last, 0, x) for x in (total, left))
         total, left = reward * real + discount * total, left + real
         return (total, left), total / jnp.maximum(left, 1)
 
-    columns = jnp.moveaxis(frozen(rewards), 1, 0), jnp.moveaxis(mask, 1, 0)
+    columns = tuple(jnp.moveaxis(x, 1, 0) for x in (rewards, mask, last))
     start = jnp.zeros(rewards.shape[0]), jnp.zeros(rewards.shape[0])
     _, returns = jax.lax.scan(back, start, columns, reverse=True)
     return jnp.moveaxis(returns, 0, 1) * mask
@@ -86,6 +94,7 @@ def whiten(values: Tokens, mask: Mask | None = None) -> Tokens:
         mask: 0 for tokens that do not count; they become 0.
     """
     weights = jnp.ones(values.shape) if mask is None else as_float(mask)
+    values = zero_masked(values, weights)
     count = weights.sum()
     mean = (values * weights).sum() / jnp.maximum(count, 1)
     centred = (values - mean) * weights

@@ -5,7 +5,7 @@ batch, where Kullback-Leibler divergences compare each example with itself.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 from jaxkd.losses.basics import (
     as_float,
@@ -14,7 +14,7 @@ from jaxkd.losses.basics import (
     log_softmax,
     zero_masked,
 )
-from jaxkd.losses.transport import pairwise_distances, sinkhorn_plan
+from jaxkd.losses.transport import LOWEST, pairwise_distances, sinkhorn_plan
 
 
 def sinkd_loss(
@@ -25,6 +25,7 @@ def sinkd_loss(
     epsilon: float = 0.1,
     iterations: int = 20,
     weights: Shaped[Array, "*batch examples"] | None = None,
+    groups: Integer[Array, "*batch examples"] | None = None,
 ) -> Float[Array, "*batch"]:
     """Return ΣP·D of every batch, with D the L1 distances of its predictions.
 
@@ -40,6 +41,8 @@ def sinkd_loss(
         epsilon: of the entropy; distances are between 0 and 2.
         iterations: of Sinkhorn's scaling.
         weights: examples of weight 0 take no part.
+        groups: the number of each example's group; groups are batches of their own,
+            whose distances are added.
 
     Raises:
         ValueError: shapes differ, or epsilon, iterations or T are not above 0.
@@ -55,6 +58,9 @@ def sinkd_loss(
         for logits in (as_float(student_logits), frozen(teacher_logits))
     )
     cost = pairwise_distances(q, p)
+    if groups is not None:
+        same = groups[..., :, None] == groups[..., None, :]
+        cost = jnp.where(same, cost, -LOWEST)
     mass = real.astype(cost.dtype)
     plan = sinkhorn_plan(
         cost,

@@ -1,7 +1,7 @@
 """How a `Method` is made: from a loss, from a loss with modules, or from other methods.
 
 Every method here honours ``batch["mask"]`` and ``batch["weight"]``: an example or token
-of weight 0 contributes nothing.
+of weight 0 contributes nothing, whatever the networks say of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,45 +13,13 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.adapters import abstract_module, merge_module, split_module
-from jaxkd.losses.basics import as_float, expand_weights, weighted_loss
+from jaxkd.losses.basics import weighted_loss
+from jaxkd.methods.masks import batch_weights as batch_weights
+from jaxkd.methods.masks import masked
 from jaxkd.methods.modules.projectors import Connector
 from jaxkd.types import Batch, Loss, Method, MethodVariables, Metrics, Outputs
 
 Schedule = Callable[[Any], Any]
-
-
-def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:
-    """Return the weights of a batch for losses of ``shape``; None if all count alike.
-
-    Args:
-        batch: its ``mask`` and ``weight``, (batch,) or (batch, tokens), are multiplied,
-            and for losses of the tokens that the network reads ``attention_mask`` too.
-        shape: of the losses. A token mask weighs a loss of whole examples by whether
-            the example has any token.
-
-    Raises:
-        ValueError: a mask's or weight's leading axes are not the losses'.
-    """
-    total = None
-    for name in ("mask", "weight"):
-        if batch.get(name) is None:
-            continue
-        weights = as_float(batch[name])
-        if weights.ndim > len(shape):
-            weights = weights.max(axis=tuple(range(len(shape), weights.ndim)))
-        if weights.shape != shape[: weights.ndim]:
-            raise ValueError(
-                f"batch[{name!r}] has shape {jnp.shape(batch[name])}, but the losses "
-                f"have shape {shape}: give one value an example or token"
-            )
-        weights = expand_weights(weights, shape)
-        total = weights if total is None else total * weights
-    # Of an encoder-decoder it is of the encoder's tokens, and losses of the decoder's.
-    padding = None if "decoder_input_ids" in batch else batch.get("attention_mask")
-    if padding is not None and jnp.shape(padding) == shape[:2]:
-        weights = expand_weights(as_float(padding), shape)
-        total = weights if total is None else total * weights
-    return total
 
 
 def example_weights(batch: Batch, outputs: Outputs) -> Array | None:
@@ -109,7 +77,7 @@ def from_loss(
         found = masked_loss(loss(student, teacher, batch), batch)
         return found, (variables["state"], {name: found})
 
-    return Method(init, value, student_taps, teacher_taps)
+    return masked(Method(init, value, student_taps, teacher_taps))
 
 
 def from_module(
@@ -142,7 +110,7 @@ def from_module(
         found = masked_loss(loss(module, student, teacher, batch, key), batch)
         return found, (split_module(module)[1], {name: found})
 
-    return Method(init, value, student_taps, teacher_taps)
+    return masked(Method(init, value, student_taps, teacher_taps))
 
 
 def pair_taps(

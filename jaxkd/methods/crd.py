@@ -9,6 +9,7 @@ from jaxkd.adapters import abstract_module, merge_module, split_module
 from jaxkd.losses.basics import frozen, weighted_loss
 from jaxkd.losses.contrastive import crd_init, crd_loss, sample_negatives
 from jaxkd.methods.base import example_weights
+from jaxkd.methods.masks import masked
 from jaxkd.methods.modules.projectors import EmbedPair
 from jaxkd.types import Method
 
@@ -83,4 +84,4 @@ def crd(
         value = weighted_loss(losses, weights)
         return value, (state, {"crd": value})
 
-    return Method(init, loss, (tap,), (teacher_tap,))
+    return masked(Method(init, loss, (tap,), (teacher_tap,)))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from jaxkd.losses.divergences import ctkd_temperature, kd_loss
 from jaxkd.methods.base import Schedule, masked_loss
+from jaxkd.methods.masks import masked
 from jaxkd.types import Method
 
 
@@ -30,4 +31,4 @@ def ctkd(strength: Schedule, t_start: float = 1.0, t_end: float = 20.0) -> Metho
         value = masked_loss(losses, batch)
         return value, (variables["state"], {"ctkd": value, "temperature": temperature})
 
-    return Method(init, loss)
+    return masked(Method(init, loss))

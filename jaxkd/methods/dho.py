@@ -2,6 +2,7 @@
 
 from jaxkd.losses.dual_head import check_share, dho_terms
 from jaxkd.methods.base import example_weights, summed
+from jaxkd.methods.masks import masked
 from jaxkd.networks.dual_head import CE_TAP, KD_TAP
 from jaxkd.types import Method
 
@@ -48,4 +49,4 @@ def dho(lam: float = 0.5, temperature: float = 2.0) -> Method:
         )
         return loss, (variables["state"], {"dho": loss, **parts})
 
-    return Method(init, loss, student_taps=(CE_TAP, KD_TAP))
+    return masked(Method(init, loss, student_taps=(CE_TAP, KD_TAP)))

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.losses.first import Space, first_loss, recalibrate_top_k
-from jaxkd.methods.base import batch_weights, from_loss
+from jaxkd.methods.base import from_loss
+from jaxkd.methods.masks import batch_weights, documents, earlier_tokens
 from jaxkd.methods.topk_kd import checking_targets, top_k_targets
 from jaxkd.types import Loss, Method
 
@@ -49,7 +50,11 @@ def first(
             return values
         weights = batch_weights(batch, values.shape)
         weights = jnp.ones(values.shape) if weights is None else weights
-        sequences = weights.reshape(len(weights), -1).any(-1).sum()
+        counted, numbers = weights > 0, documents(batch, values.shape)
+        if numbers is None:
+            sequences = counted.reshape(len(counted), -1).any(-1).sum()
+        else:  # As many as there are first tokens of a document.
+            sequences = (counted & (earlier_tokens(numbers, counted) == 0)).sum()
         return Loss(weighted_loss(values, weights).total, as_float(sequences))
 
     return checking_targets(from_loss(loss, name="first"))

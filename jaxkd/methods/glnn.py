@@ -5,7 +5,7 @@ and ``labelled`` (1 for the nodes whose labels may be used), and ``mask`` where 
 are padding.
 """
 
-from jaxkd.losses.basics import as_float, weighted_loss
+from jaxkd.losses.basics import as_float, weighted_loss, zero_masked
 from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.methods.base import batch_weights, combine, from_loss
 from jaxkd.methods.kd import kd
@@ -41,10 +41,12 @@ def labelled_cross_entropy() -> Method:
                 f"the batch has {sorted(batch)}, but a graph's labels need labelled: 1 "
                 "for the nodes whose labels may be used, 0 for the others"
             )
-        values = cross_entropy_loss(student.logits, batch["label"])
         weights = as_float(batch["labelled"])
-        nodes = batch_weights(batch, values.shape)
-        return weighted_loss(values, weights if nodes is None else weights * nodes)
+        nodes = batch_weights(batch, student.logits.shape[:-1])
+        weights = weights if nodes is None else weights * nodes
+        # What the student says of the other nodes is no part of this loss.
+        logits = zero_masked(student.logits, weights)
+        return weighted_loss(cross_entropy_loss(logits, batch["label"]), weights)
 
     return from_loss(loss, name="labels")
 

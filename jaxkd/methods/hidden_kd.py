@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 
 from flax import nnx
+from jaxtyping import Array
 
 from jaxkd.losses.basics import as_float, frozen, l2_normalize
 from jaxkd.losses.language import relation_loss
-from jaxkd.methods.base import from_loss, from_module, pair_taps
+from jaxkd.methods.base import (
+    from_loss,
+    from_module,
+    masked_loss,
+    pair_taps,
+    summed,
+)
+from jaxkd.methods.masks import documents, tap_batch
 from jaxkd.models.parts.linear import Linear
-from jaxkd.types import Method
+from jaxkd.types import Batch, Loss, Method
 
 
 def hidden_kd(
@@ -52,10 +60,11 @@ def hidden_kd(
         return ((x - y) ** 2).mean(-1)
 
     def loss(module, student, teacher, batch, key):
-        return sum(
+        found = [
             distance(project(student.features[s]), teacher.features[t])
             for project, (s, t) in zip(module, pairs, strict=True)
-        )
+        ]
+        return _of_tokens(found, pairs, batch)
 
     return from_module(
         build,
@@ -71,7 +80,8 @@ def relation_kd(
 ) -> Method:
     """Return the KL of how tokens relate to one another, which needs no trained map.
 
-    Wang et al. 2020 (MiniLMv2), arXiv:2012.15828, on any tapped features.
+    Wang et al. 2020 (MiniLMv2), arXiv:2012.15828, on any tapped features. The documents
+    of a packed row have nothing to do with one another.
 
     Args:
         taps: the student's features (batch, length, width).
@@ -84,15 +94,28 @@ def relation_kd(
     pairs = pair_taps(taps, teacher_taps)
 
     def loss(student, teacher, batch):
-        mask = batch.get("attention_mask")
-        return sum(
-            relation_loss(student.features[s], teacher.features[t], heads, mask)
-            for s, t in pairs
-        )
+        found = []
+        for s, t in pairs:
+            x, y = student.features[s], teacher.features[t]
+            segments = documents(tap_batch(batch, s), x.shape)
+            found.append(relation_loss(x, y, heads, segments=segments))
+        return _of_tokens(found, pairs, batch)
 
     return from_loss(
         loss,
         name="relation_kd",
         student_taps=tuple(s for s, _ in pairs),
         teacher_taps=tuple(t for _, t in pairs),
+    )
+
+
+def _of_tokens(
+    values: Sequence[Array], pairs: Sequence[tuple[str, str]], batch: Batch
+) -> Loss:
+    """Return the sum over taps of the losses of their tokens, (batch, length)."""
+    return summed(
+        *(
+            (1.0, masked_loss(x, tap_batch(batch, tap)))
+            for x, (tap, _) in zip(values, pairs, strict=True)
+        )
     )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
 from jaxkd.losses.basics import OTHER_WIDTHS
-from jaxkd.methods.base import batch_weights
+from jaxkd.methods.masks import batch_weights, masked
 from jaxkd.sharding.axes import logical_spec
 from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
 
@@ -55,7 +55,7 @@ def linear_kd(
         )
         return found, (variables["state"], {"linear_kd": found})
 
-    return Method(init, loss, TAPS, TAPS)
+    return masked(Method(init, loss, TAPS, TAPS))
 
 
 def linear_kd_loss(

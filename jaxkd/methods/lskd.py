@@ -1,6 +1,7 @@
 """Logit standardisation, a layer in front of any method on logits."""
 
 from jaxkd.losses.divergences import standardize_logits
+from jaxkd.methods.masks import masked
 from jaxkd.types import Method, Outputs
 
 
@@ -29,4 +30,4 @@ def lskd(method: Method) -> Method:
         )
         return value, (state, {f"ls_{name}": m for name, m in metrics.items()})
 
-    return method._replace(init=init, loss=loss)
+    return masked(method._replace(init=init, loss=loss))

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxkd.losses.basics import as_float, check_same_shape, frozen, weighted_loss
+from jaxkd.losses.basics import (
+    as_float,
+    check_same_shape,
+    frozen,
+    weighted_loss,
+    zero_masked,
+)
 from jaxkd.losses.divergences import kl_divergence
 from jaxkd.losses.policy import (
     length_normalized_returns,
@@ -13,7 +19,8 @@ from jaxkd.losses.policy import (
     reverse_kl_rewards,
     whiten,
 )
-from jaxkd.methods.base import batch_weights, from_loss
+from jaxkd.methods.base import from_loss
+from jaxkd.methods.masks import batch_weights, documents
 from jaxkd.types import Method
 
 
@@ -61,8 +68,10 @@ def minillm(
         mask = jnp.ones(log_q.shape) if mask is None else mask
         sampled_log_q = lax.stop_gradient(log_q)
         rewards = reverse_kl_rewards(log_p, log_q, reward_limit)
-        returns = length_normalized_returns(rewards, mask > 0, discount)
-        importance = jnp.exp(sampled_log_q - batch["sampled_log_prob"])
+        segments = documents(batch, log_q.shape)
+        returns = length_normalized_returns(rewards, mask > 0, discount, segments)
+        sampled = zero_masked(batch["sampled_log_prob"], mask)
+        importance = jnp.exp(sampled_log_q - sampled)
         losses = policy_gradient_loss(
             log_q, sampled_log_q, whiten(returns, mask > 0), importance, clip
         )

@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 
-from jaxkd.losses.basics import weighted_loss
+from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.losses.sinkd import sinkd_loss
-from jaxkd.methods.base import batch_weights, from_loss
-from jaxkd.types import Method
+from jaxkd.methods.base import from_loss
+from jaxkd.methods.masks import batch_weights, documents, earlier_tokens
+from jaxkd.types import Loss, Method
 
 
 def sinkd(
@@ -16,7 +17,8 @@ def sinkd(
     Cui et al. 2024, arXiv:2402.17110. It stands beside the cross-entropy and
     distillation, with a weight of 0.8 · 0.001 for batches of 16 and BERT; it grows with
     the batch. Of a language model, whose logits are (batch, length, vocabulary), it is
-    the mean over positions of the distance across the batch.
+    the mean over positions of the distance across the batch. Of packed rows a token's
+    position is that in its document: memory for (batch·length)² numbers.
 
     Args:
         temperature: T > 0 of both softmaxes.
@@ -28,7 +30,14 @@ def sinkd(
         z_s, z_t = student.logits, teacher.logits
         weights = batch_weights(batch, z_s.shape[:-1])
         weights = jnp.ones(z_s.shape[:-1]) if weights is None else weights
-        if z_s.ndim == 3:
+        counted, groups = weights > 0, None
+        if z_s.ndim == 3 and "segment_ids" in batch:
+            numbers = documents(batch, z_s.shape)
+            groups = earlier_tokens(numbers, numbers > 0)
+            counted = jnp.zeros(len(groups[0]), bool).at[groups].max(counted)
+            z_s, z_t = (z.reshape(-1, z.shape[-1]) for z in (z_s, z_t))
+            weights, groups = weights.ravel(), groups.ravel()
+        elif z_s.ndim == 3:
             z_s, z_t = z_s.swapaxes(0, 1), z_t.swapaxes(0, 1)
             weights = weights.T
         distances = sinkd_loss(
@@ -38,7 +47,10 @@ def sinkd(
             epsilon=epsilon,
             iterations=iterations,
             weights=weights,
+            groups=groups,
         )
+        if groups is not None:
+            return Loss(distances, as_float(counted.sum()))
         # Of images it is one distance, which counts as often as there are examples.
         if distances.ndim == 0:
             return distances

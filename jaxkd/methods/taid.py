@@ -7,6 +7,7 @@ from jaxkd.kernels.linear_distill import soft_cross_entropy
 from jaxkd.losses.taid import taid_init, taid_loss, taid_update
 from jaxkd.methods.base import masked_loss
 from jaxkd.methods.linear_kd import TAPS, linear_kd_loss
+from jaxkd.methods.masks import masked
 from jaxkd.types import Loss, Method, MethodVariables
 
 
@@ -74,4 +75,4 @@ def taid(
         return found, ({**state, "seen": seen}, {"taid": found, "t": t})
 
     taps = TAPS if from_heads else ()
-    return Method(init, loss, taps, taps, update=update)
+    return masked(Method(init, loss, taps, taps, update=update))

@@ -18,7 +18,7 @@ from jaxkd.losses.fusion import (
     trilateral_features,
     wls_alpha,
 )
-from jaxkd.methods.base import batch_weights
+from jaxkd.methods.masks import batch_weights, masked
 from jaxkd.methods.modules.fusion import FusionController
 from jaxkd.types import Batch, Loss, Method, Outputs
 
@@ -77,7 +77,7 @@ def tgeokd(
         )
         return value, (variables["state"], metrics)
 
-    return Method(init, loss)
+    return masked(Method(init, loss))
 
 
 def fused_kd(rule: Literal["wls", "ada"], temperature: float = 4.0) -> Method:
@@ -108,7 +108,7 @@ def fused_kd(rule: Literal["wls", "ada"], temperature: float = 4.0) -> Method:
         value, metrics = _fused("fused_kd", student, teacher, batch, alpha, temperature)
         return value, (variables["state"], metrics)
 
-    return Method(init, loss)
+    return masked(Method(init, loss))
 
 
 def _fused(

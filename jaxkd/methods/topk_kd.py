@@ -4,13 +4,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxkd.checks import check_teacher_ids
-from jaxkd.losses.basics import OTHER_WIDTHS
+from jaxkd.losses.basics import OTHER_WIDTHS, expand_weights
 from jaxkd.losses.topk import (
     top_k_kd_loss,
     top_k_log_probs,
     top_k_reverse_kd_loss,
 )
 from jaxkd.methods.base import from_loss
+from jaxkd.methods.masks import counted_places
 from jaxkd.types import Batch, Method, Outputs
 
 
@@ -45,7 +46,12 @@ def top_k_targets(teacher: Outputs, batch: Batch, k: int | None) -> tuple[Array,
             f"k is {k}, but the batch holds the teacher's {jnp.shape(ids)[-1]} best "
             "tokens: lower k, or make the cache again with more"
         )
-    return ids[..., :k], log_probs[..., :k]
+    ids, log_probs = ids[..., :k], log_probs[..., :k]
+    counted = counted_places(batch, jnp.shape(ids)[:-1])
+    if counted is not None:  # What stands elsewhere may be no token.
+        counted = expand_weights(counted, ids.shape) > 0
+        ids = jnp.where(counted, ids, jnp.arange(ids.shape[-1]))
+    return ids, log_probs
 
 
 def checking_targets(method: Method) -> Method:

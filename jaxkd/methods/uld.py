@@ -18,10 +18,16 @@ def uld(student_temperature: float = 1.0, teacher_temperature: float = 1.0) -> M
         teacher_temperature: above 0.
 
     Raises:
-        ValueError: from ``loss``, a batch without the two masks.
+        ValueError: from ``loss``, a batch without the two masks, or of packed rows.
     """
 
     def loss(student, teacher, batch):
+        if "segment_ids" in batch or "teacher_segment_ids" in batch:
+            raise ValueError(
+                "the batch has segment_ids, but uld() pairs the n-th tokens of two "
+                "answers: give every document a row of its own, as data.pack(…, "
+                "alone=True) does"
+            )
         for name in ("mask", "teacher_mask"):
             if name not in batch:
                 raise ValueError(

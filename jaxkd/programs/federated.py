@@ -18,9 +18,10 @@ from jaxkd.checks import check_batch
 from jaxkd.losses import cross_entropy_loss, fd_distill_loss, masked_ensemble
 from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.methods.base import masked_loss
+from jaxkd.methods.masks import finite_outputs
 from jaxkd.network import Network
 from jaxkd.programs.update import Keys, Player, descend
-from jaxkd.types import Batch, Inputs, Loss, Metrics, Program
+from jaxkd.types import Batch, Inputs, Loss, Metrics, Outputs, Program
 
 Aggregate = Callable[
     [Float[Array, "clients samples classes"], Bool[Array, "clients samples"]],
@@ -156,6 +157,7 @@ def fd_client(
             part, key = drawn
 
             def loss(logits: Array) -> Loss:
+                logits = finite_outputs(Outputs(logits), part).logits
                 return masked_loss(cross_entropy_loss(logits, part["label"]), part)
 
             return move(state, network.read(part), key, loss)

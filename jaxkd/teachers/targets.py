@@ -84,6 +84,7 @@ def network_targets(
     """
     # The layers above this one read data, so they are imported when all are there.
     from jaxkd.losses.topk import top_k_log_probs
+    from jaxkd.methods.masks import finite_outputs
     from jaxkd.sharding.mesh import on_mesh, shard_batch
 
     if dtype not in DTYPES:
@@ -97,7 +98,8 @@ def network_targets(
 
     def compute(variables: Variables, batch: Batch) -> dict[str, Any]:
         inputs = teacher.read(batch, "teacher")
-        logits = teacher.apply(variables, inputs)[0].logits
+        # What is said of padding is read by nobody, but must be a number.
+        logits = finite_outputs(teacher.apply(variables, inputs)[0], batch).logits
         if vocabulary is not None:
             if logits.shape[-1] < vocabulary:
                 raise ValueError(

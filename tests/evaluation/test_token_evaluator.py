@@ -1,5 +1,7 @@
 """The loss of a language model over a text, to the last token."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,6 +52,22 @@ def test_a_students_own_tokens_are_the_students_alone():
     log_p, log_q = (log_softmax(TABLE, axis=1)[x] for x in (batch["input_ids"], own))
     expected = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
     np.testing.assert_allclose(evaluate(VARIABLES)["teacher_kl"], expected, rtol=1e-5)
+
+
+def test_of_an_encoder_decoder_the_outputs_padding_does_not_count():
+    batch = Windows("toy", TOKENS, 4, 5).take(np.arange(6))
+    real = np.arange(4) < np.array([4, 2, 3, 1, 4, 2])[:, None]
+    arrays = {
+        "decoder_input_ids": batch["input_ids"],
+        "decoder_attention_mask": real.astype("i4"),
+        "attention_mask": np.ones((6, 4), "i4"),
+        "label": batch["label"],
+    }
+    decoder = replace(BIGRAMS, reads=("decoder_input_ids",))
+    source = Source("outputs", arrays, 5)
+    found = token_evaluator(decoder, source, batch_size=4)(VARIABLES)
+    losses = -log_softmax(TABLE, axis=1)[batch["input_ids"], batch["label"]]
+    np.testing.assert_allclose(found["nll"], losses[real].mean(), rtol=1e-5)
 
 
 def test_of_a_state_it_measures_the_weights_that_are_deployed():

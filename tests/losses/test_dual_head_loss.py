@@ -129,6 +129,14 @@ def test_hard_inputs_stay_finite():
         assert np.isfinite(value)
         assert all(np.isfinite(g).all() for g in gradients)
     ce, kd, teacher, labels = arrays()
+    # The head that learns from labels is not asked about other examples.
+    broken = jnp.where(LABELLED[:, None], ce, jnp.nan)
+    for found, wanted in zip(
+        jax.tree.leaves(gradient(broken, kd, teacher, labels, LABELLED)),
+        jax.tree.leaves(gradient(ce, kd, teacher, labels, LABELLED)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, wanted)
     _, (_, kd_gradient) = gradient(ce, teacher, teacher, labels, LABELLED)
     np.testing.assert_allclose(kd_gradient, 0, atol=1e-6)
     one = [x[:1] for x in (ce, kd, teacher, labels, LABELLED)]

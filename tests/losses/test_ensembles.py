@@ -153,7 +153,7 @@ def test_it_is_hintons_loss_where_the_ensemble_is_one_teacher():
 
 def test_samples_without_a_target_have_neither_loss_nor_gradient():
     rng = np.random.default_rng(3)
-    z = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    z = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32).at[1].set(jnp.nan)
     targets = jnp.asarray(softmax(rng.normal(size=(4, 3)), -1), jnp.float32)
     targets = targets.at[0].set(jnp.nan).at[1].set(0)
     valid = jnp.array([False, False, True, True])

@@ -74,12 +74,17 @@ def test_returns_against_a_loop():
         for t in range(length):
             terms = [0.9 ** (k - t) * rewards[row, k] for k in range(t, length)]
             expected[row, t] = sum(terms) / (length - t)
-    found = length_normalized_returns(jnp.asarray(rewards), jnp.asarray(mask), 0.9)
+    spoilt, mask = jnp.asarray(np.where(mask, rewards, np.nan)), jnp.asarray(mask)
+    found = length_normalized_returns(spoilt, mask, 0.9)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # Two answers one after the other earn nothing from each other.
+    row, numbers = spoilt.reshape(1, -1), jnp.repeat(jnp.arange(2), 5)[None]
+    found = length_normalized_returns(row, mask.reshape(1, -1), 0.9, numbers)
+    np.testing.assert_allclose(found.reshape(2, 5), expected, rtol=1e-5)
 
 
 def test_whitened_tokens_ignore_masked_ones():
-    values = jnp.array([[1.0, 2.0, 100.0], [4.0, 5.0, -7.0]])
+    values = jnp.array([[1.0, 2.0, 100.0], [4.0, 5.0, jnp.nan]])
     mask = jnp.array([[1, 1, 0], [1, 1, 0]])
     found = whiten(values, mask)
     counted = np.array([1.0, 2.0, 4.0, 5.0])

@@ -176,20 +176,20 @@ def test_masked_example_has_no_influence(case):
 
     found = [
         grad(variables["params"], spoiled(student, v), spoiled(teacher, v), mask)
-        for v in (0.5, 7.0)
+        for v in (0.5, 7.0, np.nan, -np.inf)
     ]
     (loss_0, (state_0, *_)), gradients_0 = found[0]
-    (loss_1, (state_1, *_)), gradients_1 = found[1]
-    np.testing.assert_allclose(loss_0, loss_1, rtol=1e-6)
-    for a, b in zip(jax.tree.leaves(state_0), jax.tree.leaves(state_1), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    for a, b in zip(
-        jax.tree.leaves(gradients_0[:2]), jax.tree.leaves(gradients_1[:2]), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    for g in jax.tree.leaves(gradients_0[1]):
-        if len(g) == BATCH:
-            assert np.abs(g[-1]).max() == 0
+    for (loss_1, (state_1, *_)), gradients_1 in found[1:]:
+        np.testing.assert_allclose(loss_0, loss_1, rtol=1e-6)
+        for a, b in zip(*map(jax.tree.leaves, (state_0, state_1)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        for a, b in zip(
+            *map(jax.tree.leaves, (gradients_0[:2], gradients_1[:2])), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        for g in jax.tree.leaves(gradients_1[1]):
+            if len(g) == BATCH:
+                assert np.abs(g[-1]).max() == 0
 
 
 @pytest.mark.slow
@@ -299,6 +299,60 @@ def test_padding_of_the_inputs_is_no_token():
     encoder = {"attention_mask": padding, "decoder_input_ids": jnp.zeros((2, 3), int)}
     loss, _ = run(methods.kd(), *outputs, encoder)
     np.testing.assert_allclose(loss, run(methods.kd(), *outputs, {})[0], rtol=1e-6)
+    decoder = {**encoder, "attention_mask": 1 - padding}
+    decoder["decoder_attention_mask"] = padding
+    loss, _ = run(methods.kd(), *outputs, decoder)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [3, 4])
+def test_each_stack_of_an_encoder_decoder_has_its_own_padding(length):
+    """Whether or not the input has as many tokens as the output."""
+    rng = np.random.default_rng(0)
+    student, teacher = (
+        Outputs(
+            jnp.zeros((2, 3, CLASSES)),
+            {
+                "block0": jnp.asarray(rng.normal(size=(2, 3, 6))),
+                "encoder.block0": jnp.asarray(rng.normal(size=(2, length, 6))),
+            },
+        )
+        for _ in range(2)
+    )
+    source, target = (
+        (jnp.arange(n) < jnp.array([[2], [n]])).astype(int) for n in (length, 3)
+    )
+    batch = {
+        "decoder_input_ids": jnp.zeros((2, 3), int),
+        "attention_mask": source,
+        "decoder_attention_mask": target,
+        "mask": jnp.array([[0, 1, 1], [0, 0, 0]]),
+    }
+    alone = {
+        "block0": {"attention_mask": target, "mask": batch["mask"]},
+        "encoder.block0": {"attention_mask": source, "mask": jnp.array([1, 0])},
+    }
+
+    def spoil(tap, x):
+        real = source if tap.startswith("encoder") else target
+        return jnp.where(real[..., None] > 0, x, jnp.nan)
+
+    spoilt = Outputs(
+        student.logits, {tap: spoil(tap, x) for tap, x in student.features.items()}
+    )
+
+    def relation(taps):
+        return methods.relation_kd(taps, heads=2)
+
+    for make in (methods.hidden_kd, relation):
+        parts = []
+        for tap, masks in alone.items():
+            parts.append(run(make([tap]), student, teacher, masks)[0])
+            found = run(make([tap]), spoilt, teacher, batch)[0]
+            np.testing.assert_allclose(found, parts[-1], rtol=1e-5)
+    found = run(relation(list(alone)), student, teacher, batch)[0]
+    np.testing.assert_allclose(found, sum(parts), rtol=1e-5)
 
 
 def test_warmup_and_curriculum_count_epochs_as_the_papers():

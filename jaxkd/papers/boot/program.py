@@ -29,10 +29,11 @@ from jaxkd.losses.diffusion import (
     vp_schedule,
 )
 from jaxkd.methods.base import masked_loss, summed
+from jaxkd.methods.masks import finite_outputs
 from jaxkd.network import Network, axes_of
 from jaxkd.programs.update import Keys, Player, descend
 from jaxkd.sharding.axes import constrain_batch
-from jaxkd.types import Batch, Metrics, Program, TrainState, Variables
+from jaxkd.types import Batch, Metrics, Outputs, Program, TrainState, Variables
 
 DRAWN = ("noise", "time", "start")
 """What a step draws for each example."""
@@ -195,6 +196,13 @@ def boot(
             batch.get(f"{role}_condition", batch["condition"])
             for role in ("student", "teacher")
         ]
+
+        def finite(signal: SignalFunction) -> SignalFunction:
+            """Return what is finite where nothing counts."""
+            return lambda noisy, time: (
+                finite_outputs(Outputs(signal(noisy, time)), batch).logits
+            )
+
         taught = denoiser(
             teacher,
             jax.lax.stop_gradient(params["teacher"]),
@@ -206,6 +214,7 @@ def boot(
         )
         variables = {"params": params["student"], "stats": stats}
         learnt = denoiser(student, variables, condition=conditions[0])
+        learnt, taught = finite(learnt), finite(taught)
         bootstrap = boot_bootstrap_loss(
             learnt,
             taught,

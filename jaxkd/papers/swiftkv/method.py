@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxkd.checks import unknown_name
 from jaxkd.kernels.linear_distill import forward_kl
 from jaxkd.losses import hint_loss, weighted_loss
-from jaxkd.methods.base import batch_weights, summed
+from jaxkd.methods.base import summed
 from jaxkd.methods.linear_kd import TAPS, linear_kd_loss
+from jaxkd.methods.masks import batch_weights, documents, masked, same_document
 from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
 
 DIVISORS = ("tokens", "positions")
@@ -27,7 +28,7 @@ def swiftkv(
     """Return KL(teacher, student) of next tokens, and the distance of hidden states.
 
     The logits are never held (`jaxkd.kernels.linear_distill`), the hidden states
-    compared at all tokens, prompts too, of examples that have any that counts. With
+    compared at all tokens, prompts too, of documents that have any that counts. With
     `jaxkd.networks.freezing.train_only` and `conversion.TRAINED` only queries, keys
     and values are trained.
 
@@ -64,12 +65,13 @@ def swiftkv(
         if hidden_tap is not None:
             states = (outputs.features[hidden_tap] for outputs in (student, teacher))
             apart = hint_loss(*(x.reshape(-1, x.shape[-1]) for x in states))
-            counted = jnp.broadcast_to(weights.max(1, keepdims=True) > 0, shape)
-            real = batch.get("attention_mask")
-            counted = counted if real is None else counted & (real > 0)
+            numbers = documents(batch, shape)
+            numbers = jnp.ones(shape, int) if numbers is None else numbers
+            learnt = same_document(numbers) & (weights > 0)[:, None, :]
+            counted = learnt.any(-1) & (numbers > 0)
             hidden = weighted_loss(apart, counted.reshape(-1))
             metrics["swiftkv_hidden"] = hidden
             total = summed((1.0, total), (hidden_weight, hidden))
         return total, (variables["state"], metrics)
 
-    return Method(init, loss, taps, taps)
+    return masked(Method(init, loss, taps, taps))
