@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxkd.arguments import checked
 
+
+@checked()
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Give a file to write that takes the other's place when all of it is there.
@@ -33,6 +36,7 @@ def replaced(path: Path) -> Iterator[Path]:
         ) from error
 
 
+@checked()
 def write_atomically(path: Path, text: str) -> None:
     """Write a file; a reader sees all of it or what was there before.
 

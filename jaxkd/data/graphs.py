@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.checks import check_batch, unknown_name
 from jaxkd.data.datasets import data_file, read_arrays
 from jaxkd.graphs import Graph, SparseMatrix, pad_graph, undirected
@@ -23,6 +24,7 @@ DENSE = 0.08
 a weight is then the faster one."""
 
 
+@checked()
 @dataclass(frozen=True)
 class GraphDataset:
     """A graph, its nodes' labels, and which nodes are for what.
@@ -114,6 +116,7 @@ class GraphDataset:
         )
 
 
+@checked()
 def repeated(batch: dict[str, Any], epochs: int) -> grain.IterDataset:
     """Return a grain data set of one batch over and over, for training on a graph.
 
@@ -219,6 +222,7 @@ GRAPHS: dict[str, Callable[[], GraphDataset]] = constructors(globals(), GraphDat
 """Graphs by name: the functions above."""
 
 
+@checked()
 def load_graph(name: str) -> GraphDataset:
     """Return the graph of that name.
 

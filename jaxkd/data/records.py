@@ -19,12 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.datasets import tfds_splits
 
 Part = Literal["line", "paragraph", "file"]
 Record = Mapping[str, Any]
 
 
+@checked()
 def open_records(*paths: str | Path, part: Part = "line") -> Sequence[Record]:
     """Return the records of one or several files of one kind, after one another.
 
@@ -55,6 +57,7 @@ def open_records(*paths: str | Path, part: Part = "line") -> Sequence[Record]:
     return opened[0] if len(opened) == 1 else _Chained(opened)
 
 
+@checked()
 def tfds_records(
     name: str, split: str, *, data_dir: str | Path | None = None
 ) -> Sequence[Record]:
@@ -73,6 +76,7 @@ def tfds_records(
     return tfds_splits(name, [split], data_dir)[1][0]
 
 
+@checked()
 def texts(records: Iterable[Record], field: str = "text") -> Iterator[str]:
     """Yield one field of every record, as text.
 

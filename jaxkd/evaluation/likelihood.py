@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from jaxkd.arguments import checked
 from jaxkd.data.text.tokenizers import Tokenizer
 from jaxkd.losses.basics import as_float
 from jaxkd.network import Network
@@ -32,6 +33,7 @@ class Likelihood(NamedTuple):
     greedy: bool
 
 
+@checked()
 def likelihood_evaluator(
     network: Network, batch_size: int = 16
 ) -> Callable[[Variables, Sequence[Pair]], list[Likelihood]]:
@@ -104,6 +106,7 @@ def _rows(pairs: Sequence[Pair], rows: int) -> tuple[np.ndarray, ...]:
     return ids, label, mask
 
 
+@checked()
 @dataclass(frozen=True)
 class Question:
     """A question and the answers to choose from.
@@ -119,6 +122,7 @@ class Question:
     answer: int
 
 
+@checked()
 def choice_evaluator(
     network: Network,
     tokenizer: Tokenizer,
@@ -177,6 +181,7 @@ def choice_evaluator(
     return evaluate
 
 
+@checked()
 def encode_pair(
     tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:

@@ -29,11 +29,13 @@ except ImportError:
         "jaxkd.federated.flower needs flwr: pip install 'jaxkd[federated]'"
     ) from None
 
+from jaxkd.arguments import checked
 from jaxkd.federated.engine import Coordinator, Participant, Upload
 
 logger = logging.getLogger(__name__)
 
 
+@checked()
 class FlowerClient(flwr.client.NumPyClient):
     """A `Participant` that Flower can call.
 
@@ -66,6 +68,7 @@ class FlowerClient(flwr.client.NumPyClient):
         return loss, int(parameters[1].sum()), {"accuracy": accuracy}
 
 
+@checked()
 class FederatedDistillation(flwr.server.strategy.Strategy):
     """The server's side of every round, as a strategy of Flower's.
 
@@ -211,6 +214,7 @@ def _arrays(parameters: common.Parameters, number: int) -> list[np.ndarray]:
     return arrays
 
 
+@checked()
 def serve(
     coordinator: Coordinator,
     address: str,
@@ -245,6 +249,7 @@ def serve(
     return strategy.history
 
 
+@checked()
 def join(
     participant: Participant, address: str, *, certificate: bytes | None = None
 ) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxkd import models, papers
+from jaxkd.arguments import checked
 from jaxkd.interop.checkpoint import (
     check_variables,
     nbytes,
@@ -52,6 +53,7 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """What a config says of the tokeniser."""
 
 
+@checked()
 def load_pretrained(
     folder: str | Path,
     *,
@@ -127,6 +129,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+@checked()
 def save_pretrained(
     folder: str | Path,
     network: Network,
@@ -217,6 +220,7 @@ def _move(partial: Path, folder: Path) -> None:
     partial.rmdir()
 
 
+@checked()
 def export_program(folder: str | Path) -> Path:
     """Write a folder's forward pass as a portable StableHLO program.
 

@@ -15,10 +15,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxkd.arguments import checked
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
+@checked()
 class Shards:
     """The tensors of a folder, known by their headers and read on demand.
 
@@ -103,6 +106,7 @@ def _missing(path: Path) -> str:
     )
 
 
+@checked()
 def write_shards(
     folder: Path,
     sizes: Mapping[str, int],

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxkd.arguments import checked
 from jaxkd.files import replaced
 from jaxkd.interop.checkpoint import on_host
 
@@ -24,6 +25,7 @@ STRUCTURE = "jaxkd.structure"
 […]]``, ``["tuple", […]]`` and ``null`` for an array."""
 
 
+@checked()
 def save_weights(path: str | Path, variables: PyTree) -> Path:
     """Write a network's variables to one file, such as ``student.safetensors``.
 
@@ -54,6 +56,7 @@ def save_weights(path: str | Path, variables: PyTree) -> Path:
     return path
 
 
+@checked()
 def load_weights(path: str | Path) -> PyTree:
     """Return the variables that `save_weights` has written.
 

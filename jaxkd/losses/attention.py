@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import (
     as_float,
     check_array,
@@ -127,6 +128,7 @@ def nst_loss(
     return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
 
 
+@checked(temperature=positive)
 def cwd_loss(
     student: Float[Array, "batch height width channels"],
     teacher: Float[Array, "batch height width channels"],

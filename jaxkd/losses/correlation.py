@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import (
     as_float,
     check_positive,
@@ -19,6 +20,7 @@ from jaxkd.losses.basics import (
 )
 
 
+@checked(temperature=positive)
 def dist_loss(
     student_logits: Float[Array, "batch *space classes"],
     teacher_logits: Float[Array, "batch *space classes"],

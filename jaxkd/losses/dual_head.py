@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
@@ -24,6 +25,7 @@ from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 from jaxkd.types import Loss
 
 
+@checked()
 def dual_head_log_probs(
     ce_logits: Float[Array, "*batch classes"],
     kd_logits: Float[Array, "*batch classes"],
@@ -57,6 +59,7 @@ def dual_head_log_probs(
     )
 
 
+@checked(temperature=positive, lam=probability)
 def dho_loss(
     ce_logits: Float[Array, "batch classes"],
     kd_logits: Float[Array, "batch classes"],
@@ -108,6 +111,7 @@ def dho_loss(
     return lam * parts["ce"] + (1 - lam) * distilled, parts
 
 
+@checked(temperature=positive)
 def dho_terms(
     ce_logits: Float[Array, "batch classes"],
     kd_logits: Float[Array, "batch classes"],
@@ -147,6 +151,7 @@ def dho_terms(
     }
 
 
+@checked()
 def check_share(name: str, value: Any) -> None:
     """Refuse a number known at trace time that is outside [0, 1].
 

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.kernels.linear_distill.divergences import Divergence, forward_kl
 from jaxkd.losses.basics import as_float, check_positive, frozen
 from jaxkd.losses.divergences import kl_divergence, tempered
 
 
+@checked(temperature=positive)
 def divergence_loss(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_logits: Float[Array, "*batch vocabulary"],
@@ -34,6 +36,7 @@ def divergence_loss(
     return temperature**2 * divergence(log_t, log_s).sum(-1)
 
 
+@checked(share=probability)
 def adaptive_kl_weights(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_logits: Float[Array, "*batch vocabulary"],
@@ -66,6 +69,7 @@ def adaptive_kl_weights(
     return weight, 1 - weight
 
 
+@checked(share=probability)
 def adaptive_kl_loss(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_logits: Float[Array, "*batch vocabulary"],
@@ -90,6 +94,7 @@ def adaptive_kl_loss(
     return head * kl_divergence(log_t, log_s) + tail * kl_divergence(log_s, log_t)
 
 
+@checked(student_temperature=positive, teacher_temperature=positive)
 def uld_loss(
     student_logits: Float[Array, "batch student_length student_vocabulary"],
     teacher_logits: Float[Array, "batch teacher_length teacher_vocabulary"],
@@ -155,6 +160,7 @@ def uld_loss(
     return jnp.where(counted, distances, 0).sum(1) / jnp.maximum(tokens, 1)
 
 
+@checked()
 def relation_loss(
     student: Float[Array, "batch length student_width"],
     teacher: Float[Array, "batch length teacher_width"],

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from jaxkd.arguments import checked, probability
 from jaxkd.losses.basics import as_float, check_same_shape, frozen
 
 Tokens = Float[Array, "batch length"]
 Mask = Shaped[Array, "batch length"]
 
 
+@checked()
 def reverse_kl_rewards(
     log_p: Tokens, log_q: Tokens, limit: float | None = None
 ) -> Tokens:
@@ -30,6 +32,7 @@ def reverse_kl_rewards(
     return rewards if limit is None else jnp.clip(rewards, -limit, limit)
 
 
+@checked(discount=probability)
 def length_normalized_returns(
     rewards: Tokens, mask: Mask, discount: float = 0.95
 ) -> Tokens:
@@ -60,6 +63,7 @@ def length_normalized_returns(
     return jnp.moveaxis(returns, 0, 1) * mask
 
 
+@checked()
 def whiten(values: Tokens, mask: Mask | None = None) -> Tokens:
     """Return values with mean 0 and (unbiased) variance 1 over the counted tokens.
 
@@ -75,6 +79,7 @@ def whiten(values: Tokens, mask: Mask | None = None) -> Tokens:
     return centred * jax.lax.rsqrt(variance + 1e-8)
 
 
+@checked()
 def policy_gradient_loss(
     log_q: Tokens,
     sampled_log_q: Tokens,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
@@ -75,6 +76,7 @@ def plackett_luce_loss(
     return jnp.sum(weights * (remaining - placed), axis=-1)
 
 
+@checked(temperature=positive)
 def pld_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],

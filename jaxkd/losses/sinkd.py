@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import as_float, check_same_shape, frozen, zero_masked
 from jaxkd.losses.transport import pairwise_distances, sinkhorn_plan
 
 
+@checked(temperature=positive, epsilon=positive)
 def sinkd_loss(
     student_logits: Float[Array, "*batch examples classes"],
     teacher_logits: Float[Array, "*batch examples classes"],

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, fraction, probability
 from jaxkd.losses.basics import as_float, check_same_shape, frozen
 
 
@@ -30,6 +31,7 @@ class TaidState:
     momentum: Any
 
 
+@checked()
 def taid_init(t_start: float = 0.4) -> TaidState:
     """Return the state before the first step.
 
@@ -46,6 +48,7 @@ def taid_init(t_start: float = 0.4) -> TaidState:
     )
 
 
+@checked()
 def taid_target(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -71,6 +74,7 @@ def taid_target(
     return jax.nn.softmax(jnp.where(absent, -jnp.inf, mixed))
 
 
+@checked()
 def taid_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -94,6 +98,13 @@ def taid_loss(
     return -jnp.sum(target * jnp.where(target > 0, log_q, 0), axis=-1)
 
 
+@checked(
+    t_start=probability,
+    t_end=probability,
+    alpha=probability,
+    beta=fraction,
+    progress=probability,
+)
 def taid_update(
     state: TaidState,
     loss: Float[Array, ""],

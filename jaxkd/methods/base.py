@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.adapters import abstract_module, merge_module, split_module
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float, expand_weights, weighted_loss
 from jaxkd.methods.modules.projectors import Connector
 from jaxkd.types import Batch, Loss, Method, MethodVariables, Metrics, Outputs
@@ -20,6 +21,7 @@ from jaxkd.types import Batch, Loss, Method, MethodVariables, Metrics, Outputs
 Schedule = Callable[[Any], Any]
 
 
+@checked()
 def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:
     """Return the weights of a batch for losses of ``shape``; None if all count alike.
 
@@ -84,6 +86,7 @@ def counted_examples(batch: Batch) -> Array:
     return jnp.full((), sizes[0], float) if weights is None else weights.sum()
 
 
+@checked()
 def from_loss(
     loss: Callable[[Outputs, Outputs, Batch], Any],
     *,
@@ -112,6 +115,7 @@ def from_loss(
     return Method(init, value, student_taps, teacher_taps)
 
 
+@checked()
 def from_module(
     build: Callable[[Outputs, Outputs, nnx.Rngs], nnx.Module],
     loss: Callable[[Any, Outputs, Outputs, Batch, PRNGKeyArray], Any],
@@ -145,6 +149,7 @@ def from_module(
     return Method(init, value, student_taps, teacher_taps)
 
 
+@checked()
 def pair_taps(
     taps: Sequence[str], teacher_taps: Sequence[str] | None
 ) -> list[tuple[str, str]]:
@@ -164,6 +169,7 @@ def pair_taps(
     return list(zip(taps, teacher_taps, strict=True))
 
 
+@checked()
 def connectors(
     student: Outputs, teacher: Outputs, pairs: list[tuple[str, str]], rngs: nnx.Rngs
 ) -> nnx.Module:
@@ -238,6 +244,7 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
     )
 
 
+@checked()
 def weighted_losses(
     terms: Sequence[tuple[float | Schedule, Method]],
     variables: MethodVariables,
@@ -289,6 +296,7 @@ def as_loss(loss: Any) -> Loss:
     return Loss(jnp.asarray(loss), jnp.ones(()))
 
 
+@checked()
 def resolved(
     found: tuple[Any, tuple[PyTree, dict[str, Any]]],
 ) -> tuple[Array, tuple[PyTree, Metrics]]:

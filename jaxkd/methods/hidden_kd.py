@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from flax import nnx
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float, frozen, l2_normalize
 from jaxkd.losses.language import relation_loss
 from jaxkd.methods.base import from_loss, from_module, pair_taps
@@ -11,6 +12,7 @@ from jaxkd.models.parts.linear import Linear
 from jaxkd.types import Method
 
 
+@checked()
 def hidden_kd(
     taps: Sequence[str],
     teacher_taps: Sequence[str] | None = None,
@@ -66,6 +68,7 @@ def hidden_kd(
     )
 
 
+@checked()
 def relation_kd(
     taps: Sequence[str], teacher_taps: Sequence[str] | None = None, *, heads: int
 ) -> Method:

@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
 from jaxkd.methods.base import batch_weights
 from jaxkd.sharding.axes import logical_spec
@@ -16,6 +17,7 @@ from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
 TAPS = ("final", "head")
 
 
+@checked(temperature=positive)
 def linear_kd(
     divergence: Divergence = forward_kl,
     *,
@@ -56,6 +58,7 @@ def linear_kd(
     return Method(init, loss, TAPS, TAPS)
 
 
+@checked(temperature=positive)
 def linear_kd_loss(
     student: Outputs,
     teacher: Outputs,

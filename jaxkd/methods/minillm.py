@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float, frozen, weighted_loss
 from jaxkd.losses.divergences import kl_divergence
 from jaxkd.losses.policy import (
@@ -16,6 +17,7 @@ from jaxkd.methods.base import batch_weights, from_loss
 from jaxkd.types import Method
 
 
+@checked()
 def minillm(
     *, discount: float = 0.95, reward_limit: float | None = 100.0, clip: float = 0.2
 ) -> Method:

@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import weighted_loss
 from jaxkd.losses.sinkd import sinkd_loss
 from jaxkd.methods.base import batch_weights, from_loss
 from jaxkd.types import Method
 
 
+@checked(temperature=positive, epsilon=positive)
 def sinkd(
     temperature: float = 2.0, *, epsilon: float = 0.1, iterations: int = 20
 ) -> Method:

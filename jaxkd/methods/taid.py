@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.linear_distill import soft_cross_entropy
 from jaxkd.losses.taid import taid_init, taid_loss, taid_update
 from jaxkd.methods.base import masked_loss
@@ -10,6 +11,7 @@ from jaxkd.methods.linear_kd import TAPS, linear_kd_loss
 from jaxkd.types import Loss, Method, MethodVariables
 
 
+@checked()
 def taid(
     total_steps: int,
     *,

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxkd.arguments import checked
 from jaxkd.losses.topk import (
     top_k_kd_loss,
     top_k_log_probs,
@@ -12,6 +13,7 @@ from jaxkd.methods.base import from_loss
 from jaxkd.types import Batch, Method, Outputs
 
 
+@checked()
 def top_k_targets(teacher: Outputs, batch: Batch, k: int | None) -> tuple[Array, Array]:
     """Return a teacher's best tokens and log-probabilities, from its logits or a batch.
 
@@ -46,6 +48,7 @@ def top_k_targets(teacher: Outputs, batch: Batch, k: int | None) -> tuple[Array,
     return ids[..., :k], log_probs[..., :k]
 
 
+@checked()
 def topk_kd(
     k: int | None = None, *, reverse: bool = False, rest: bool = True
 ) -> Method:

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked, probability
 from jaxkd.network import Network, axes_of
 from jaxkd.types import Outputs
 
@@ -27,6 +28,7 @@ class PairCache:
         return PairCache(self.first.grown(slots), self.second.grown(slots))
 
 
+@checked(share=probability)
 def mixed(first: Network, second: Network, share: float) -> Network:
     """Return the network whose probabilities are (1 − share)·first + share·second.
 

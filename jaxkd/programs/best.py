@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.checks import disjoint
 from jaxkd.types import Batch, Metrics, Program, deployed
 
@@ -36,6 +37,7 @@ class BestState:
         return self.best
 
 
+@checked()
 def with_best(
     program: Program,
     score: Callable[[Any, Batch], Array],

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.checks import (
     TOKENS,
     check_batch,
@@ -34,6 +35,7 @@ from jaxkd.types import (
 NO_TEACHER = Outputs(None, {})
 
 
+@checked()
 def distill(
     student: Network,
     teacher: Network | None,
@@ -69,6 +71,7 @@ def distill(
     return distillation(student, teacher, method, optimizer, accumulate=accumulate)
 
 
+@checked()
 def distillation(
     student: Network,
     teacher: Network | None,
@@ -125,6 +128,7 @@ def distillation(
     return Program(init, step, frozen_teacher, axes_of(student, teacher), check)
 
 
+@checked()
 def distillation_objective(
     student: Network,
     teacher: Network | None,
@@ -150,6 +154,7 @@ def distillation_objective(
     return objective
 
 
+@checked()
 def initial(
     keys: Keys,
     batch: Batch,
@@ -182,6 +187,7 @@ def initial(
     )
 
 
+@checked()
 def check_training(
     classes: int | None, batch: Batch, student: Network, teacher: Network | None
 ) -> None:
@@ -212,6 +218,7 @@ def check_training(
                 check_tokens(f"batch[{key!r}]", batch.get(key), network.vocabulary)
 
 
+@checked()
 def parts_of(state: TrainState) -> dict[str, Any]:
     """Return a state's parts for `programs.descend`."""
     return {
@@ -221,11 +228,13 @@ def parts_of(state: TrainState) -> dict[str, Any]:
     }
 
 
+@checked()
 def carry_of(state: TrainState) -> dict[str, Any]:
     """Return what a state's forward passes change."""
     return {"student": state.student["stats"], "method": state.method["state"]}
 
 
+@checked()
 def advanced(state: TrainState, method: Method, params: Any, carry: Any) -> TrainState:
     """Return the state one step on; the opposite of `parts_of` and `carry_of`."""
     held = carry["method"]
@@ -243,11 +252,13 @@ def advanced(state: TrainState, method: Method, params: Any, carry: Any) -> Trai
     )
 
 
+@checked()
 def prepared(method: Method, keys: Keys, batch: Batch) -> Batch:
     """Return the batch as the method wants it before the forward passes."""
     return method.prepare(keys.prepare, batch) if method.prepare else batch
 
 
+@checked()
 def teach(
     teacher: Network | None, method: Method, variables: Any, batch: Batch
 ) -> Outputs:
@@ -260,6 +271,7 @@ def teach(
     return jax.lax.stop_gradient(outputs)
 
 
+@checked()
 def learn(
     student: Network, method: Method, variables: Variables, batch: Batch, keys: Keys
 ) -> tuple[Outputs, Variables]:
@@ -273,11 +285,13 @@ def learn(
     )
 
 
+@checked()
 def frozen_teacher(state: TrainState) -> Any:
     """Return the arrays of a state that no step changes."""
     return state.teacher
 
 
+@checked()
 def check_taps(student: Network, teacher: Network | None, method: Method) -> None:
     """Refuse a method that reads what a network does not have.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.arguments import checked, natural, probability
 from jaxkd.checks import disjoint
 from jaxkd.generation import Sampling, generate
 from jaxkd.network import Network
@@ -23,6 +24,7 @@ Response = tuple[
 ]
 
 
+@checked(student_share=probability, teacher_share=probability, eos=natural)
 def on_policy(
     student: Network,
     teacher: Network,
@@ -119,6 +121,7 @@ def on_policy(
     return program._replace(init=init, step=step)
 
 
+@checked(eos=natural, pad=natural)
 def writer(
     network: Network,
     max_new_tokens: int,
@@ -151,6 +154,7 @@ def given(batch: Batch) -> Response:
     return ids, mask, jnp.zeros(ids.shape)
 
 
+@checked()
 def check_prompts(
     batch: Batch, max_new_tokens: int, *, responses: bool
 ) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.reporting.claims import Claim
 from jaxkd.reporting.paper import Paper
@@ -23,6 +24,7 @@ SEEDS = 3
 """Of a run, where an experiment does not say otherwise."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Experiment:
     """One paper's experiment.
@@ -115,6 +117,7 @@ def slugs() -> list[str]:
     return sorted(p.parent.name for p in experiments_folder().glob("*/experiment.py"))
 
 
+@checked()
 def load_experiment(slug: str) -> Experiment:
     """Return the experiment of that name.
 
@@ -138,6 +141,7 @@ def load_experiment(slug: str) -> Experiment:
     )
 
 
+@checked()
 def config_from_json(preset: Any, values: Mapping[str, Any]) -> Any:
     """Return a configuration like a preset, with the values that JSON has kept of it.
 

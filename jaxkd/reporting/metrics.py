@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from jaxkd.arguments import checked
 
+
+@checked()
 @dataclass(frozen=True)
 class Metric:
     """A column of a table.
@@ -92,6 +95,7 @@ METRICS = {
 """Metrics in the order of a table's columns; another's name is its own."""
 
 
+@checked()
 def higher_is_better(metric: str) -> bool | None:
     """Return which end of a metric is good; None where neither is, or it is unknown."""
     return METRICS[metric].higher_is_better if metric in METRICS else None

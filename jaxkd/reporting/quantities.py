@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import sub, truediv
 
+from jaxkd.arguments import checked
 from jaxkd.reporting.records import Record, select
 from jaxkd.reporting.tables import compact, metric_name
 
@@ -21,6 +22,7 @@ class NotComparable(Exception):
     """The records lack what a comparison needs; the message says what."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Quantity:
     """A quantity with one value a seed, which may be scaled, subtracted and divided.
@@ -74,6 +76,7 @@ class Quantity:
 Side = str | float | int | Quantity
 
 
+@checked()
 def cell(
     arm: str, metric: str = "", setting: str = "", *, fixed: bool = False
 ) -> Quantity:
@@ -99,6 +102,7 @@ def cell(
     return Quantity(name + within(setting), read, arm, setting)
 
 
+@checked()
 def derived(
     name: str,
     function: Callable[[Sequence[Record]], Values],
@@ -117,6 +121,7 @@ def derived(
     return Quantity(name, lambda records, *_: function(records), arm, setting)
 
 
+@checked()
 def values_of(
     records: Sequence[Record], arm: str, metric: str, setting: str = ""
 ) -> dict[Hashable, float]:
@@ -135,6 +140,7 @@ def values_of(
     return values
 
 
+@checked()
 def quantity(side: Side, metric: str) -> Quantity:
     """Return a claim's side as a quantity; a number is named in the metric's unit."""
     if isinstance(side, Quantity):
@@ -145,6 +151,7 @@ def quantity(side: Side, metric: str) -> Quantity:
     return Quantity(compact(metric, number, 6), lambda *_: number)
 
 
+@checked()
 def paired(
     a: Quantity, b: Quantity, records: Sequence[Record], metric: str, setting: str
 ) -> dict[Hashable, tuple[float, float]]:
@@ -177,6 +184,7 @@ def paired(
     return {seed: (value, second[seed]) for seed, value in first.items()}
 
 
+@checked()
 def within(setting: str) -> str:
     """Return how a setting is named after a claim; nothing without one."""
     return f" ({setting})" if setting else ""

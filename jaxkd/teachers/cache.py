@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples
 from jaxkd.teachers.targets import TeacherTargets
 from jaxkd.types import Batch
@@ -24,6 +25,7 @@ from jaxkd.types import Batch
 MANIFEST = "teacher.json"
 
 
+@checked()
 @dataclass(frozen=True)
 class Shard:
     """One file of a cache, and the examples it is for."""
@@ -32,6 +34,7 @@ class Shard:
     rows: range
 
 
+@checked()
 def shards(folder: Path, manifest: Mapping[str, Any]) -> list[Shard]:
     """Return the files of a cache, whether or not they are written."""
     examples, size = manifest["examples"], manifest["shard_examples"]
@@ -45,6 +48,7 @@ def shards(folder: Path, manifest: Mapping[str, Any]) -> list[Shard]:
     ]
 
 
+@checked()
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return what a cache says of itself.
 
@@ -69,6 +73,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
 
 
+@checked()
 def record_type(manifest: Mapping[str, Any]) -> np.dtype:
     """Return the structure of a cache's records."""
     arrays = [
@@ -77,6 +82,7 @@ def record_type(manifest: Mapping[str, Any]) -> np.dtype:
     return np.dtype([("checksum", "<u4"), ("example", "<u4"), *arrays])
 
 
+@checked()
 def record_checksum(record: bytes) -> int:
     """Return the checksum of all of a record but the checksum."""
     return zlib.crc32(record[4:])
@@ -95,6 +101,7 @@ def example_checksums(batch: Batch) -> list[int]:
     ]
 
 
+@checked()
 def write_teacher_cache(
     folder: str | Path,
     source: Examples,

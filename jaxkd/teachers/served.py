@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples
 from jaxkd.teachers.targets import TeacherTargets
 from jaxkd.types import Batch
@@ -28,6 +29,7 @@ from jaxkd.types import Batch
 LONGEST_WAIT = 30.0
 
 
+@checked()
 @dataclass(frozen=True)
 class ServedTeacher:
     """Text with a served teacher's best next tokens, asked for as it is read.

@@ -18,11 +18,13 @@ from orbax.checkpoint.checkpoint_managers import (
     preservation_policy,
 )
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 
 logger = logging.getLogger(__name__)
 
 
+@checked()
 class Checkpoints:
     """Checkpoints in a folder; each is complete or absent.
 

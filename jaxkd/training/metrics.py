@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxkd.arguments import checked
+
 
 @runtime_checkable
 class MetricWriter(Protocol):
@@ -26,6 +28,7 @@ class MetricWriter(Protocol):
         ...
 
 
+@checked()
 class JsonLines:
     """One JSON object a line: ``{"step": 50, "loss": 0.7, …}``.
 
@@ -50,6 +53,7 @@ class JsonLines:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
 
+@checked()
 class Csv:
     """One value a row, with the columns ``step,metric,value``.
 
@@ -90,6 +94,7 @@ class Csv:
             file.write(rows.getvalue())
 
 
+@checked()
 class TensorBoard:
     """TensorBoard event files, by tensorboardX (``pip install jaxkd[tensorboard]``).
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from jaxkd.arguments import checked
 from jaxkd.data.text.tokenizers import Tokenizer
 
 CHUNK = 1024
 """Texts that are tokenised at a time, on all cores."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Documents:
     """Tokenised documents; memory-mapped files will do.
@@ -105,6 +107,7 @@ class Documents:
         (folder / "documents.json").write_text(json.dumps(about))
 
 
+@checked()
 def load_documents(folder: str | Path) -> Documents:
     """Return documents that were saved, without reading them at once.
 
@@ -133,6 +136,7 @@ def load_documents(folder: str | Path) -> Documents:
         ) from None
 
 
+@checked()
 def tokenize(name: str, texts: Iterable[str], tokenizer: Tokenizer) -> Documents:
     """Return texts as documents, each between the tokens that begin and end a text.
 

@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Integer
 
+from jaxkd.arguments import checked, natural
 from jaxkd.checks import unknown_name
 from jaxkd.data.text.documents import Documents
 
 TooLong = Literal["split", "cut", "drop"]
 
 
+@checked()
 def best_fit(
     sizes: Integer[np.ndarray, "items"], capacity: int
 ) -> Integer[np.ndarray, "items"]:
@@ -52,6 +54,7 @@ def best_fit(
     return row
 
 
+@checked(dropped=natural)
 @dataclass(frozen=True)
 class Packed:
     """Rows of documents as examples, each token's label being the next of its own one.
@@ -143,6 +146,7 @@ class Packed:
         return f"{total:08x}"
 
 
+@checked()
 def pack(
     documents: Documents,
     length: int,

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from jaxtyping import Integer
 
+from jaxkd.arguments import checked, natural
 from jaxkd.checks import check_labels
 from jaxkd.data.text.documents import Documents
 from jaxkd.data.text.tokenizers import Tokenizer
 
 
+@checked(pad=natural)
 def left_pad(
     prompts: Sequence[Sequence[int]], pad: int | None, length: int | None = None
 ) -> dict[str, np.ndarray]:
@@ -51,6 +53,7 @@ def left_pad(
     return {"input_ids": ids, "attention_mask": real.astype(np.int32)}
 
 
+@checked(pad=natural)
 @dataclass(frozen=True)
 class Prompts:
     """Prompts as examples, with padding before them, and what answers them.
@@ -135,6 +138,7 @@ class Prompts:
         return f"{zlib.crc32(about.encode()):08x}"
 
 
+@checked(pad=natural)
 def prompts_of_chats(
     chats: Documents, length: int, response_length: int, pad: int | None
 ) -> Prompts:
@@ -180,6 +184,7 @@ def prompts_of_chats(
     return Prompts(documents, length, pad, answers, response_length)
 
 
+@checked(pad=natural)
 @dataclass(frozen=True)
 class LabelledTexts:
     """Texts, or pairs of them, and the class of each.
@@ -272,6 +277,7 @@ class LabelledTexts:
         return f"{zlib.crc32(label, zlib.crc32(about.encode())):08x}"
 
 
+@checked()
 def label_texts(
     name: str,
     texts: Iterable[str],

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxkd.arguments import checked, natural
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -59,6 +61,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@checked()
 @dataclass(frozen=True)
 class ByteTokenizer:
     """UTF-8 bytes as tokens 0 to 255, and begin, end and padding after them.
@@ -121,6 +124,7 @@ class ByteTokenizer:
         return [token for row in rows for token in row], types
 
 
+@checked(eos=natural, bos=natural, pad=natural)
 class FileTokenizer:
     """The tokenizer of a ``tokenizer.json``; see `load_tokenizer`.
 
@@ -166,6 +170,7 @@ class FileTokenizer:
         return found.ids, found.type_ids
 
 
+@checked()
 def load_tokenizer(folder: str | Path) -> FileTokenizer:
     """Return the tokenizer of a Hugging Face folder.
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from jaxkd.arguments import checked, integer
 from jaxkd.data.datasets import data_file
 from jaxkd.data.sources import Dataset
 
 
+@checked(length=integer, stride=integer)
 @dataclass(frozen=True)
 class Windows:
     """Windows of a row of tokens as examples, each token's label being the next one.
@@ -90,6 +92,7 @@ class Windows:
         return f"{zlib.crc32(some, total):08x}"
 
 
+@checked()
 def tiny_shakespeare(length: int) -> Dataset:
     """Return the characters of Karpathy's tiny Shakespeare; its last tenth is the test.
 
@@ -116,6 +119,7 @@ def _split(name: str, tokens: Any, length: int, classes: int) -> Dataset:
     )
 
 
+@checked()
 def token_files(folder: str, length: int, classes: int) -> Dataset:
     """Return text that was tokenised before, from files that are not read at once.
 

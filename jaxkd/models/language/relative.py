@@ -11,9 +11,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.sharding.axes import declare
 
 
+@checked()
 def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
     """Return the bucket of every distance from 0 to ``max_distance``.
 
