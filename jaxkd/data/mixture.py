@@ -15,7 +15,7 @@ from jaxkd.data.sources import Examples
 Weights = Sequence[float] | Float[np.ndarray, "sources"]
 
 
-@checked()
+@checked(weights=own_check)
 def mixture_weights(
     sources: Mapping[str, Examples], weights: Weights | None = None
 ) -> Float[np.ndarray, "sources"]:

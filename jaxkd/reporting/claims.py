@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.reporting.metrics import higher_is_better
 from jaxkd.reporting.quantities import (
@@ -42,7 +41,6 @@ class Status(StrEnum):
     AGAINST = "OBSERVED (against)"
 
 
-@checked()
 @dataclass(frozen=True)
 class Verdict:
     """The outcome of judging a claim.
@@ -72,7 +70,6 @@ class Verdict:
         return f"{self.status}{after}"
 
 
-@checked()
 @dataclass(frozen=True)
 class Claim:
     """Something an experiment's records are to show.
@@ -97,7 +94,6 @@ class Claim:
         return self.method in run if self.method else bool(run)
 
 
-@checked()
 def contrast(
     a: Side,
     b: Side,
@@ -190,7 +186,6 @@ def contrast(
     )
 
 
-@checked()
 def observed(
     a: Side,
     relation: str,
@@ -251,7 +246,6 @@ RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
 }
 
 
-@checked()
 def all_of(name: str, claims: Sequence[Claim]) -> Claim:
     """Claim several things at once, such as a fall from each of some arms to the next.
 
@@ -294,7 +288,6 @@ def all_of(name: str, claims: Sequence[Claim]) -> Claim:
     )
 
 
-@checked()
 def judge_all(
     claims: Sequence[Claim], records: Sequence[Record]
 ) -> list[tuple[Claim, Verdict]]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.reporting.claims import Claim
 from jaxkd.reporting.paper import Paper
@@ -24,7 +23,6 @@ SEEDS = 3
 """Of a run, where an experiment does not say otherwise."""
 
 
-@checked()
 @dataclass(frozen=True)
 class Experiment:
     """One paper's experiment.
@@ -117,7 +115,6 @@ def slugs() -> list[str]:
     return sorted(p.parent.name for p in experiments_folder().glob("*/experiment.py"))
 
 
-@checked()
 def load_experiment(slug: str) -> Experiment:
     """Return the experiment of that name.
 
@@ -141,7 +138,6 @@ def load_experiment(slug: str) -> Experiment:
     )
 
 
-@checked()
 def config_from_json(preset: Any, values: Mapping[str, Any]) -> Any:
     """Return a configuration like a preset, with the values that JSON has kept of it.
 

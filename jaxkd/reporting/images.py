@@ -7,13 +7,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxkd.arguments import checked
-
 GAP = 2  # pixels between images
 TEXT = 13  # points
 
 
-@checked()
 def plot_images(
     rows: Mapping[str, Float[np.ndarray, "examples height width channels"]],
     path: str | Path,

@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxkd.arguments import checked
 
-
-@checked()
 @dataclass(frozen=True)
 class Metric:
     """A column of a table.
@@ -95,7 +92,6 @@ METRICS = {
 """Metrics in the order of a table's columns; another's name is its own."""
 
 
-@checked()
 def higher_is_better(metric: str) -> bool | None:
     """Return which end of a metric is good; None where neither is, or it is unknown."""
     return METRICS[metric].higher_is_better if metric in METRICS else None

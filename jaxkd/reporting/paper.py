@@ -3,13 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxkd.arguments import checked
-
 RECALLED = "†"
 """Marks a paper's number that was not read in the paper or its code."""
 
 
-@checked()
 @dataclass(frozen=True)
 class PaperValue:
     """A number that a paper reports.
@@ -33,13 +30,11 @@ bare number counts as recalled.
 """
 
 
-@checked()
 def as_paper_value(given: PaperValue | float) -> PaperValue:
     """Return a number as one that is recalled, and a `PaperValue` as it is."""
     return given if isinstance(given, PaperValue) else PaperValue(given, "", False)
 
 
-@checked()
 def paper_table(
     metric: str,
     settings: Sequence[str],

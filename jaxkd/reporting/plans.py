@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxkd.arguments import checked
 from jaxkd.files import write_atomically
 from jaxkd.training.ahead import StepPlan
 
@@ -28,7 +27,6 @@ HEADER = (
 with what it waits for then."""
 
 
-@checked()
 def plan_rows(plans: Mapping[str, StepPlan]) -> list[tuple[str, ...]]:
     """Return a row of text, under `HEADER`, of each program's step."""
     return [
@@ -52,7 +50,6 @@ def _axes(plan: StepPlan) -> str:
     return " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items() if n > 1) or "one"
 
 
-@checked()
 def plan_markdown(plans: Mapping[str, StepPlan]) -> str:
     """Return the table in Markdown."""
     rule = ("---",) * 2 + ("---:",) * (len(HEADER) - 3) + ("---",)
@@ -60,7 +57,6 @@ def plan_markdown(plans: Mapping[str, StepPlan]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-@checked()
 def print_plans(console: Console, plans: Mapping[str, StepPlan]) -> None:
     """Print the table, and what each program sends by the kind of collective."""
     table = Table(*HEADER, box=None)
@@ -76,7 +72,6 @@ def print_plans(console: Console, plans: Mapping[str, StepPlan]) -> None:
         )
 
 
-@checked()
 def write_plans(path: Path, plans: Mapping[str, StepPlan]) -> None:
     """Write plans as JSON; the folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +79,6 @@ def write_plans(path: Path, plans: Mapping[str, StepPlan]) -> None:
     write_atomically(path, json.dumps(saved, indent=1) + "\n")
 
 
-@checked()
 def read_plans(path: Path) -> dict[str, StepPlan]:
     """Return the plans of a file that `write_plans` wrote.
 

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxkd.arguments import checked
 from jaxkd.reporting.metrics import higher_is_better
 from jaxkd.reporting.records import Record, Summary, methods, settings
 from jaxkd.reporting.tables import (
@@ -48,7 +47,6 @@ SMALL, MEDIUM, LARGE = 9, 10, 12  # points
 DPI = 160
 
 
-@checked()
 def plot_comparison(
     records: Sequence[Record], path: str | Path, metric: str = "last_accuracy"
 ) -> Path:
@@ -93,7 +91,6 @@ def plot_comparison(
     return _save(figure, path)
 
 
-@checked()
 def plot_curves(
     records: Sequence[Record], path: str | Path, metric: str = "accuracy"
 ) -> Path:
@@ -124,7 +121,6 @@ def plot_curves(
     return _save(figure, path)
 
 
-@checked()
 def curves(
     records: Sequence[Record], metric: str = "accuracy"
 ) -> dict[str, dict[str, Float[np.ndarray, "seeds evaluations"]]]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import sub, truediv
 
-from jaxkd.arguments import checked
 from jaxkd.reporting.records import Record, select
 from jaxkd.reporting.tables import compact, metric_name
 
@@ -22,7 +21,6 @@ class NotComparable(Exception):
     """The records lack what a comparison needs; the message says what."""
 
 
-@checked()
 @dataclass(frozen=True)
 class Quantity:
     """A quantity with one value a seed, which may be scaled, subtracted and divided.
@@ -76,7 +74,6 @@ class Quantity:
 Side = str | float | int | Quantity
 
 
-@checked()
 def cell(
     arm: str, metric: str = "", setting: str = "", *, fixed: bool = False
 ) -> Quantity:
@@ -102,7 +99,6 @@ def cell(
     return Quantity(name + within(setting), read, arm, setting)
 
 
-@checked()
 def derived(
     name: str,
     function: Callable[[Sequence[Record]], Values],
@@ -121,7 +117,6 @@ def derived(
     return Quantity(name, lambda records, *_: function(records), arm, setting)
 
 
-@checked()
 def values_of(
     records: Sequence[Record], arm: str, metric: str, setting: str = ""
 ) -> dict[Hashable, float]:
@@ -140,7 +135,6 @@ def values_of(
     return values
 
 
-@checked()
 def quantity(side: Side, metric: str) -> Quantity:
     """Return a claim's side as a quantity; a number is named in the metric's unit."""
     if isinstance(side, Quantity):
@@ -151,7 +145,6 @@ def quantity(side: Side, metric: str) -> Quantity:
     return Quantity(compact(metric, number, 6), lambda *_: number)
 
 
-@checked()
 def paired(
     a: Quantity, b: Quantity, records: Sequence[Record], metric: str, setting: str
 ) -> dict[Hashable, tuple[float, float]]:
@@ -184,7 +177,6 @@ def paired(
     return {seed: (value, second[seed]) for seed, value in first.items()}
 
 
-@checked()
 def within(setting: str) -> str:
     """Return how a setting is named after a claim; nothing without one."""
     return f" ({setting})" if setting else ""

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxkd.arguments import checked, natural
 
-
-@checked(seed=natural)
 @dataclass(frozen=True)
 class Record:
     """One number that an experiment measured.
@@ -34,7 +31,6 @@ class Record:
     curve: tuple[float, ...] = ()
 
 
-@checked()
 @dataclass(frozen=True)
 class Summary:
     """Mean and standard error of a metric over seeds.
@@ -66,7 +62,6 @@ class Summary:
         return self.mean - half, self.mean + half
 
 
-@checked()
 def select(
     records: Iterable[Record], method: str, metric: str, setting: str = ""
 ) -> list[Record]:
@@ -79,7 +74,6 @@ def select(
     return sorted(found, key=lambda r: r.seed)
 
 
-@checked()
 def summarize(values: Sequence[float]) -> Summary:
     """Return mean and standard error of one value a seed.
 
@@ -93,13 +87,11 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(float(np.mean(values)), error, n)
 
 
-@checked()
 def settings(records: Iterable[Record]) -> list[str]:
     """Return the settings, in order of first appearance."""
     return list(dict.fromkeys(r.setting for r in records))
 
 
-@checked()
 def methods(records: Iterable[Record], setting: str = "") -> list[str]:
     """Return a setting's methods, in order of first appearance."""
     return list(dict.fromkeys(r.method for r in records if r.setting == setting))

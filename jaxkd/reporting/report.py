@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from jaxkd.arguments import checked
 from jaxkd.reporting.claims import Claim, Status, Verdict, judge_all
 from jaxkd.reporting.paper import Paper
 from jaxkd.reporting.records import Record
@@ -86,7 +85,6 @@ figcaption { margin-top: .4rem; font-size: .85rem; color: var(--soft); }
 """
 
 
-@checked()
 def print_report(
     console: Console,
     results: Results,
@@ -129,7 +127,6 @@ def print_report(
         console.print(Text(JUDGED, style="dim"))
 
 
-@checked()
 def markdown_report(
     results: Results,
     claims: Sequence[Claim],
@@ -157,7 +154,6 @@ def markdown_report(
     return "\n".join(lines)
 
 
-@checked()
 def report_folder(results_file: str | Path) -> Path:
     """Return the folder of a results file's report: beside it, and of its name.
 
@@ -166,7 +162,6 @@ def report_folder(results_file: str | Path) -> Path:
     return Path(results_file).with_suffix("")
 
 
-@checked()
 def write_report(
     results: Results,
     claims: Sequence[Claim],

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 
-from jaxkd.arguments import checked
 from jaxkd.files import write_atomically
 from jaxkd.reporting.records import Record
 
@@ -25,7 +24,6 @@ SCHEMA = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-@checked()
 @dataclass(frozen=True)
 class Results:
     """What one run of an experiment found, and how.
@@ -55,7 +53,6 @@ class Results:
     seconds: float
 
 
-@checked()
 def write_results(
     path: str | Path,
     *,
@@ -108,7 +105,6 @@ def write_results(
     write_atomically(Path(path), text)
 
 
-@checked()
 def read_results(path: str | Path) -> Results:
     """Read a results file.
 
@@ -168,7 +164,6 @@ def code_state() -> tuple[str | None, bool]:
     return git_state(Path(__file__).parent)
 
 
-@checked()
 def git_state(folder: Path) -> tuple[str | None, bool]:
     """Return a folder's git commit, and whether the repository differs from it.
 

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.arguments import checked, natural
 from jaxkd.files import write_atomically
 from jaxkd.interop import save_pretrained
 from jaxkd.network import Network
@@ -32,7 +31,6 @@ Values = Mapping[str, float | Sequence[float]]
 """Metrics by name: a number, or its whole course over training, the last one last."""
 
 
-@checked()
 def last_evaluation(history: History) -> Values:
     """Return what the last evaluation found; of ``nll`` its course over all of them."""
     found: dict[str, Any] = {
@@ -45,7 +43,6 @@ def last_evaluation(history: History) -> Values:
     return found
 
 
-@checked()
 @dataclass(frozen=True)
 class Task:
     """What the arms of one table are trained and tested on.
@@ -82,7 +79,6 @@ def _nothing(state: Any, history: History) -> Values:
     return {}
 
 
-@checked()
 @dataclass(frozen=True)
 class Arm:
     """A row of a table: what is trained, and which network of it is tested.
@@ -106,7 +102,6 @@ class Arm:
     seconds: float = 0.0
 
 
-@checked()
 @dataclass(frozen=True)
 class Run:
     """Where one run of an experiment keeps what it has done.
@@ -247,7 +242,6 @@ class Run:
         return found
 
 
-@checked()
 class Clock:
     """The time spent in a folder, over all the times that a run was stopped.
 
@@ -275,7 +269,6 @@ class Clock:
             write_atomically(self._file, f"{self.seconds:.3f}")
 
 
-@checked(seed=natural)
 def records(
     setting: str, method: str, seed: int, values: Values, seconds: float
 ) -> list[Record]:
@@ -288,7 +281,6 @@ def records(
     return found
 
 
-@checked()
 def run_arms(
     arms: Callable[[Any, Run, int], Iterable[tuple[Arm, Task]]],
     config: Any,
@@ -316,7 +308,6 @@ def run_arms(
     ]
 
 
-@checked()
 def on_first_process(ask: Callable[[], bool]) -> bool:
     """Return what the first of all processes finds, for all to do the same."""
     if jax.process_count() == 1:
@@ -326,7 +317,6 @@ def on_first_process(ask: Callable[[], bool]) -> bool:
     return bool(broadcast_one_to_all(np.asarray(ask())))
 
 
-@checked()
 def read_part(folder: Path) -> list[Record]:
     """Return the records of a finished part of a run.
 

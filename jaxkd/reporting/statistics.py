@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 
 LEVEL = 0.05
@@ -13,7 +12,6 @@ LEVEL = 0.05
 KINDS = ("superiority", "non-inferiority", "equivalence")
 
 
-@checked()
 @dataclass(frozen=True)
 class PairedTest:
     """What paired differences say of a claim about their mean.
@@ -33,7 +31,6 @@ class PairedTest:
     p_fails: float
 
 
-@checked()
 def check_margin(margin: float, kind: str) -> None:
     """Raise an error unless a margin fits the kind of a contrast.
 
@@ -51,7 +48,6 @@ def check_margin(margin: float, kind: str) -> None:
         )
 
 
-@checked()
 def paired_test(
     differences: Sequence[float], margin: float = 0.0, kind: str = "superiority"
 ) -> PairedTest:
@@ -110,7 +106,6 @@ def _p_above(gap: float, error: float, n: int) -> float:
     return float(stdtr(n - 1, -gap / error))
 
 
-@checked()
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number by Holm's step-down method.
 

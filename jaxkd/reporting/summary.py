@@ -7,13 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxkd.arguments import checked
 from jaxkd.reporting.claims import Status, Verdict, judge_all
 from jaxkd.reporting.experiment import Experiment, load_experiment, slugs
 from jaxkd.reporting.results import read_results
 
 
-@checked()
 def verdicts(experiment: Experiment) -> Iterator[tuple[Path, list[Verdict]]]:
     """Yield each committed results file with its claims' verdicts."""
     for file in sorted((experiment.folder / "results").glob("*.json")):
@@ -22,7 +20,6 @@ def verdicts(experiment: Experiment) -> Iterator[tuple[Path, list[Verdict]]]:
             yield file, [verdict for _, verdict in judged]
 
 
-@checked()
 def print_summary(console: Console) -> None:
     """Print the verdicts' counts of each results file, and of all.
 

@@ -10,7 +10,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from jaxkd.arguments import checked
 from jaxkd.reporting.metrics import METRICS, higher_is_better
 from jaxkd.reporting.paper import RECALLED, Paper, PaperValue, as_paper_value
 from jaxkd.reporting.records import (
@@ -28,7 +27,6 @@ TEACHER = "teacher"
 MISSING = "–"
 
 
-@checked()
 @dataclass(frozen=True)
 class Row:
     """One method of one setting.
@@ -50,7 +48,6 @@ class Row:
     seconds: float
 
 
-@checked()
 @dataclass(frozen=True)
 class Grid:
     """One setting's table as text, ready to be drawn anywhere.
@@ -68,13 +65,11 @@ class Grid:
     best: set[tuple[int, int]] = field(default_factory=set)
 
 
-@checked()
 def metric_name(metric: str) -> str:
     """Return a metric's column name; an unknown metric is its own."""
     return METRICS[metric].name if metric in METRICS else metric
 
 
-@checked()
 def format_value(metric: str, value: float, extra: int = 0) -> str:
     """Return a value as text: percent with 1 digit, NLL with 3, others with 4 in all.
 
@@ -92,14 +87,12 @@ def format_value(metric: str, value: float, extra: int = 0) -> str:
     return f"{value:.{4 + extra}g}"
 
 
-@checked()
 def compact(metric: str, value: float, digits: int = 3) -> str:
     """Return a value as text with some significant digits, in the metric's unit."""
     unit = 100 if metric_name(metric).endswith("%") else 1
     return f"{unit * value + 0.0:.{digits}g}"  # + 0.0 makes 0 of −0
 
 
-@checked()
 def format_summary(metric: str, summary: Summary) -> str:
     """Return ``"91.9 ± 0.5"``, or the mean alone where there is one seed."""
     mean = format_value(metric, summary.mean)
@@ -110,7 +103,6 @@ def format_summary(metric: str, summary: Summary) -> str:
     return f"{mean} ± {summary.error:.2g}"
 
 
-@checked()
 def measured(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     """Return the metrics to compare methods by, and the others that were recorded.
 
@@ -122,7 +114,6 @@ def measured(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     return (known, others) if known else (others, [])
 
 
-@checked()
 def comparison(
     records: Sequence[Record], metrics: Sequence[str], paper: Paper | None = None
 ) -> list[Row]:
@@ -162,7 +153,6 @@ def comparison(
     return rows
 
 
-@checked()
 def layout(
     rows: Sequence[Row], metrics: Sequence[str], intervals: bool = False
 ) -> list[Grid]:
@@ -207,7 +197,6 @@ def layout(
     return grids
 
 
-@checked()
 def print_table(
     console: Console,
     records: Sequence[Record],
@@ -243,7 +232,6 @@ def print_table(
             console.print(marks, style="dim")
 
 
-@checked()
 def markdown_table(
     records: Sequence[Record], metrics: Sequence[str], paper: Paper | None = None
 ) -> str:
@@ -286,7 +274,6 @@ def _paper_cell(metric: str, paper: PaperValue | None) -> str:
     return format_value(metric, paper.value) + ("" if paper.checked else RECALLED)
 
 
-@checked()
 def legend(grids: Iterable[Grid]) -> str:
     """Return what the marks in some tables mean; empty where there are none."""
     cells = (cell for grid in grids for row in grid.rows for cell in row)
@@ -349,7 +336,6 @@ def _fits(console: Console, rows: Sequence[Row], metrics: Sequence[str]) -> bool
     return Measurement.get(console, wide, table).maximum <= console.width
 
 
-@checked()
 def markdown_escape(text: str) -> str:
     """Return a text as one cell of a Markdown table."""
     for character in "\\`*[]<>|":

@@ -25,7 +25,7 @@ from jax.sharding import (
 )
 from jaxtyping import PyTree
 
-from jaxkd.arguments import Rule, checked
+from jaxkd.arguments import checked, own_check
 from jaxkd.checks import unknown_name
 from jaxkd.sharding.axes import declared_axes, logical_spec
 from jaxkd.types import NO_AXES, Axes, Batch
@@ -36,10 +36,7 @@ MIN_SIZE = 2**14
 """Arrays of fewer elements are copied to every device: gathering costs more."""
 
 
-chips = Rule("at least 1, or -1 for all that are left", lambda x: x >= 1 or x == -1)
-
-
-@checked(data=chips, fsdp=chips, tensor=chips, dcn=chips)
+@checked(data=own_check, fsdp=own_check, tensor=own_check, dcn=own_check)
 @dataclass(frozen=True)
 class MeshShape:
     """Devices along each axis; one of them may be -1, for all that are left."""
