@@ -1,7 +1,6 @@
 """Answers to bad input: unknown names, and batches that would train on nonsense."""
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,27 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxkd.arguments import unknown_name as unknown_name
 from jaxkd.graphs import Graph, check_graph
 from jaxkd.types import Batch
 
 TOKENS = ("input_ids", "decoder_input_ids", "response_ids")
 """What of a batch holds tokens."""
-
-
-def unknown_name(kind: str, given: str, valid: Iterable[str]) -> str:
-    """Return the message for a name that is not among the valid ones.
-
-    Args:
-        kind: what is named, such as ``"model"``.
-        given: the name that was given.
-        valid: the names that exist.
-    """
-    valid, given = list(valid), given[:100]
-    message = f"unknown {kind} {given!r}"
-    match = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
-    if match:
-        message += f": did you mean {match[0]!r}?"
-    return f"{message} Valid: {', '.join(valid) or 'none'}"
 
 
 def disjoint(*metrics: Mapping[str, Any]) -> dict[str, Any]:

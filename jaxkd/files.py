@@ -22,6 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkd.arguments import checked
+
 logger = logging.getLogger(__name__)
 
 DIGESTS = "SHA256SUMS"
@@ -87,6 +89,7 @@ def check_plain(value: Any, what: str) -> None:
         check_plain(item, what)
 
 
+@checked()
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Give a file to write that takes the other's place when all of it is there.
@@ -113,6 +116,7 @@ def replaced(path: Path) -> Iterator[Path]:
         ) from error
 
 
+@checked()
 def write_atomically(path: Path, text: str) -> None:
     """Write a file; a reader sees all of it or what was there before.
 

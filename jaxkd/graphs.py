@@ -18,6 +18,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
+
 CPU_BLOCK = 256
 """Edges at a time on CPUs: of 64 to 4,096 the fastest (Cora and Coauthor CS, widths 256
 and 512)."""
@@ -236,6 +238,7 @@ def _blocks(
     return tuple(array.reshape(-1, size, *array.shape[1:]) for array in filled)
 
 
+@checked()
 def check_graph(graph: Graph) -> None:
     """Refuse a graph whose arrays do not fit together; traced values are passed over.
 
@@ -286,6 +289,7 @@ def _check_indices(name: str, indices: Any, size: int) -> None:
         )
 
 
+@checked()
 def pad_graph(graph: Graph, multiple: int) -> Graph:
     """Return the graph with nodes, edges and entries each padded to a multiple.
 

@@ -21,6 +21,7 @@ from jaxkd.adapters import (
     as_variables,
     merge_module,
 )
+from jaxkd.arguments import checked, floating
 from jaxkd.checks import unknown_name
 from jaxkd.types import NO_AXES, Axes, Batch, Inputs, Outputs, Variables
 
@@ -53,6 +54,7 @@ class Apply(Protocol):
         ...
 
 
+@checked()
 @dataclass(frozen=True)
 class Network:
     """Any model of any framework as two pure functions.
@@ -86,6 +88,7 @@ class Network:
     vocabulary: int | None = field(default=None, compare=False)
 
     @classmethod
+    @checked()
     def from_nnx(
         cls,
         build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module,
@@ -115,6 +118,7 @@ class Network:
         return cls._of(adapt_nnx(build, taps), reads)
 
     @classmethod
+    @checked()
     def from_linen(
         cls,
         module: Any,
@@ -140,6 +144,7 @@ class Network:
         return cls._of(adapt_linen(module, example, taps), reads)
 
     @classmethod
+    @checked()
     def from_apply(
         cls,
         init: Callable[[PRNGKeyArray], PyTree],
@@ -172,6 +177,7 @@ class Network:
             module=adapted.module,
         )
 
+    @checked()
     def read(self, batch: Batch, role: str = "") -> Inputs:
         """Return the network's inputs out of a batch.
 
@@ -201,6 +207,7 @@ class Network:
             )
         return inputs[self.reads[0]] if len(self.reads) == 1 else inputs
 
+    @checked()
     def segment(self, start: str | None = None, stop: str | None = None) -> "Network":
         """Return the part of this network from one tap to another.
 
@@ -293,6 +300,7 @@ class Network:
             )
         return {"params": variables["params"], **variables["stats"]}
 
+    @checked(dtype=floating)
     def astype(self, dtype: Any) -> "Network":
         """Return this network with floating-point parameters and inputs of a dtype.
 
@@ -314,6 +322,7 @@ class Network:
 
         return replace(self, init=init, apply=apply)
 
+    @checked(dtype=floating)
     def computing_in(self, dtype: Any) -> "Network":
         """Return this network computing in a dtype from parameters kept as they are.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 ORDER = [
-    {"types", "checks", "graphs", "files", "untrusted", "registry"},
+    {"types", "arguments", "checks", "graphs", "files", "untrusted", "registry"},
     {"kernels", "sharding"},
     {"losses"},
     {"network", "adapters", "data"},

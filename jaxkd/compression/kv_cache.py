@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.models.language.cache import KVCache
 from jaxkd.network import Network
 from jaxkd.types import Outputs
 
 
+@checked()
 def with_quantized_cache(network: Network, dtype: Any) -> Network:
     """Return the network whose cache is rounded once its first tokens are read.
 

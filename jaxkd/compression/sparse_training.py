@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked, fraction
 from jaxkd.compression.prune.sparsity import (
     NMReport,
     check_sparse,
@@ -55,6 +56,7 @@ def weight_scale(
     return weights * jnp.repeat(scales, inputs // groups, axis=-2)
 
 
+@checked()
 def scaled(network: Network, scope: str, groups: int = 2) -> Network:
     """Return the network with learnt scales of the weights in scope, 1 at first.
 
@@ -95,6 +97,7 @@ def scaled(network: Network, scope: str, groups: int = 2) -> Network:
     return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
+@checked()
 def fold_scales(params: Mapping[str, PyTree], axes: Axes = NO_AXES) -> PyTree:
     """Return the params of a `scaled` network as the plain network's.
 
@@ -139,6 +142,7 @@ class MaskedStats:
     masks: PyTree
 
 
+@checked(decay=fraction)
 def straight_through(
     network: Network,
     scope: str,
@@ -204,6 +208,7 @@ def straight_through(
     return replace(network, init=init, apply=apply, spec=None, module=None)
 
 
+@checked()
 def finalize(
     params: PyTree, scope: str, n: int = 2, m: int = 4
 ) -> tuple[PyTree, NMReport]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.data.sources import Dataset, Example, RecordSource, Source
 from jaxkd.data.transforms import CropResize
@@ -65,6 +66,7 @@ def digits() -> Dataset:
     )
 
 
+@checked()
 def data_file(relative: str) -> Path:
     """Return a file below the folder that JAXKD_DATA names.
 
@@ -90,6 +92,7 @@ def data_file(relative: str) -> Path:
     return path
 
 
+@checked()
 def read_arrays(relative: str, names: list[str]) -> list[np.ndarray]:
     """Return arrays of an ``.npz`` file below JAXKD_DATA."""
     path = data_file(relative)
@@ -179,6 +182,7 @@ def _plain(record: Example, rng: np.random.Generator | None) -> Example:
     return {"image": record["image"], "label": np.int32(record["label"])}
 
 
+@checked()
 def tfds_splits(
     name: str, splits: list[str], data_dir: str | Path | None
 ) -> tuple[dict[str, Any], list[Any]]:
@@ -213,6 +217,7 @@ def tfds_splits(
     return dict(builder.info.features.items()), list(records)
 
 
+@checked()
 def tfds_dataset(
     name: str,
     *,
@@ -285,6 +290,7 @@ DATASETS: dict[str, Callable[[], Dataset]] = constructors(
 """Data sets by name: the functions above, and ``tfds/NAME``."""
 
 
+@checked()
 def load(name: str) -> Dataset:
     """Return the data set of that name.
 

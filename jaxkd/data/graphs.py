@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.checks import check_batch, unknown_name
 from jaxkd.data.datasets import data_file, read_arrays, whole
 from jaxkd.data.sources import brief
@@ -25,6 +26,7 @@ DENSE = 0.08
 a weight is then the faster one."""
 
 
+@checked()
 @dataclass(frozen=True)
 class GraphDataset:
     """A graph, its nodes' labels, and which nodes are for what.
@@ -118,6 +120,7 @@ class GraphDataset:
         )
 
 
+@checked()
 def repeated(batch: dict[str, Any], epochs: int) -> grain.IterDataset:
     """Return a grain data set of one batch over and over, for training on a graph.
 
@@ -229,6 +232,7 @@ GRAPHS: dict[str, Callable[[], GraphDataset]] = constructors(globals(), GraphDat
 """Graphs by name: the functions above."""
 
 
+@checked()
 def load_graph(name: str) -> GraphDataset:
     """Return the graph of that name.
 

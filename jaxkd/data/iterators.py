@@ -7,9 +7,11 @@ import grain
 import jax
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.types import Batch
 
 
+@checked()
 def batch_iterator(batches: Iterable[Any], repeat: bool) -> Iterator[Any]:
     """Return an iterator over batches, with ``get_state`` and ``set_state`` if it can.
 
@@ -40,6 +42,7 @@ def batch_iterator(batches: Iterable[Any], repeat: bool) -> Iterator[Any]:
     return _rounds(batches)
 
 
+@checked()
 def resumable(iterator: Iterator[Any]) -> bool:
     """Return whether an iterator can say where it is, and go on from there."""
     return hasattr(iterator, "get_state") and hasattr(iterator, "set_state")

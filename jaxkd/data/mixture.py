@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxkd.arguments import checked, own_check
 from jaxkd.data.sources import Examples
 
 Weights = Sequence[float] | Float[np.ndarray, "sources"]
 
 
+@checked(weights=own_check)
 def mixture_weights(
     sources: Mapping[str, Examples], weights: Weights | None = None
 ) -> Float[np.ndarray, "sources"]:
@@ -45,6 +47,7 @@ def mixture_weights(
     return found / found.sum()
 
 
+@checked(weights=own_check)
 def mixture_batches(
     sources: Mapping[str, Examples],
     batch_size: int,

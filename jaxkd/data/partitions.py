@@ -4,11 +4,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from jaxkd.arguments import checked, own_check, probability
 from jaxkd.checks import unknown_name
 
 Kind = Literal["strong", "weak", "dirichlet", "iid"]
 
 
+@checked(kind=own_check)
 def partition(
     labels: np.ndarray,
     clients: int,
@@ -98,6 +100,7 @@ def _by_shares(
     return [np.concatenate(part) for part in parts]
 
 
+@checked(share=probability)
 def build_proxy(
     parts: list[np.ndarray], share: float, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import grain
 import jax
 import numpy as np
 
+from jaxkd.arguments import checked, integer
 from jaxkd.data.sources import Conditions, Examples, Source
 from jaxkd.data.transforms import Transform
 
@@ -65,6 +66,7 @@ class _Batches:
         return batch if self._transform is None else self._transform(batch, rng)
 
 
+@checked()
 class Named(grain.IterDataset):
     """Batches whose iterators' state names the pipeline it belongs to."""
 
@@ -98,6 +100,7 @@ class _NamedIterator(grain.DatasetIterator):
         self._parent.set_state(state)
 
 
+@checked()
 def steps_per_epoch(source: Examples, batch_size: int) -> int:
     """Return the full batches in one epoch; a smaller rest is left out.
 
@@ -112,6 +115,7 @@ def steps_per_epoch(source: Examples, batch_size: int) -> int:
     return len(source) // batch_size
 
 
+@checked(batch_size=integer)
 def batches(
     source: Examples,
     batch_size: int,
@@ -156,6 +160,7 @@ def batches(
     return Named(data, repr(whole))
 
 
+@checked()
 def with_validation(
     training: grain.IterDataset,
     validation: Examples,

@@ -4,9 +4,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.types import Batch
 
 
+@checked()
 class Prefetch(Iterator):
     """An iterator's batches, each placed ``size`` batches before it is returned.
 

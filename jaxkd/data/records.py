@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.datasets import tfds_splits
 from jaxkd.untrusted import LARGEST_JSON, blaming, decompressed, json_from
 
@@ -26,6 +27,7 @@ Part = Literal["line", "paragraph", "file"]
 Record = Mapping[str, Any]
 
 
+@checked()
 def open_records(*paths: str | Path, part: Part = "line") -> Sequence[Record]:
     """Return the records of one or several files of one kind, after one another.
 
@@ -56,6 +58,7 @@ def open_records(*paths: str | Path, part: Part = "line") -> Sequence[Record]:
     return opened[0] if len(opened) == 1 else _Chained(opened)
 
 
+@checked()
 def tfds_records(
     name: str, split: str, *, data_dir: str | Path | None = None
 ) -> Sequence[Record]:
@@ -74,6 +77,7 @@ def tfds_records(
     return tfds_splits(name, [split], data_dir)[1][0]
 
 
+@checked()
 def texts(records: Iterable[Record], field: str = "text") -> Iterator[str]:
     """Yield one field of every record, as text.
 

@@ -11,11 +11,13 @@ import grain
 import jax
 import numpy as np
 
+from jaxkd.arguments import checked, integer
 from jaxkd.data.pipeline import Named
 from jaxkd.data.sources import Examples, Source, brief
 from jaxkd.data.transforms import Transform
 
 
+@checked()
 @dataclass(frozen=True)
 class Joined:
     """Examples with further arrays beside them, such as a teacher's cached logits.
@@ -120,6 +122,7 @@ class _Batches:
         return batch if self._transform is None else self._transform(batch, rng)
 
 
+@checked(sizes=integer, steps=integer)
 def semi_supervised_batches(
     source: Examples,
     labelled: np.ndarray,

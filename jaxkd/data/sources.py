@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Integer
 
+from jaxkd.arguments import checked, integer
 from jaxkd.checks import check_batch
 
 Example = Mapping[str, Any]
@@ -111,6 +112,7 @@ def _check_images(arrays: Mapping[str, Any]) -> None:
         )
 
 
+@checked()
 @dataclass(frozen=True)
 class Source:
     """Examples in memory.
@@ -182,6 +184,7 @@ class Source:
         return Source(f"{self.name}[{examples}]", arrays, self.classes)
 
 
+@checked()
 @dataclass(frozen=True)
 class RecordSource:
     """Examples that are read and decoded when they are asked for.
@@ -266,6 +269,7 @@ class _Chosen(Sequence):
         return self._records[int(self._positions[position])]
 
 
+@checked()
 @dataclass(frozen=True)
 class Subset:
     """Some of the examples of any source, numbered anew.
@@ -319,6 +323,7 @@ class Subset:
         return f"{_checksum(chosen, zlib.crc32(self.source.fingerprint.encode())):08x}"
 
 
+@checked(held_out=integer)
 def split[S: (Source, RecordSource)](
     source: S, held_out: int | float, seed: int = 0
 ) -> tuple[S, S]:
@@ -351,6 +356,7 @@ def split[S: (Source, RecordSource)](
     return part(order[held_out:]), part(order[:held_out])
 
 
+@checked()
 @dataclass(frozen=True)
 class Conditions:
     """Examples without data, for programs that draw their own, as BOOT does.
@@ -403,6 +409,7 @@ class Conditions:
         return f"{zlib.crc32(repr(self).encode()):08x}"
 
 
+@checked()
 @dataclass(frozen=True)
 class Dataset:
     """A training and a test source of the same classes.

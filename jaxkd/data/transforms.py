@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from jaxkd.arguments import checked, integer, positive
 from jaxkd.checks import check_labels
 
 Arrays = dict[str, Any]
@@ -25,6 +26,7 @@ class Transform(Protocol):
         ...
 
 
+@checked()
 @dataclass(frozen=True)
 class Compose:
     """Transforms one after another.
@@ -42,6 +44,7 @@ class Compose:
         return batch
 
 
+@checked(padding=integer)
 @dataclass(frozen=True)
 class PadCrop:
     """Pad with zeros on every side and cut out the old size at random.
@@ -84,6 +87,7 @@ class Flip:
         return {**batch, "image": image}
 
 
+@checked()
 @dataclass(frozen=True)
 class Normalize:
     """Bring uint8 images to float32 with mean 0 and deviation 1 in every channel.
@@ -118,6 +122,7 @@ class Normalize:
         return {**batch, "image": scaled.reshape(image.shape)}
 
 
+@checked(alpha=positive)
 @dataclass(frozen=True)
 class Mixup:
     """Mix every image and label with another's (Zhang et al. 2017, arXiv:1710.09412).
@@ -147,6 +152,7 @@ class Mixup:
         return {**batch, "image": mixed, "label": label}
 
 
+@checked(alpha=positive)
 @dataclass(frozen=True)
 class CutMix:
     """Replace a box of every image by another's (Yun et al. 2019, arXiv:1905.04899).
@@ -190,6 +196,7 @@ class CutMix:
         return {**batch, "image": mixed, "label": label}
 
 
+@checked()
 @dataclass(frozen=True)
 class EitherOf:
     """One of two transforms for a whole batch, each as often, such as Mixup or CutMix.
@@ -209,6 +216,7 @@ class EitherOf:
         return (self.first if rng.random() < 0.5 else self.second)(batch, rng)
 
 
+@checked()
 @dataclass(frozen=True)
 class CropResize:
     """Crop an image and bring it to one size, as ImageNet classifiers are trained.

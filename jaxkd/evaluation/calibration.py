@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float
 from jaxkd.losses.first import Space, recalibrate_top_k
 
 
+@checked()
 def calibration_error(
     confidence: Float[Array, "examples"], correct: Bool[Array, "examples"], bins: int
 ) -> Float[Array, ""]:
@@ -30,6 +32,7 @@ def calibration_error(
     return jnp.abs(gaps).sum() / len(confidence)
 
 
+@checked()
 def search_temperature(
     log_probs: Float[Array, "examples k"],
     correct: Bool[Array, "examples"],

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples, Source
 from jaxkd.data.transforms import Transform
 from jaxkd.evaluation.calibration import calibration_error
@@ -26,6 +27,7 @@ def accuracy(
     return jnp.mean(logits.argmax(-1) == labels)
 
 
+@checked()
 def top_k_accuracy(
     logits: Float[Array, "examples classes"], labels: Int[Array, "examples"], k: int
 ) -> Float[Array, ""]:
@@ -50,6 +52,7 @@ def negative_log_likelihood(
     return cross_entropy_loss(logits, labels).mean()
 
 
+@checked()
 def expected_calibration_error(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
@@ -69,6 +72,7 @@ def expected_calibration_error(
     return calibration_error(confidence, logits.argmax(-1) == labels, bins)
 
 
+@checked()
 def adaptive_calibration_error(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
@@ -93,6 +97,7 @@ def adaptive_calibration_error(
     return jnp.abs(gaps).sum() / examples
 
 
+@checked()
 def classwise_calibration_error(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
@@ -166,6 +171,7 @@ def classification_metrics(
     return metrics
 
 
+@checked()
 def labelled_inputs(
     network: Network,
     source: Examples,
@@ -194,12 +200,14 @@ def labelled_inputs(
         yield jax.tree.map(fill, inputs), batch.get("label")
 
 
+@checked()
 def example_labels(source: Examples) -> np.ndarray:
     """Return the labels of all of a source, read in parts."""
     parts = np.array_split(np.arange(len(source)), -(-len(source) // 1000))
     return np.concatenate([source.take(rows)["label"] for rows in parts])
 
 
+@checked()
 def predictor(
     network: Network,
     source: Examples,
@@ -264,6 +272,7 @@ def _everywhere(variables: Variables) -> NamedSharding | None:
     return None
 
 
+@checked()
 def evaluator(
     network: Network,
     source: Examples,

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked
 from jaxkd.network import Network
 from jaxkd.types import Batch, Program
 
 
+@checked()
 @dataclass(frozen=True)
 class Cost:
     """The compiler's figures for one run of a compiled function on one device.
@@ -31,12 +33,14 @@ class Cost:
     temporaries: int
 
 
+@checked()
 def parameter_count(network: Network) -> int:
     """Return the number of trained parameters; no weights are made."""
     params = jax.eval_shape(network.init, jax.random.key(0))["params"]
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+@checked()
 def compiled_cost(
     function: Callable, *arguments: Any, donate: Sequence[int] = ()
 ) -> Cost:
@@ -60,6 +64,7 @@ def compiled_cost(
     )
 
 
+@checked()
 def forward_cost(network: Network, input_shape: Sequence[int]) -> Cost:
     """Return the cost of a network's forward pass in evaluation.
 
@@ -72,6 +77,7 @@ def forward_cost(network: Network, input_shape: Sequence[int]) -> Cost:
     return compiled_cost(lambda v, x: network.apply(v, x)[0].logits, variables, image)
 
 
+@checked()
 def step_cost(program: Program, batch: Batch) -> Cost:
     """Return the cost of one step of a program, its state's memory being reused.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import EPS, as_float
 from jaxkd.losses.diffusion import (
@@ -20,6 +21,7 @@ from jaxkd.network import Network
 from jaxkd.types import Variables
 
 
+@checked()
 def ddim_sample(
     denoise: SignalFunction,
     noise: Float[Array, "batch *shape"],
@@ -44,6 +46,7 @@ def ddim_sample(
     return ddim_trajectory(denoise, noise, times, schedule=schedule)[-1]
 
 
+@checked()
 def ddim_trajectory(
     denoise: SignalFunction,
     noise: Float[Array, "batch *shape"],
@@ -87,6 +90,7 @@ def ddim_trajectory(
     return jax.lax.scan(step, signal, pairs)[1]
 
 
+@checked()
 def sliced_wasserstein(
     a: Float[Array, "examples *shape"],
     b: Float[Array, "examples *shape"],
@@ -119,6 +123,7 @@ def sliced_wasserstein(
     return jnp.sqrt(jnp.mean(difference**2))
 
 
+@checked()
 def rbf_mmd(
     a: Float[Array, "examples *shape"],
     b: Float[Array, "others *shape"],
@@ -196,6 +201,7 @@ def frechet_distance(
     return float(gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
+@checked()
 def feature_extractor(
     network: Network, variables: Variables, tap: str = "pooled", batch_size: int = 500
 ) -> Callable[[Float[np.ndarray, "examples *shape"]], np.ndarray]:

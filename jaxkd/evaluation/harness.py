@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.text.padding import left_pad
 from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.evaluation.likelihood import Pair, encode_pair, likelihood_evaluator
@@ -18,6 +19,7 @@ from jaxkd.network import Network
 from jaxkd.types import Variables
 
 
+@checked()
 def harness_model(
     network: Network,
     variables: Variables,

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from jaxkd.arguments import checked
 from jaxkd.checks import check_tokens
 from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.losses.basics import as_float
@@ -33,6 +34,7 @@ class Likelihood(NamedTuple):
     greedy: bool
 
 
+@checked()
 def likelihood_evaluator(
     network: Network, batch_size: int = 16
 ) -> Callable[[Variables, Sequence[Pair]], list[Likelihood]]:
@@ -108,6 +110,7 @@ def _rows(pairs: Sequence[Pair], rows: int) -> tuple[np.ndarray, ...]:
     return ids, label, mask
 
 
+@checked()
 @dataclass(frozen=True)
 class Question:
     """A question and the answers to choose from.
@@ -123,6 +126,7 @@ class Question:
     answer: int
 
 
+@checked()
 def choice_evaluator(
     network: Network,
     tokenizer: Tokenizer,
@@ -181,6 +185,7 @@ def choice_evaluator(
     return evaluate
 
 
+@checked()
 def encode_pair(
     tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from jaxkd.arguments import checked
+
 Numbers = Sequence[float] | Float[np.ndarray, "..."]
 
 
+@checked()
 @dataclass(frozen=True)
 class ScalingLaw:
     """loss(D) = floor + scale·D^(−exponent), for D tokens.
@@ -40,6 +43,7 @@ class ScalingLaw:
         return float(np.mean(np.abs(self(tokens) - measured) / measured))
 
 
+@checked()
 def fit_scaling_law(tokens: Numbers, losses: Numbers) -> ScalingLaw:
     """Return the law whose logarithm is closest to the losses', in least squares.
 

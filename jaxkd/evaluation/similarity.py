@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples
 from jaxkd.data.transforms import Transform
 from jaxkd.evaluation.classification import labelled_inputs
@@ -61,6 +62,7 @@ def _over(x: Array, scale: Array) -> Array:
     return x / jnp.where(scale == 0, 1, scale)
 
 
+@checked()
 def tapped_cka(
     student: tuple[Network, Variables],
     teacher: tuple[Network, Variables],

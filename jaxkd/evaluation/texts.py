@@ -3,9 +3,12 @@
 import re
 from collections.abc import Hashable, Sequence
 
+from jaxkd.arguments import checked
+
 WORD = re.compile(r"[^\W_]+")
 
 
+@checked()
 def words(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation.
 
@@ -15,6 +18,7 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+@checked()
 def common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Return the length of the longest common subsequence.
 
@@ -36,6 +40,7 @@ def common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     return len(a) - row.bit_count()
 
 
+@checked()
 def rouge_l(
     prediction: str, references: str | Sequence[str], beta: float = 1.0
 ) -> float:
@@ -74,6 +79,7 @@ def _f_measure(found: list[str], wanted: list[str], beta: float) -> float:
     return (1 + beta**2) * recall * precision / (recall + beta**2 * precision)
 
 
+@checked()
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
     """Return the share of n-grams that are distinct, over all texts together.
 

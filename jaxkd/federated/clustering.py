@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float
 
 
@@ -40,6 +41,7 @@ def nearest_centroid_distance(
     return jnp.sqrt(nearest)
 
 
+@checked()
 def kmeans_fit(
     x: Float[Array, "samples features"], k: int, key: PRNGKeyArray, iterations: int = 25
 ) -> tuple[Float[Array, "k features"], Float[Array, ""]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from jaxkd.arguments import checked, natural
 from jaxkd.federated.rounds import draw_proxies
 from jaxkd.losses import masked_ensemble
 from jaxkd.programs.federated import Aggregate, Client, init_key, round_keys
@@ -55,6 +56,7 @@ class Exclusion(NamedTuple):
     reason: str
 
 
+@checked(number=natural)
 class Participant:
     """One client: its data and its model never leave it.
 
@@ -122,6 +124,7 @@ class Participant:
         return float(loss), float(self._evaluate(self.state.variables))
 
 
+@checked()
 class Coordinator:
     """The server: it merges proxies and averages predictions, and has no model.
 

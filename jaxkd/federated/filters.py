@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jaxkd.arguments import checked, positive
 from jaxkd.federated.clustering import kmeans_fit, nearest_centroid_distance
 from jaxkd.losses.basics import as_float, check_positive
 
 _fit_centroids = jax.jit(kmeans_fit, static_argnames=("k", "iterations"))
 
 
+@checked()
 def id_threshold(
     x: Float[Array, "samples features"],
     centroids: Float[Array, "k features"],
@@ -38,6 +40,7 @@ def id_threshold(
     return jnp.percentile(nearest_centroid_distance(x, centroids), percentile)
 
 
+@checked()
 def edgefd_mask(
     x: Float[Array, "samples features"],
     centroids: Float[Array, "k features"],
@@ -74,6 +77,7 @@ def _check_kulsif(width: Any, regularization: Any) -> None:
     check_positive("regularization", regularization)
 
 
+@checked()
 def kulsif_fit(
     known: Float[Array, "known features"],
     auxiliary: Float[Array, "auxiliary features"],
@@ -109,6 +113,7 @@ def kulsif_fit(
     return jax.scipy.linalg.solve(matrix, right, assume_a="pos")
 
 
+@checked(width=positive)
 def kulsif_ratio(
     x: Float[Array, "samples features"],
     known: Float[Array, "known features"],
@@ -140,6 +145,7 @@ Filter = Callable[..., Bool[Array, "samples"]]
 """A client's: ``(proxies, own=None) ->`` which of them it speaks about."""
 
 
+@checked()
 def centroid_filter(
     known: Float[np.ndarray | Array, "known features"],
     key: PRNGKeyArray,
@@ -168,6 +174,7 @@ def centroid_filter(
     return passes
 
 
+@checked()
 def density_filter(
     known: Float[np.ndarray | Array, "known features"],
     key: PRNGKeyArray,
@@ -190,6 +197,7 @@ def density_filter(
     return passes
 
 
+@checked()
 def kulsif_kernel(
     known: Float[Array, "known features"], key: PRNGKeyArray, samples: int = 500
 ) -> tuple[Float[Array, "auxiliary features"], float, float]:

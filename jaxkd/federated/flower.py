@@ -35,6 +35,7 @@ except ImportError:
         "jaxkd.federated.flower needs flwr: pip install 'jaxkd[federated]'"
     ) from None
 
+from jaxkd.arguments import checked
 from jaxkd.federated.engine import (
     JOINING,
     UNNAMED,
@@ -54,6 +55,7 @@ SILENT = "its process ended, its message was malformed, or the round's time was 
 DONE = common.Status(common.Code.OK, "")
 
 
+@checked()
 class FlowerClient(flwr.client.Client):
     """A `Participant` that Flower can call.
 
@@ -90,6 +92,7 @@ class FlowerClient(flwr.client.Client):
         return common.EvaluateRes(DONE, loss, int(valid.sum()), metrics)
 
 
+@checked()
 class FederatedDistillation(flwr.server.strategy.Strategy):
     """The server's side of every round, as a strategy of Flower's.
 
@@ -316,6 +319,7 @@ class _Server(flwr.server.Server):
             return flwr.server.History(), 0.0
 
 
+@checked()
 def serve(
     coordinator: Coordinator,
     address: str,
@@ -369,6 +373,7 @@ def serve(
     return strategy.history
 
 
+@checked()
 def join(
     participant: Participant, address: str, *, certificate: bytes | None = None
 ) -> None:

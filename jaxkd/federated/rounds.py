@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxkd.arguments import checked, natural
 from jaxkd.data.sources import Examples
 from jaxkd.data.transforms import Transform
 
 
+@checked(seed=natural, round_number=natural, client=natural)
 def draw_private(
     part: np.ndarray, size: int, seed: int, round_number: int, client: int
 ) -> np.ndarray:
@@ -29,11 +31,13 @@ def draw_private(
     return np.resize(rng.permutation(part), size)
 
 
+@checked(seed=natural, round_number=natural)
 def draw_proxies(total: int, size: int, seed: int, round_number: int) -> np.ndarray:
     """Return the proxies that the server asks about in one round, none twice."""
     return np.random.default_rng([seed, round_number]).permutation(total)[:size]
 
 
+@checked()
 @dataclass(frozen=True)
 class Rounds:
     """Examples of which each is one client's data in one round, the clients in turn.

@@ -11,6 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxkd.arguments import checked, natural
 from jaxkd.checks import TOKENS, check_tokens, unknown_name
 from jaxkd.generation.sampling import Sampling, sample, sampling_log_prob
 from jaxkd.network import Apply, Network
@@ -36,6 +37,7 @@ class Generated(NamedTuple):
     sampled_log_probs: Float[Array, "batch new"]
 
 
+@checked(eos=natural)
 def generate(
     network: Network,
     variables: Variables,

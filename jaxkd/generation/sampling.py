@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.arguments import checked, own_check, positive_share
 
+
+@checked(temperature=own_check, top_k=own_check)
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn.
@@ -42,6 +45,7 @@ GREEDY = Sampling(temperature=0.0)
 """The most likely token."""
 
 
+@checked()
 def keep_top_k(
     logits: Float[Array, "*batch vocabulary"], k: int
 ) -> Float[Array, "*batch vocabulary"]:
@@ -57,6 +61,7 @@ def keep_top_k(
     return jnp.where(logits < least, -jnp.inf, logits)
 
 
+@checked(p=positive_share)
 def keep_top_p(
     logits: Float[Array, "*batch vocabulary"], p: float
 ) -> Float[Array, "*batch vocabulary"]:
@@ -76,6 +81,7 @@ def keep_top_p(
     return jnp.where(logits < least, -jnp.inf, logits)
 
 
+@checked()
 def sampling_logits(
     logits: Float[Array, "*batch vocabulary"], sampling: Sampling
 ) -> Float[Array, "*batch vocabulary"]:
@@ -93,6 +99,7 @@ def sampling_logits(
     return logits
 
 
+@checked()
 def sample(
     key: PRNGKeyArray | None,
     logits: Float[Array, "*batch vocabulary"],

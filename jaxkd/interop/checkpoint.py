@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import Family, Place, Source
 from jaxkd.interop.shards import Shards
 from jaxkd.network import Network
@@ -24,11 +25,13 @@ from jaxkd.sharding.mesh import state_sharding
 from jaxkd.types import Variables
 
 
+@checked()
 def network_shapes(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a network's arrays, by paths such as ``params/a/kernel``."""
     return _flat(jax.eval_shape(network.init, jax.random.key(0)))
 
 
+@checked()
 def network_sources(network: Network, family: Family | None) -> dict[str, Source]:
     """Return where a network's arrays are in a file.
 
@@ -42,6 +45,7 @@ def network_sources(network: Network, family: Family | None) -> dict[str, Source
     return family.tensors(network.spec[1])
 
 
+@checked()
 def tensor_shapes(
     sources: Mapping[str, Source], arrays: Mapping[str, Any]
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -61,6 +65,7 @@ def tensor_shapes(
     return found
 
 
+@checked()
 def read_variables(
     network: Network,
     family: Family | None,
@@ -171,6 +176,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
+@checked()
 def check_variables(network: Network, variables: Variables) -> dict[str, Any]:
     """Return the variables by their paths.
 
@@ -191,6 +197,7 @@ def check_variables(network: Network, variables: Variables) -> dict[str, Any]:
     return given
 
 
+@checked()
 def tensor_reader(
     sources: Mapping[str, Source], arrays: Mapping[str, Any]
 ) -> Callable[[str], np.ndarray]:
@@ -226,6 +233,7 @@ def on_host(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+@checked()
 def nbytes(tensor: jax.ShapeDtypeStruct) -> int:
     """Return the bytes of a tensor."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxkd import models, papers
+from jaxkd.arguments import checked
 from jaxkd.files import (
     DIGESTS,
     kept_aside,
@@ -76,6 +77,7 @@ class Origin(NamedTuple):
     sides: dict[str, str]
 
 
+@checked()
 def load_pretrained(
     folder: str | Path,
     *,
@@ -173,6 +175,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+@checked()
 def save_pretrained(
     folder: str | Path,
     network: Network,
@@ -311,6 +314,7 @@ def _tokenizer_files(folder: Path) -> tuple[list[Path], dict[str, Any]]:
     return found, {key: config[key] for key in SPECIAL if key in config}
 
 
+@checked()
 def export_program(folder: str | Path) -> Path:
     """Write a folder's forward pass as a portable StableHLO program.
 

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxkd.arguments import checked
 from jaxkd.files import check_plain, inside
 from jaxkd.untrusted import json_file
 
@@ -22,6 +23,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
+@checked()
 class Shards:
     """The tensors of a folder, known by their headers and read on demand.
 
@@ -111,6 +113,7 @@ def _missing(path: Path) -> str:
     )
 
 
+@checked()
 def write_shards(
     folder: Path,
     sizes: Mapping[str, int],

@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
+from jaxkd.arguments import checked
 from jaxkd.models.vision.resnet import BLOCKS, Bottleneck, cifar_resnet, imagenet_resnet
 from jaxkd.network import Network
 from jaxkd.types import Variables
@@ -29,6 +30,7 @@ ALIASES = ((r"^module\.", ""), (r"^linear\.", "fc."), (r"\.shortcut\.", ".downsa
 """What CIFAR families and parallel training call things -> torchvision's names."""
 
 
+@checked()
 def load_torch_resnet(path: str | Path) -> tuple[Network, Variables]:
     """Return a ResNet and its variables from a file of PyTorch-named arrays.
 

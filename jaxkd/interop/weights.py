@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxkd.arguments import checked
 from jaxkd.files import replaced
 from jaxkd.interop.checkpoint import on_host
 
@@ -31,6 +32,7 @@ SHA256 = "jaxkd.sha256"
 ZEROS = "0" * 64
 
 
+@checked()
 def save_weights(path: str | Path, variables: PyTree) -> Path:
     """Write a network's variables to one file, such as ``student.safetensors``.
 
@@ -66,6 +68,7 @@ def save_weights(path: str | Path, variables: PyTree) -> Path:
     return path
 
 
+@checked()
 def load_weights(path: str | Path) -> PyTree:
     """Return the variables that `save_weights` has written.
 

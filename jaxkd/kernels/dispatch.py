@@ -1,15 +1,18 @@
 """Which version of an operation runs: one asked for by name, or the platform's best."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 
-IMPLEMENTATIONS = ("auto", "reference", "xla", "pallas")
+Implementation = Literal["auto", "reference", "xla", "pallas"]
+
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
 
 class Versions(NamedTuple):
@@ -28,6 +31,7 @@ class Versions(NamedTuple):
     gpu: Callable[..., Any] | None = None
 
 
+@checked()
 def dispatch(op: str, implementation: str, versions: Versions, *arrays: Any) -> Any:
     """Return the result of the version asked for.
 

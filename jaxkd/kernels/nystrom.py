@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.attention import attention
 
 
+@checked()
 def nystrom_attention(
     query: Float[Array, "batch length heads dim"],
     key: Float[Array, "batch length heads dim"],
@@ -76,6 +78,7 @@ def nystrom_attention(
     return out.astype(query.dtype)
 
 
+@checked()
 def newton_pinv(
     matrix: Float[Array, "*batch size size"],
     iterations: int = 6,

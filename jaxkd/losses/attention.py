@@ -8,6 +8,7 @@ and compares student and teacher. Each returns one value an example.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import (
     absolute,
     as_float,
@@ -126,6 +127,7 @@ def nst_loss(
     return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
 
 
+@checked(temperature=positive)
 def cwd_loss(
     student: Float[Array, "batch height width channels"],
     teacher: Float[Array, "batch height width channels"],

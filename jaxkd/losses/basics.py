@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.types import Loss
 
 EPS = 1e-12
@@ -61,6 +62,7 @@ def absolute(x: Array) -> Array:
     return x * jnp.sign(x)
 
 
+@checked()
 def check_array(name: str, x: Array | None, rank: int | None = None) -> None:
     """Refuse an array that is absent or has the wrong number of axes.
 
@@ -79,6 +81,7 @@ def check_array(name: str, x: Array | None, rank: int | None = None) -> None:
         )
 
 
+@checked()
 def check_same_shape(student: Array, teacher: Any, what: str) -> None:
     """Refuse student and teacher arrays whose shapes differ.
 
@@ -107,6 +110,7 @@ def check_same_shape(student: Array, teacher: Any, what: str) -> None:
         )
 
 
+@checked()
 def check_same_batch(student: Array, teacher: Any, what: str) -> None:
     """Refuse student and teacher arrays of different batch sizes, or of one example.
 
@@ -127,6 +131,7 @@ def check_same_batch(student: Array, teacher: Any, what: str) -> None:
         )
 
 
+@checked()
 def check_positive(name: str, value: float | Array) -> None:
     """Refuse a number known at trace time that is not above 0.
 
@@ -152,6 +157,7 @@ def check_class_indices(labels: Any) -> None:
         )
 
 
+@checked()
 def expand_weights(weights: Array, shape: tuple[int, ...]) -> Array:
     """Return ``weights``, given over the leading axes of ``shape``, over all of it.
 
@@ -210,12 +216,14 @@ def weighted_mean(values: Array, weights: Array | None = None) -> Float[Array, "
     )
 
 
+@checked()
 def pair_weights(weights: Array | None, batch: int) -> Float[Array, "batch batch"]:
     """Return the weight of every pair of examples: the product of theirs."""
     weights = jnp.ones(batch) if weights is None else as_float(weights)
     return weights[:, None] * weights[None, :]
 
 
+@checked()
 def l2_normalize(x: Array, axis: int = -1) -> Array:
     """Return ``x`` over its Euclidean norm; a zero vector stays zero, gradient too."""
     square = jnp.sum(x**2, axis=axis, keepdims=True)

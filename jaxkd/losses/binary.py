@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.kernels.linear_distill.divergences import times
 from jaxkd.losses.basics import as_float, check_positive, check_same_shape, frozen
 
 
+@checked(temperature=positive)
 def binary_kl_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -50,6 +52,7 @@ def binary_kl_loss(
     return temperature**2 * jnp.sum(kl, axis=-1)
 
 
+@checked(temperature=positive)
 def binary_kl_norm_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],

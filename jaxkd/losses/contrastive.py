@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.arguments import checked, fraction, integer, positive
 from jaxkd.losses.basics import (
     as_float,
     check_array,
@@ -21,6 +22,7 @@ from jaxkd.losses.basics import (
 )
 
 
+@checked()
 def crd_init(key: PRNGKeyArray, examples: int, dim: int) -> dict[str, Array]:
     """Return the state of `crd_loss` before the first step.
 
@@ -46,6 +48,7 @@ def crd_init(key: PRNGKeyArray, examples: int, dim: int) -> dict[str, Array]:
     }
 
 
+@checked(temperature=positive, momentum=fraction)
 def crd_loss(
     state: dict[str, Array],
     student_embedding: Float[Array, "batch dim"],
@@ -146,6 +149,7 @@ def crd_loss(
     }
 
 
+@checked(negatives=integer)
 def sample_negatives(
     key: PRNGKeyArray,
     labels: np.ndarray,

@@ -7,6 +7,7 @@ need not match a much stronger teacher's confidence.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import (
     as_float,
     check_positive,
@@ -19,6 +20,7 @@ from jaxkd.losses.basics import (
 )
 
 
+@checked(temperature=positive)
 def dist_loss(
     student_logits: Float[Array, "batch *space classes"],
     teacher_logits: Float[Array, "batch *space classes"],

@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import EPS, as_float, check_positive, check_same_shape, frozen
 
@@ -46,6 +47,7 @@ class NoiseLevel(NamedTuple):
     log_ratio: Array  # of α and σ of at least 1e-12, so that it is finite at 0 and 1
 
 
+@checked()
 def vp_schedule(
     time: Float[Array, "*batch"], schedule: Schedule = "cosine"
 ) -> NoiseLevel:
@@ -85,6 +87,7 @@ def _over(values: Array, like: Array) -> Array:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
+@checked()
 def diffuse(
     signal: Float[Array, "batch *shape"],
     noise: Float[Array, "batch *shape"],
@@ -101,6 +104,7 @@ def diffuse(
     return _over(level.alpha, signal) * signal + _over(level.sigma, noise) * noise
 
 
+@checked()
 def to_signal(
     output: Float[Array, "batch *shape"],
     noisy: Float[Array, "batch *shape"],
@@ -136,6 +140,7 @@ def to_signal(
     raise ValueError(unknown_name("prediction", prediction, PREDICTIONS))
 
 
+@checked()
 def cfg_signal(
     conditional: Float[Array, "batch *shape"],
     unconditional: Float[Array, "batch *shape"],
@@ -154,6 +159,7 @@ def cfg_signal(
     return unconditional + weight * (conditional - unconditional)
 
 
+@checked()
 def denoising_loss(
     signal: Float[Array, "batch *shape"],
     clean: Float[Array, "batch *shape"],
@@ -205,6 +211,7 @@ def signal_step_coef(
     return -jnp.expm1(difference)
 
 
+@checked()
 def boot_target(
     teacher: SignalFunction,
     signal: Float[Array, "batch *shape"],
@@ -248,6 +255,7 @@ def boot_target(
     return jax.lax.stop_gradient(signal + coef * (direction - signal))
 
 
+@checked()
 def boot_bootstrap_loss(
     student: SignalFunction,
     teacher: SignalFunction,
@@ -305,6 +313,7 @@ def boot_bootstrap_loss(
     raise ValueError(unknown_name("weighting", weighting, WEIGHTINGS))
 
 
+@checked()
 def boot_boundary_loss(
     student: SignalFunction,
     teacher: SignalFunction,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.arguments import checked, finite, positive, probability
 from jaxkd.kernels.linear_distill.divergences import forward_kl, times
 from jaxkd.losses.basics import (
     as_float,
@@ -23,6 +24,7 @@ from jaxkd.losses.basics import (
 )
 
 
+@checked(label_smoothing=probability)
 def cross_entropy_loss(
     logits: Float[Array, "*batch classes"],
     labels: Int[Array, "*batch"] | Float[Array, "*batch classes"],
@@ -82,6 +84,7 @@ def kl_divergence(
     return forward_kl(log_p, log_q).sum(-1)
 
 
+@checked(temperature=positive)
 def tempered(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -98,6 +101,7 @@ def tempered(
     return log_s, log_softmax(frozen(teacher_logits), temperature)
 
 
+@checked(temperature=positive)
 def kd_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -122,6 +126,7 @@ def kd_loss(
     return temperature**2 * kl_divergence(log_t, log_s)
 
 
+@checked(temperature=positive)
 def reverse_kd_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -147,6 +152,7 @@ def reverse_kd_loss(
     return temperature**2 * kl_divergence(log_s, log_t)
 
 
+@checked(temperature=positive)
 def prediction_entropy(
     logits: Float[Array, "*batch classes"], temperature: float = 1.0
 ) -> Float[Array, "*batch"]:
@@ -164,6 +170,7 @@ def prediction_entropy(
     return -times(jnp.exp(log_p), log_p).sum(-1)
 
 
+@checked(temperature=positive)
 def dkd_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -216,6 +223,7 @@ def dkd_loss(
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
+@checked()
 def target_mask(
     labels: Int[Array, "*batch"] | Float[Array, "*batch classes"], classes: int
 ) -> Bool[Array, "*batch classes"]:
@@ -232,6 +240,7 @@ def target_mask(
     return jax.nn.one_hot(labels, classes, dtype=bool)
 
 
+@checked(temperature=positive)
 def ofa_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -277,6 +286,7 @@ def ofa_loss(
     return jnp.where(is_target.any(-1), -times(weights, log_s).sum(-1), jnp.nan)
 
 
+@checked(eps=positive)
 def standardize_logits(
     logits: Float[Array, "*batch classes"], eps: float = 1e-7
 ) -> Float[Array, "*batch classes"]:
@@ -329,6 +339,7 @@ def _scale_gradient_backward(scale: Array, gradient: Array) -> tuple[Array, Arra
 scale_gradient.defvjp(_scale_gradient_forward, _scale_gradient_backward)
 
 
+@checked(strength=finite)
 def ctkd_temperature(
     theta: Float[Array, "..."],
     strength: float | Float[Array, ""],

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
@@ -26,6 +27,7 @@ from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 from jaxkd.types import Loss
 
 
+@checked()
 def dual_head_log_probs(
     ce_logits: Float[Array, "*batch classes"],
     kd_logits: Float[Array, "*batch classes"],
@@ -58,6 +60,7 @@ def dual_head_log_probs(
     return logsumexp(jnp.stack([ce, kd]), axis=0)
 
 
+@checked(temperature=positive, lam=probability)
 def dho_loss(
     ce_logits: Float[Array, "batch classes"],
     kd_logits: Float[Array, "batch classes"],
@@ -109,6 +112,7 @@ def dho_loss(
     return lam * parts["ce"] + (1 - lam) * distilled, parts
 
 
+@checked(temperature=positive)
 def dho_terms(
     ce_logits: Float[Array, "batch classes"],
     kd_logits: Float[Array, "batch classes"],
@@ -150,6 +154,7 @@ def dho_terms(
     }
 
 
+@checked()
 def check_share(name: str, value: Any) -> None:
     """Refuse a number known at trace time that is outside [0, 1].
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.losses.basics import (
     as_float,
     check_positive,
@@ -51,6 +52,7 @@ def masked_ensemble(
     return total / jnp.maximum(contributors, 1)[:, None], contributors > 0
 
 
+@checked(temperature=positive)
 def era_sharpen(
     probabilities: Float[Array, "*batch classes"], temperature: float = 0.1
 ) -> Float[Array, "*batch classes"]:
@@ -71,6 +73,7 @@ def era_sharpen(
     return jax.nn.softmax(as_float(probabilities) / temperature)
 
 
+@checked(threshold=probability)
 def ambiguity_filter(
     probabilities: Float[Array, "*batch classes"], threshold: float
 ) -> Bool[Array, "*batch"]:
@@ -92,6 +95,7 @@ def ambiguity_filter(
     return as_float(probabilities).max(-1) >= threshold
 
 
+@checked(temperature=positive)
 def fd_distill_loss(
     logits: Float[Array, "*batch classes"],
     targets: Float[Array, "*batch classes"],

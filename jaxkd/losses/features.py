@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.losses.basics import (
     as_float,
     check_array,
@@ -82,6 +83,7 @@ def hint_loss(
     return _example_mean((as_float(student) - frozen(teacher)) ** 2)
 
 
+@checked(eps=positive)
 def vid_log_scale_init(variance: float = 5.0, eps: float = 1e-5) -> float:
     """Return the ``log_scale`` at which `vid_loss` has a given variance.
 
@@ -94,6 +96,7 @@ def vid_log_scale_init(variance: float = 5.0, eps: float = 1e-5) -> float:
     return excess + math.log(-math.expm1(-excess))
 
 
+@checked(eps=positive)
 def vid_loss(
     mean: Float[Array, "batch *space channels"],
     log_scale: Float[Array, "channels"],
@@ -124,6 +127,7 @@ def vid_loss(
     return _example_mean(0.5 * (square / variance + jnp.log(variance)))
 
 
+@checked()
 def ab_loss(
     student: Float[Array, "batch *features"],
     teacher: Float[Array, "batch *features"],
@@ -178,6 +182,7 @@ def fsp_matrix(
     return products / positions
 
 
+@checked()
 def fsp_loss(
     student_pair: tuple[
         Float[Array, "batch hs1 ws1 c1"], Float[Array, "batch hs2 ws2 c2"]
@@ -264,6 +269,7 @@ def ofd_loss(
     return _example_sum(jnp.where(counts, student - target, 0) ** 2)
 
 
+@checked()
 def hcl_loss(
     student: Float[Array, "batch height width channels"],
     teacher: Float[Array, "batch height width channels"],
@@ -300,6 +306,7 @@ def hcl_loss(
     return loss / total
 
 
+@checked(ratio=probability)
 def mgd_mask(
     key: PRNGKeyArray,
     shape: tuple[int, ...],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
@@ -20,6 +21,7 @@ from jaxkd.losses.basics import (
 from jaxkd.losses.divergences import cross_entropy_loss
 
 
+@checked()
 def cosine_logits(
     features: Float[Array, "*batch features"],
     prototypes: Float[Array, "features classes"],
@@ -72,6 +74,7 @@ def clap_class_weights(
     return jnp.sum(p * of_class, axis=0) / jnp.where(count > 0, count, 1)
 
 
+@checked()
 def clap_loss(
     prototypes: Float[Array, "features classes"],
     zero_shot_prototypes: Float[Array, "features classes"],

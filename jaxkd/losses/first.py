@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from jaxkd.arguments import checked, non_negative, positive
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float, check_array, check_positive, frozen
 from jaxkd.losses.divergences import kl_divergence
@@ -20,6 +21,7 @@ Space = Literal["log", "probability"]
 SPACES = ("log", "probability")
 
 
+@checked(temperature=positive, eps=non_negative)
 def recalibrate_top_k(
     log_probs: Float[Array, "*batch k"],
     temperature: float | Float[Array, ""] = 1.0,
@@ -50,6 +52,7 @@ def recalibrate_top_k(
     return jax.nn.log_softmax((jnp.log(p + eps) if space == "log" else p) / temperature)
 
 
+@checked()
 def smooth_top_k(
     log_probs: Float[Array, "*batch k"], amount: float = 0.1
 ) -> Float[Array, "*batch k"]:
@@ -77,6 +80,7 @@ def smooth_top_k(
     return jnp.log(p + moved)
 
 
+@checked(eps=positive)
 def first_loss(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_ids: Integer[Array, "*batch k"],

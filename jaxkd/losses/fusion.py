@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float, check_class_indices, frozen, log_softmax
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
@@ -51,6 +52,7 @@ def class_average_predictions(
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 1 / classes)
 
 
+@checked()
 def trilateral_features(
     student_probabilities: Float[Array, "batch classes"],
     teacher_probabilities: Float[Array, "batch classes"],
@@ -136,6 +138,7 @@ def _check_parts(parts: Sequence[str]) -> None:
             )
 
 
+@checked(temperature=positive, alpha=probability)
 def fused_kd_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import (
     EPS,
     absolute,
@@ -54,6 +55,7 @@ def edge_low_frequency_loss(
     return kl_divergence(log_t[receivers], log_s[senders])
 
 
+@checked(temperature=positive)
 def edge_difference_log_probs(
     logits: Float[Array, "nodes classes"],
     senders: Int[Array, "edges"],
@@ -84,6 +86,7 @@ def edge_difference_log_probs(
     return log_softmax(jnp.where(exist, differences, -jnp.inf), temperature)
 
 
+@checked(temperature=positive)
 def edge_high_frequency_loss(
     student_logits: Float[Array, "nodes classes"],
     teacher_logits: Float[Array, "nodes classes"],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped
 
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.kernels.linear_distill.divergences import Divergence, forward_kl
 from jaxkd.losses.basics import (
     absolute,
@@ -18,6 +19,7 @@ from jaxkd.losses.basics import (
 from jaxkd.losses.divergences import kl_divergence, tempered
 
 
+@checked(temperature=positive)
 def divergence_loss(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_logits: Float[Array, "*batch vocabulary"],
@@ -39,6 +41,7 @@ def divergence_loss(
     return temperature**2 * divergence(log_t, log_s).sum(-1)
 
 
+@checked(share=probability)
 def adaptive_kl_weights(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_logits: Float[Array, "*batch vocabulary"],
@@ -71,6 +74,7 @@ def adaptive_kl_weights(
     return weight, 1 - weight
 
 
+@checked(share=probability)
 def adaptive_kl_loss(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_logits: Float[Array, "*batch vocabulary"],
@@ -95,6 +99,7 @@ def adaptive_kl_loss(
     return head * kl_divergence(log_t, log_s) + tail * kl_divergence(log_s, log_t)
 
 
+@checked(student_temperature=positive, teacher_temperature=positive)
 def uld_loss(
     student_logits: Float[Array, "batch student_length student_vocabulary"],
     teacher_logits: Float[Array, "batch teacher_length teacher_vocabulary"],
@@ -160,6 +165,7 @@ def uld_loss(
     return jnp.where(counted, distances, 0).sum(1) / jnp.maximum(tokens, 1)
 
 
+@checked()
 def relation_loss(
     student: Float[Array, "batch length student_width"],
     teacher: Float[Array, "batch length teacher_width"],

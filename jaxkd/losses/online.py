@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked, finite, positive
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
@@ -43,6 +44,7 @@ def _check_peers(name: str, logits: Sequence[Array] | Array) -> None:
         )
 
 
+@checked()
 def dml_loss(
     logits: Peers, labels: Int[Array, "batch"]
 ) -> tuple[Float[Array, "batch"], ...]:
@@ -68,6 +70,7 @@ def dml_loss(
     return tuple(losses)
 
 
+@checked(softness=finite)
 def balance_weights(
     student_entropy: Float[Array, "batch"],
     teacher_entropy: Float[Array, "batch"],
@@ -107,6 +110,7 @@ def balance_weights(
     return (reverse, forward) if invert else (forward, reverse)
 
 
+@checked(temperature=positive, softness=finite)
 def bdkd_loss(
     student_logits: Float[Array, "batch classes"],
     teacher_logits: Float[Array, "batch classes"],
@@ -158,6 +162,7 @@ def bdkd_loss(
     return student, teacher
 
 
+@checked()
 def kdcl_targets(
     logits: Peers,
     labels: Int[Array, "batch"],
@@ -267,6 +272,7 @@ def one_gate_logits(
     return _mixture("bm,mbc->bc", gate, branch_logits)
 
 
+@checked(temperature=positive)
 def one_loss(
     branch_logits: Float[Array, "branches batch classes"],
     gate: Float[Array, "batch branches"],

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped
 
+from jaxkd.arguments import checked, probability
 from jaxkd.losses.basics import as_float, check_same_shape, frozen, zero_masked
 
 Tokens = Float[Array, "batch length"]
 Mask = Shaped[Array, "batch length"]
 
 
+@checked()
 def reverse_kl_rewards(
     log_p: Tokens, log_q: Tokens, limit: float | None = None
 ) -> Tokens:
@@ -48,6 +50,7 @@ def reverse_kl_k3(log_p: Tokens, log_q: Tokens) -> Tokens:
     return jnp.expm1(gap) - gap
 
 
+@checked(discount=probability)
 def length_normalized_returns(
     rewards: Tokens,
     mask: Mask,
@@ -86,6 +89,7 @@ def length_normalized_returns(
     return jnp.moveaxis(returns, 0, 1) * mask
 
 
+@checked()
 def whiten(values: Tokens, mask: Mask | None = None) -> Tokens:
     """Return values with mean 0 and (unbiased) variance 1 over the counted tokens.
 
@@ -102,6 +106,7 @@ def whiten(values: Tokens, mask: Mask | None = None) -> Tokens:
     return centred * jax.lax.rsqrt(variance + 1e-8)
 
 
+@checked()
 def policy_gradient_loss(
     log_q: Tokens,
     sampled_log_q: Tokens,

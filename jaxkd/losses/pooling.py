@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, integer
 from jaxkd.losses.basics import as_float, check_array
 
 
@@ -35,6 +36,7 @@ def _pool_axis(x: Array, axis: int, size: int) -> Array:
     return jnp.moveaxis(pooled, -1, axis)
 
 
+@checked(size=integer)
 def adaptive_average_pool(
     x: Float[Array, "batch height width channels"], size: int | tuple[int, int]
 ) -> Float[Array, "batch out_height out_width channels"]:
@@ -94,6 +96,7 @@ def _nearest(length: int, size: int) -> np.ndarray:
     return np.minimum(index, length - 1)
 
 
+@checked(size=integer)
 def nearest_resize(
     x: Float[Array, "batch height width channels"], size: int | tuple[int, int]
 ) -> Float[Array, "batch out_height out_width channels"]:

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float, check_positive, frozen
 
 
+@checked()
 def dpo_loss(
     chosen: Float[Array, "*batch"],
     rejected: Float[Array, "*batch"],

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked, positive
 from jaxkd.kernels.linear_distill.divergences import times
 from jaxkd.losses.basics import (
     as_float,
@@ -80,6 +81,7 @@ def plackett_luce_loss(
     return times(weights, remaining - placed).sum(-1)
 
 
+@checked(temperature=positive)
 def pld_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import (
     EPS,
     absolute,
@@ -42,6 +43,7 @@ def _examples(
     return student, zero_masked(frozen(teacher), weights), weights
 
 
+@checked()
 def rkd_loss(
     student: Float[Array, "batch student_dim"],
     teacher: Float[Array, "batch teacher_dim"],

@@ -7,6 +7,7 @@ batch, where Kullback-Leibler divergences compare each example with itself.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import (
     as_float,
     check_same_shape,
@@ -17,6 +18,7 @@ from jaxkd.losses.basics import (
 from jaxkd.losses.transport import LOWEST, pairwise_distances, sinkhorn_plan
 
 
+@checked(temperature=positive, epsilon=positive)
 def sinkd_loss(
     student_logits: Float[Array, "*batch examples classes"],
     teacher_logits: Float[Array, "*batch examples classes"],

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, fraction, probability
 from jaxkd.kernels.linear_distill.divergences import times
 from jaxkd.losses.basics import as_float, check_same_shape, frozen, log_softmax
 
@@ -31,6 +32,7 @@ class TaidState:
     momentum: Any
 
 
+@checked()
 def taid_init(t_start: float = 0.4) -> TaidState:
     """Return the state before the first step.
 
@@ -47,6 +49,7 @@ def taid_init(t_start: float = 0.4) -> TaidState:
     )
 
 
+@checked()
 def taid_target(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -72,6 +75,7 @@ def taid_target(
     return jnp.exp(log_softmax(jnp.where(absent, -jnp.inf, mixed)))
 
 
+@checked()
 def taid_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -94,6 +98,13 @@ def taid_loss(
     return -times(target, log_softmax(as_float(student_logits))).sum(-1)
 
 
+@checked(
+    t_start=probability,
+    t_end=probability,
+    alpha=probability,
+    beta=fraction,
+    progress=probability,
+)
 def taid_update(
     state: TaidState,
     loss: Float[Array, ""],

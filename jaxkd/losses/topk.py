@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from jaxkd.arguments import checked, integer
 from jaxkd.losses.basics import (
     as_float,
     check_array,
@@ -21,6 +22,7 @@ from jaxkd.losses.basics import (
 from jaxkd.losses.divergences import kl_divergence
 
 
+@checked(k=integer)
 def top_k_log_probs(
     logits: Float[Array, "*batch vocabulary"], k: int
 ) -> tuple[Integer[Array, "*batch k"], Float[Array, "*batch k"]]:
@@ -62,6 +64,7 @@ def gather_log_probs(
     return _normalised(picked, logits)
 
 
+@checked()
 def top_k_kd_loss(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_ids: Integer[Array, "*batch k"],
@@ -91,6 +94,7 @@ def top_k_kd_loss(
     return kl_divergence(teacher, student)
 
 
+@checked()
 def top_k_reverse_kd_loss(
     student_logits: Float[Array, "*batch vocabulary"],
     teacher_ids: Integer[Array, "*batch k"],

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import absolute, as_float, check_positive
 
 LOWEST = -1e30
 """The logarithm of no mass: finite, so that sums of such are."""
 
 
+@checked()
 def pairwise_distances(
     x: Float[Array, "*batch rows width"],
     y: Float[Array, "*batch columns width"],
@@ -45,6 +47,7 @@ def pairwise_distances(
     return jnp.sum(gap if order == 1 else gap**order, axis=-1)
 
 
+@checked(epsilon=positive)
 def sinkhorn_plan(
     cost: Float[Array, "*batch rows columns"],
     *,

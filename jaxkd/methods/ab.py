@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from jaxkd.arguments import checked
 from jaxkd.losses.features import ab_loss
 from jaxkd.methods.base import connectors, example_weights, from_module, pair_taps
 from jaxkd.types import Method
 
 
+@checked()
 def ab(
     taps: Sequence[str],
     teacher_taps: Sequence[str] | None = None,

@@ -1,10 +1,12 @@
 """Adaptive Kullback-Leibler distillation."""
 
+from jaxkd.arguments import checked, probability
 from jaxkd.losses.language import adaptive_kl_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked(share=probability)
 def akl(share: float = 0.5) -> Method:
     """Return forward and reverse KL, weighted by where the student errs.
 

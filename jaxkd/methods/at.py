@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from jaxkd.arguments import checked
 from jaxkd.losses.attention import at_loss
 from jaxkd.methods.base import from_loss, pair_taps
 from jaxkd.types import Method
 
 
+@checked()
 def at(taps: Sequence[str], teacher_taps: Sequence[str] | None = None) -> Method:
     """Return attention transfer, summed over stages.
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.adapters import abstract_module, merge_module, split_module
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import weighted_loss
 from jaxkd.methods.masks import batch_weights as batch_weights
 from jaxkd.methods.masks import masked
@@ -52,6 +53,7 @@ def counted_examples(batch: Batch) -> Array:
     return jnp.full((), sizes[0], float) if weights is None else weights.sum()
 
 
+@checked()
 def from_loss(
     loss: Callable[[Outputs, Outputs, Batch], Any],
     *,
@@ -80,6 +82,7 @@ def from_loss(
     return masked(Method(init, value, student_taps, teacher_taps))
 
 
+@checked()
 def from_module(
     build: Callable[[Outputs, Outputs, nnx.Rngs], nnx.Module],
     loss: Callable[[Any, Outputs, Outputs, Batch, PRNGKeyArray], Any],
@@ -113,6 +116,7 @@ def from_module(
     return masked(Method(init, value, student_taps, teacher_taps))
 
 
+@checked()
 def pair_taps(
     taps: Sequence[str], teacher_taps: Sequence[str] | None
 ) -> list[tuple[str, str]]:
@@ -132,6 +136,7 @@ def pair_taps(
     return list(zip(taps, teacher_taps, strict=True))
 
 
+@checked()
 def connectors(
     student: Outputs, teacher: Outputs, pairs: list[tuple[str, str]], rngs: nnx.Rngs
 ) -> nnx.Module:
@@ -206,6 +211,7 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
     )
 
 
+@checked()
 def weighted_losses(
     terms: Sequence[tuple[float | Schedule, Method]],
     variables: MethodVariables,
@@ -257,6 +263,7 @@ def as_loss(loss: Any) -> Loss:
     return Loss(jnp.asarray(loss), jnp.ones(()))
 
 
+@checked()
 def resolved(
     found: tuple[Any, tuple[PyTree, dict[str, Any]]],
 ) -> tuple[Array, tuple[PyTree, Metrics]]:

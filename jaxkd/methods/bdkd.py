@@ -1,11 +1,13 @@
 """Balanced divergences between a student and a teacher that learn together."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.online import bdkd_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.methods.dml import peer_logits, peer_taps
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def bdkd(
     temperature: float = 2.0,
     delta: float = 2.0,

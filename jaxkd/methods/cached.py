@@ -1,8 +1,10 @@
 """A teacher that was run beforehand: its logits come with the batch."""
 
+from jaxkd.arguments import checked
 from jaxkd.types import Method, Outputs
 
 
+@checked()
 def cached(method: Method) -> Method:
     """Return a method that reads the teacher's logits from ``batch["teacher_logits"]``.
 

@@ -1,10 +1,12 @@
 """Supervised training on the labels, the part that every recipe shares."""
 
+from jaxkd.arguments import checked, probability
 from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked(label_smoothing=probability)
 def cross_entropy(label_smoothing: float = 0.0) -> Method:
     """Return the cross-entropy with ``batch["label"]``; it needs no teacher.
 

@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked
 from jaxkd.losses.divergences import ctkd_temperature, kd_loss
 from jaxkd.methods.base import Schedule, masked_loss
 from jaxkd.methods.masks import masked
 from jaxkd.types import Method
 
 
+@checked()
 def ctkd(strength: Schedule, t_start: float = 1.0, t_end: float = 20.0) -> Method:
     """Return distillation at a temperature learnt against the student.
 

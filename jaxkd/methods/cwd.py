@@ -1,10 +1,12 @@
 """Channel-wise distillation."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.attention import cwd_loss
 from jaxkd.methods.base import connectors, example_weights, from_module
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def cwd(
     tap: str, teacher_tap: str | None = None, *, temperature: float = 4.0
 ) -> Method:

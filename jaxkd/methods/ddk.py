@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.kernels.linear_distill import Divergence, forward_kl
 from jaxkd.losses.basics import as_float, check_positive
 from jaxkd.methods.base import combine
@@ -22,6 +23,7 @@ PERPLEXITY = "perplexity/"
 """What `domain_evaluator` puts before a domain's name in its metrics."""
 
 
+@checked(temperature=positive)
 def ddk(
     gamma: float = 0.2,
     temperature: float = 1.0,
@@ -74,6 +76,7 @@ def discrepancy_init(
     return jax.nn.softmax(_ratio(student, teacher))
 
 
+@checked(alpha=probability)
 def discrepancy_update(
     factor: Float[Array, "domains"],
     student: Float[Array, "domains"],
@@ -111,6 +114,7 @@ def discrepancy_update(
     return alpha * fresh + (1 - alpha) / len(fresh)
 
 
+@checked()
 def ddk_weights(
     start: Evaluation,
     teacher: Evaluation,

@@ -7,6 +7,7 @@ teachers for `jaxkd.papers.boot.boot`.
 import jax
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.losses.diffusion import (
     PREDICTIONS,
@@ -21,6 +22,7 @@ from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked()
 def denoising(
     prediction: Prediction = "x",
     *,

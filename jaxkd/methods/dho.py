@@ -1,5 +1,6 @@
 """Dual-head optimisation: labels and a teacher's soft labels train a head each."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.dual_head import check_share, dho_terms
 from jaxkd.methods.base import example_weights, summed
 from jaxkd.methods.masks import masked
@@ -7,6 +8,7 @@ from jaxkd.networks.dual_head import CE_TAP, KD_TAP
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def dho(lam: float = 0.5, temperature: float = 2.0) -> Method:
     """Return the loss of a `networks.dual_head` student on labelled and other data.
 

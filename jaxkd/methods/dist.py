@@ -1,10 +1,12 @@
 """Distillation from a stronger teacher by correlation."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.correlation import dist_loss
 from jaxkd.methods.base import batch_weights, from_loss
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def dist(beta: float = 2.0, gamma: float = 2.0, temperature: float = 1.0) -> Method:
     """Return DIST: Pearson correlation within examples and within classes.
 

@@ -1,11 +1,13 @@
 """Word-level distillation with any divergence, from logits."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.kernels.linear_distill import Divergence, forward_kl
 from jaxkd.losses.language import divergence_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def divergence_kd(
     divergence: Divergence = forward_kl, temperature: float = 1.0
 ) -> Method:

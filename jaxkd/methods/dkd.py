@@ -1,10 +1,12 @@
 """Decoupled knowledge distillation."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.divergences import dkd_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def dkd(temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> Method:
     """Return decoupled distillation of target and non-target classes.
 

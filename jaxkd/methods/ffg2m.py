@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.graphs import Graph
 from jaxkd.losses.basics import check_positive, weighted_loss, zero_masked
 from jaxkd.losses.graphs import edge_high_frequency_loss, edge_low_frequency_loss
@@ -17,6 +18,7 @@ from jaxkd.methods.glnn import check_label_weight, labelled_cross_entropy
 from jaxkd.types import Batch, Method, Outputs
 
 
+@checked(temperature=positive)
 def ffg2m(label_weight: float = 0.4, temperature: float = 1.5) -> Method:
     """Return λ·(labels) + (1 − λ)·(low frequency + high frequency).
 
@@ -55,6 +57,7 @@ def low_frequency() -> Method:
     return from_loss(loss, name="low_frequency")
 
 
+@checked(temperature=positive)
 def high_frequency(temperature: float = 1.5) -> Method:
     """Return `edge_high_frequency_loss`, the mean over edges; 0 if there are none.
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked, own_check, positive
 from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.losses.first import Space, first_loss, recalibrate_top_k
 from jaxkd.methods.base import from_loss
@@ -12,6 +13,7 @@ from jaxkd.methods.topk_kd import checking_targets, top_k_targets
 from jaxkd.types import Loss, Method
 
 
+@checked(temperature=positive, reduction=own_check)
 def first(
     temperature: float = 1.0,
     *,

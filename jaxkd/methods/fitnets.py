@@ -1,11 +1,13 @@
 """FitNets: hints from a middle layer."""
 
+from jaxkd.arguments import checked
 from jaxkd.losses.features import hint_loss
 from jaxkd.methods.base import example_weights, from_module
 from jaxkd.methods.modules.projectors import ConvRegressor, Embed
 from jaxkd.types import Method
 
 
+@checked()
 def fitnets(tap: str, teacher_tap: str | None = None) -> Method:
     """Return the hint loss through a trained regressor.
 

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from jaxkd.arguments import checked
 from jaxkd.losses.features import fsp_loss
 from jaxkd.methods.base import from_loss, pair_taps
 from jaxkd.types import Method
 
 
+@checked()
 def fsp(taps: Sequence[str], teacher_taps: Sequence[str] | None = None) -> Method:
     """Return the FSP loss over consecutive stages.
 

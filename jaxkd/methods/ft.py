@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from jaxkd.adapters import NO_EDITS, abstract_module, merge_module, split_module
+from jaxkd.arguments import checked, probability
 from jaxkd.losses.attention import ft_loss
 from jaxkd.losses.features import hint_loss
 from jaxkd.methods.base import example_weights, from_loss, from_module
@@ -12,6 +13,7 @@ from jaxkd.network import Network
 from jaxkd.types import Method, Outputs
 
 
+@checked(rate=probability)
 def paraphrased(
     teacher: Network, tap: str, channels: int, *, rate: float = 0.5
 ) -> Network:
@@ -61,6 +63,7 @@ def paraphrased(
     return Network(init, apply, taps, teacher.reads, axes=teacher.axes)
 
 
+@checked()
 def paraphraser_loss(tap: str) -> Method:
     """Return stage 1's loss: the squared error of the paraphraser's reconstruction.
 
@@ -76,6 +79,7 @@ def paraphraser_loss(tap: str) -> Method:
     )
 
 
+@checked()
 def ft(tap: str, *, factor: str = "factor") -> Method:
     """Return factor transfer to a trained translator of the student's map.
 

@@ -5,6 +5,7 @@ and ``labelled`` (1 for the nodes whose labels may be used), and ``mask`` where 
 are padding.
 """
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float, weighted_loss, zero_masked
 from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.methods.base import batch_weights, combine, from_loss
@@ -12,6 +13,7 @@ from jaxkd.methods.kd import kd
 from jaxkd.types import Method
 
 
+@checked()
 def glnn(label_weight: float = 0.0) -> Method:
     """Return λ·(labels) + (1 − λ)·KL(teacher ‖ student), the mean over all nodes.
 
@@ -51,6 +53,7 @@ def labelled_cross_entropy() -> Method:
     return from_loss(loss, name="labels")
 
 
+@checked()
 def check_label_weight(label_weight: float) -> None:
     """Refuse a weight of the labels outside [0, 1].
 

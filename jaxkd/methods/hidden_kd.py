@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from flax import nnx
 from jaxtyping import Array
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float, frozen, l2_normalize
 from jaxkd.losses.language import relation_loss
 from jaxkd.methods.base import (
@@ -19,6 +20,7 @@ from jaxkd.models.parts.linear import Linear
 from jaxkd.types import Batch, Loss, Method
 
 
+@checked()
 def hidden_kd(
     taps: Sequence[str],
     teacher_taps: Sequence[str] | None = None,
@@ -75,6 +77,7 @@ def hidden_kd(
     )
 
 
+@checked()
 def relation_kd(
     taps: Sequence[str], teacher_taps: Sequence[str] | None = None, *, heads: int
 ) -> Method:

@@ -1,10 +1,12 @@
 """Hinton's knowledge distillation."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.divergences import kd_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def kd(temperature: float = 4.0) -> Method:
     """Return Hinton's distillation, T²·KL(teacher ‖ student) at temperature T.
 

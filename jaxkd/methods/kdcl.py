@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 from jaxkd.losses.online import kdcl_targets
 from jaxkd.methods.base import example_weights, from_loss
@@ -9,6 +10,7 @@ from jaxkd.methods.dml import peer_logits, peer_taps
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def kdcl(
     peers: int = 2,
     kind: Literal["naive", "minlogit", "linear"] = "minlogit",

@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.kernels.linear_distill import Divergence, forward_kl, linear_distill
 from jaxkd.losses.basics import OTHER_WIDTHS
 from jaxkd.methods.masks import batch_weights, masked
@@ -17,6 +18,7 @@ from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
 TAPS = ("final", "head")
 
 
+@checked(temperature=positive)
 def linear_kd(
     divergence: Divergence = forward_kl,
     *,
@@ -58,6 +60,7 @@ def linear_kd(
     return masked(Method(init, loss, TAPS, TAPS))
 
 
+@checked(temperature=positive)
 def linear_kd_loss(
     student: Outputs,
     teacher: Outputs,

@@ -1,10 +1,12 @@
 """Logit standardisation, a layer in front of any method on logits."""
 
+from jaxkd.arguments import checked
 from jaxkd.losses.divergences import standardize_logits
 from jaxkd.methods.masks import masked
 from jaxkd.types import Method, Outputs
 
 
+@checked()
 def lskd(method: Method) -> Method:
     """Return the method on standardised logits of both networks.
 

@@ -4,12 +4,14 @@ from typing import Literal
 
 from flax import nnx
 
+from jaxkd.arguments import checked, probability
 from jaxkd.losses.features import mgd_loss, mgd_mask
 from jaxkd.methods.base import example_weights, from_module
 from jaxkd.methods.modules.projectors import Connector, MGDGenerator
 from jaxkd.types import Method
 
 
+@checked(ratio=probability)
 def mgd(
     tap: str,
     teacher_tap: str | None = None,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import (
     as_float,
     check_same_shape,
@@ -24,6 +25,7 @@ from jaxkd.methods.masks import batch_weights, documents
 from jaxkd.types import Method
 
 
+@checked()
 def minillm(
     *, discount: float = 0.95, reward_limit: float | None = 100.0, clip: float = 0.2
 ) -> Method:

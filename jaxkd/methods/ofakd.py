@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import abstract_module, merge_module
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.divergences import ofa_loss
 from jaxkd.methods.base import (
     example_weights,
@@ -21,6 +22,7 @@ from jaxkd.types import Method, MethodVariables, Outputs
 Build = Callable[[Outputs, Outputs, nnx.Rngs], nnx.Module]
 
 
+@checked(temperature=positive)
 def ofakd(
     taps: Sequence[str],
     *,
@@ -98,6 +100,7 @@ def ofakd(
     return exits._replace(loss=loss)
 
 
+@checked()
 def exit_logits(
     variables: MethodVariables,
     student: Outputs,

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from jaxtyping import Array
 
+from jaxkd.arguments import checked
 from jaxkd.losses.features import ofd_loss, ofd_margin
 from jaxkd.methods.base import connectors, example_weights, from_module, pair_taps
 from jaxkd.types import Method
 
 
+@checked()
 def ofd(
     taps: Sequence[str],
     norms: Sequence[tuple[Array, Array]],

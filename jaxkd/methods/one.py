@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.online import one_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.methods.dml import peer_logits, peer_taps
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def one(branches: int = 3, temperature: float = 3.0) -> Method:
     """Return ONE: cross-entropy of branches and ensemble, and KL between them.
 

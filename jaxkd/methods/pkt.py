@@ -1,10 +1,12 @@
 """Probabilistic knowledge transfer."""
 
+from jaxkd.arguments import checked
 from jaxkd.losses.relations import pkt_loss
 from jaxkd.methods.base import example_weights, from_loss
 from jaxkd.types import Method
 
 
+@checked()
 def pkt(tap: str, teacher_tap: str | None = None) -> Method:
     """Return probabilistic knowledge transfer between similarity distributions.
 

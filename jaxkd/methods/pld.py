@@ -1,10 +1,12 @@
 """Plackett-Luce distillation: the teacher's ranking of the classes, label first."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.ranking import pld_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked(temperature=positive)
 def pld(temperature: float = 1.0) -> Method:
     """Return list-wise distillation, which needs no cross-entropy beside it.
 

@@ -1,10 +1,12 @@
 """Relational knowledge distillation."""
 
+from jaxkd.arguments import checked
 from jaxkd.losses.relations import rkd_loss
 from jaxkd.methods.base import example_weights, from_loss
 from jaxkd.types import Method
 
 
+@checked()
 def rkd(
     tap: str,
     teacher_tap: str | None = None,

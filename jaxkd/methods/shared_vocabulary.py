@@ -3,9 +3,11 @@
 import jax
 from jaxtyping import Array
 
+from jaxkd.arguments import checked
 from jaxkd.types import Batch, Method, Outputs
 
 
+@checked()
 def shared_vocabulary(method: Method, size: int) -> Method:
     """Return a method that sees only the first logits of both networks.
 

@@ -4,6 +4,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import NO_EDITS, abstract_module, merge_module, split_module
+from jaxkd.arguments import checked
 from jaxkd.losses.features import hint_loss
 from jaxkd.losses.pooling import adaptive_average_pool, match_size
 from jaxkd.methods.base import from_loss
@@ -12,6 +13,7 @@ from jaxkd.network import Network
 from jaxkd.types import Method, Outputs
 
 
+@checked()
 def simkd_student(
     student: Network,
     tap: str,
@@ -89,6 +91,7 @@ def simkd_student(
     return Network(init, apply, taps, student.reads, axes=student.axes)
 
 
+@checked()
 def simkd(teacher_tap: str) -> Method:
     """Return SimKD's only loss: projected map against the teacher's, squared error.
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import as_float, weighted_loss
 from jaxkd.losses.sinkd import sinkd_loss
 from jaxkd.methods.base import from_loss
@@ -9,6 +10,7 @@ from jaxkd.methods.masks import batch_weights, documents, earlier_tokens
 from jaxkd.types import Loss, Method
 
 
+@checked(temperature=positive, epsilon=positive)
 def sinkd(
     temperature: float = 2.0, *, epsilon: float = 0.1, iterations: int = 20
 ) -> Method:

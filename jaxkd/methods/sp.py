@@ -1,10 +1,12 @@
 """Similarity-preserving distillation."""
 
+from jaxkd.arguments import checked
 from jaxkd.losses.relations import sp_loss
 from jaxkd.methods.base import example_weights, from_loss
 from jaxkd.types import Method
 
 
+@checked()
 def sp(tap: str, teacher_tap: str | None = None) -> Method:
     """Return similarity-preserving distillation of the batch's Gram matrix.
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.linear_distill import soft_cross_entropy
 from jaxkd.losses.taid import taid_init, taid_loss, taid_update
 from jaxkd.methods.base import masked_loss
@@ -11,6 +12,7 @@ from jaxkd.methods.masks import masked
 from jaxkd.types import Loss, Method, MethodVariables
 
 
+@checked()
 def taid(
     total_steps: int,
     *,

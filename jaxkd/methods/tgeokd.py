@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import abstract_module, merge_module, split_module
+from jaxkd.arguments import checked, positive
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import frozen, weighted_loss
 from jaxkd.losses.fusion import (
@@ -25,6 +26,7 @@ from jaxkd.types import Batch, Loss, Method, Outputs
 RULES = ("wls", "ada")
 
 
+@checked(temperature=positive)
 def tgeokd(
     class_average: Float[Array, "classes classes"],
     temperature: float = 4.0,
@@ -80,6 +82,7 @@ def tgeokd(
     return masked(Method(init, loss))
 
 
+@checked(temperature=positive)
 def fused_kd(rule: Literal["wls", "ada"], temperature: float = 4.0) -> Method:
     """Return distillation whose teacher's share α follows a rule for each example.
 

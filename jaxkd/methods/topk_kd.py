@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxkd.arguments import checked
 from jaxkd.checks import check_teacher_ids
 from jaxkd.losses.basics import OTHER_WIDTHS, expand_weights
 from jaxkd.losses.topk import (
@@ -15,6 +16,7 @@ from jaxkd.methods.masks import counted_places
 from jaxkd.types import Batch, Method, Outputs
 
 
+@checked()
 def top_k_targets(teacher: Outputs, batch: Batch, k: int | None) -> tuple[Array, Array]:
     """Return a teacher's best tokens and log-probabilities, from its logits or a batch.
 
@@ -88,6 +90,7 @@ def checking_targets(method: Method) -> Method:
     return method._replace(init=init, loss=loss)
 
 
+@checked()
 def topk_kd(
     k: int | None = None, *, reverse: bool = False, rest: bool = True
 ) -> Method:

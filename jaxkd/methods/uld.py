@@ -1,10 +1,12 @@
 """Universal logit distillation, between networks with different tokenizers."""
 
+from jaxkd.arguments import checked, positive
 from jaxkd.losses.language import uld_loss
 from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked(student_temperature=positive, teacher_temperature=positive)
 def uld(student_temperature: float = 1.0, teacher_temperature: float = 1.0) -> Method:
     """Return the distance of sorted probabilities, answer token by answer token.
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from flax import nnx
 
+from jaxkd.arguments import checked
 from jaxkd.losses.features import vid_loss
 from jaxkd.methods.base import from_module, pair_taps
 from jaxkd.methods.modules.projectors import VIDRegressor
 from jaxkd.types import Method
 
 
+@checked()
 def vid(taps: Sequence[str], teacher_taps: Sequence[str] | None = None) -> Method:
     """Return variational information distillation, summed over stages.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.models.diffusion.dit import dit as dit
 from jaxkd.models.diffusion.unet import unet as unet
@@ -40,6 +41,7 @@ MODELS = constructors(globals(), Network)
 """Model constructors by name, for configurations and exported folders."""
 
 
+@checked()
 def create(
     name: str,
     constructors: Mapping[str, Callable[..., Network]] = MODELS,

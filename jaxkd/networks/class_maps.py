@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.losses.channels import class_activation_maps
 from jaxkd.network import Network
 from jaxkd.types import Outputs
 
 
+@checked()
 def with_class_maps(
     network: Network, tap: str, head: str = "fc", name: str = "cam"
 ) -> Network:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked, finite
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import l2_normalize
 from jaxkd.losses.dual_head import dual_head_log_probs
@@ -13,6 +14,7 @@ CE_TAP, KD_TAP = "ce.logits", "kd.logits"
 """The taps of the two heads' logits."""
 
 
+@checked(alpha=finite)
 def dual_head(
     network: Network,
     features: int,

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxkd.adapters import NO_EDITS, Edits
+from jaxkd.arguments import checked, natural
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import log_softmax, logsumexp
 from jaxkd.network import Network
 from jaxkd.types import Inputs, Outputs, Variables
 
 
+@checked()
 def ensemble(
     networks: Sequence[Network],
     mean: Literal["logits", "probabilities"] = "probabilities",
@@ -115,11 +117,13 @@ def _mean(logits: jax.Array, mean: str) -> jax.Array:
     return logsumexp(log_softmax(logits), axis=0) - jnp.log(len(logits))
 
 
+@checked(position=natural)
 def member(variables: Variables, position: int) -> Variables:
     """Return one member's variables out of an ensemble's."""
     return {part: tree[str(position)] for part, tree in variables.items()}
 
 
+@checked()
 def with_logits(network: Network, tap: str) -> Network:
     """Return the network with one of its taps as its logits.
 

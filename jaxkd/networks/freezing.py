@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PRNGKeyArray
 
+from jaxkd.arguments import checked, floating
 from jaxkd.network import Network
 from jaxkd.types import Variables
 
 
+@checked(dtype=floating)
 def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
     """Return a network of whose weights only those that match are parameters.
 

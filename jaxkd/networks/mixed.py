@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked, probability
 from jaxkd.losses.basics import log_softmax, logsumexp
 from jaxkd.network import Network, axes_of
 from jaxkd.types import Outputs
@@ -28,6 +29,7 @@ class PairCache:
         return PairCache(self.first.grown(slots), self.second.grown(slots))
 
 
+@checked(share=probability)
 def mixed(first: Network, second: Network, share: float) -> Network:
     """Return the network whose probabilities are (1 − share)·first + share·second.
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxkd import registry
+from jaxkd.arguments import checked
 
 
+@checked()
 def constructors(kind: type) -> dict[str, Callable[..., Any]]:
     """Return all papers' public functions that make a ``kind``, by name."""
     found: dict[str, Callable[..., Any]] = {}

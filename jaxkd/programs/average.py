@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked, fraction
 from jaxkd.losses.basics import as_float
 from jaxkd.types import Batch, Metrics, Program, deployed
 
@@ -30,6 +31,7 @@ class AveragedState:
         return self.average
 
 
+@checked(decay=fraction)
 def with_average(
     program: Program,
     decay: float,

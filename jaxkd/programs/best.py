@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.checks import check_batch, disjoint
 from jaxkd.types import Batch, Metrics, Program, deployed
 
@@ -40,6 +41,7 @@ class BestState:
         return self.best
 
 
+@checked()
 def with_best(
     program: Program,
     score: Callable[[Any, Batch], Array],

@@ -13,6 +13,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.methods.base import as_loss
 from jaxkd.network import Network, axes_of
 from jaxkd.programs.distill import (
@@ -41,6 +42,7 @@ from jaxkd.types import (
 NOTHING: MethodVariables = {"params": {}, "state": {}}
 
 
+@checked()
 def look_ahead_gradient(
     inner: Callable[[PyTree, PyTree], Array],
     outer: Callable[[PyTree], Array],
@@ -74,6 +76,7 @@ def look_ahead_gradient(
     return value, jax.tree.map(lambda g: -learning_rate * g, gradient)
 
 
+@checked()
 def bilevel(
     student: Network,
     teacher: Network | None,

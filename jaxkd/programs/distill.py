@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.checks import (
     check_batch,
     check_counted,
@@ -34,6 +35,7 @@ from jaxkd.types import (
 NO_TEACHER = Outputs(None, {})
 
 
+@checked()
 def distill(
     student: Network,
     teacher: Network | None,
@@ -71,6 +73,7 @@ def distill(
     return distillation(student, teacher, method, optimizer, accumulate=accumulate)
 
 
+@checked()
 def distillation(
     student: Network,
     teacher: Network | None,
@@ -127,6 +130,7 @@ def distillation(
     return Program(init, step, frozen_teacher, axes_of(student, teacher), check)
 
 
+@checked()
 def distillation_objective(
     student: Network,
     teacher: Network | None,
@@ -152,6 +156,7 @@ def distillation_objective(
     return objective
 
 
+@checked()
 def initial(
     keys: Keys,
     batch: Batch,
@@ -184,6 +189,7 @@ def initial(
     )
 
 
+@checked()
 def check_training(
     classes: int | None, batch: Batch, student: Network, teacher: Network | None
 ) -> None:
@@ -214,6 +220,7 @@ def check_training(
             check_read_tokens(batch, role, network.vocabulary)
 
 
+@checked()
 def parts_of(state: TrainState) -> dict[str, Any]:
     """Return a state's parts for `programs.descend`."""
     return {
@@ -223,11 +230,13 @@ def parts_of(state: TrainState) -> dict[str, Any]:
     }
 
 
+@checked()
 def carry_of(state: TrainState) -> dict[str, Any]:
     """Return what a state's forward passes change."""
     return {"student": state.student["stats"], "method": state.method["state"]}
 
 
+@checked()
 def advanced(state: TrainState, method: Method, params: Any, carry: Any) -> TrainState:
     """Return the state one step on; the opposite of `parts_of` and `carry_of`."""
     held = carry["method"]
@@ -245,11 +254,13 @@ def advanced(state: TrainState, method: Method, params: Any, carry: Any) -> Trai
     )
 
 
+@checked()
 def prepared(method: Method, keys: Keys, batch: Batch) -> Batch:
     """Return the batch as the method wants it before the forward passes."""
     return method.prepare(keys.prepare, batch) if method.prepare else batch
 
 
+@checked()
 def teach(
     teacher: Network | None, method: Method, variables: Any, batch: Batch
 ) -> Outputs:
@@ -262,6 +273,7 @@ def teach(
     return jax.lax.stop_gradient(outputs)
 
 
+@checked()
 def learn(
     student: Network, method: Method, variables: Variables, batch: Batch, keys: Keys
 ) -> tuple[Outputs, Variables]:
@@ -275,11 +287,13 @@ def learn(
     )
 
 
+@checked()
 def frozen_teacher(state: TrainState) -> Any:
     """Return the arrays of a state that no step changes."""
     return state.teacher
 
 
+@checked()
 def check_taps(student: Network, teacher: Network | None, method: Method) -> None:
     """Refuse a method that reads what a network does not have.
 

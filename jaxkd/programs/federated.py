@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked, positive
 from jaxkd.checks import check_batch
 from jaxkd.losses import cross_entropy_loss, fd_distill_loss, masked_ensemble
 from jaxkd.losses.basics import as_float, weighted_loss
@@ -77,6 +78,7 @@ class Client(NamedTuple):
     read: Callable[[Batch], Inputs]
 
 
+@checked(temperature=positive)
 def fd_client(
     network: Network,
     optimizer: optax.GradientTransformation,
@@ -218,6 +220,7 @@ def round_keys(
     return keys.learning, keys.distilling
 
 
+@checked()
 def federated_distillation(
     clients: Client | Sequence[Client], aggregate: Aggregate | None = masked_ensemble
 ) -> Program:

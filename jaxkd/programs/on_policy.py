@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.arguments import checked, natural, probability
 from jaxkd.checks import disjoint
 from jaxkd.generation import Sampling, generate
 from jaxkd.network import Network
@@ -26,6 +27,7 @@ Response = tuple[
 Writer = Callable[[Any, Batch, PRNGKeyArray, int], Response]
 
 
+@checked(student_share=probability, teacher_share=probability, eos=natural)
 def on_policy(
     student: Network,
     teacher: Network,
@@ -152,6 +154,7 @@ def on_policy(
     return program._replace(init=init, step=step)
 
 
+@checked(eos=natural, pad=natural)
 def writer(
     network: Network,
     role: str,
@@ -211,6 +214,7 @@ def given(batch: Batch) -> Response:
     return jnp.int32(batch["response_ids"]), jnp.int32(batch["response_mask"]), None
 
 
+@checked()
 def check_prompts(
     batch: Batch, max_new_tokens: int, *, responses: bool
 ) -> tuple[int, int]:

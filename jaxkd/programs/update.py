@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.checks import check_batch, disjoint
 from jaxkd.graphs import Graph
 from jaxkd.methods.base import as_loss
@@ -113,6 +114,7 @@ class Descent(NamedTuple):
     metrics: Metrics
 
 
+@checked()
 def descend(
     player: Player,
     opt_state: Any,
@@ -258,6 +260,7 @@ class PlayState:
     opt_state: Any
 
 
+@checked()
 def alternate(
     init: Callable[[Keys, Batch], tuple[Params, Any]],
     turns: Mapping[str, Turn],
@@ -342,6 +345,7 @@ def as_metric(metric: Any) -> Any:
     return metric if isinstance(metric, Loss) else jnp.asarray(metric)
 
 
+@checked()
 def split_batch(batch: Batch, parts: int) -> Batch:
     """Return the batch in parts: every array (examples, ...) as (parts, rest, ...).
 

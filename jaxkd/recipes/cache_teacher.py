@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxkd import teachers
+from jaxkd.arguments import checked
 from jaxkd.network import Network
 from jaxkd.types import Variables
 
@@ -20,6 +21,7 @@ Texts = Annotated[
 ]
 
 
+@checked()
 def cache_teacher(
     teacher: Folder,
     texts: Texts,

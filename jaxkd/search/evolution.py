@@ -12,10 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from jaxkd.arguments import checked, finite
+
 ATTEMPTS = 1000
 """Draws in a row that a constraint may refuse before a search gives up."""
 
 
+@checked(score=finite)
 @dataclass(frozen=True)
 class Evaluated[A]:
     """An architecture and its score.
@@ -29,6 +32,7 @@ class Evaluated[A]:
     score: float
 
 
+@checked()
 @dataclass(frozen=True)
 class SearchResult[A]:
     """What a search has seen.
@@ -49,6 +53,7 @@ class SearchResult[A]:
         return sorted(self.history, key=lambda e: -e.score)[:count]
 
 
+@checked()
 def regularized_evolution[A](
     key: PRNGKeyArray,
     random_arch: Callable[[np.random.Generator], A],
@@ -106,6 +111,7 @@ def regularized_evolution[A](
     return SearchResult(tuple(history))
 
 
+@checked()
 def random_search[A: Hashable](
     key: PRNGKeyArray,
     random_arch: Callable[[np.random.Generator], A],

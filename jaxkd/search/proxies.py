@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxkd.arguments import checked
+
 
 def _kernels(tree: PyTree) -> list[Array]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -37,6 +39,7 @@ def snip(params: PyTree, gradients: PyTree) -> Float[Array, ""]:
     return sum((jnp.abs(w * g).sum() for w, g in pairs), jnp.zeros(()))
 
 
+@checked()
 def synflow(logits_fn: Callable[[PyTree], Array], params: PyTree) -> Float[Array, ""]:
     """Return log Σ w·∂R/∂w over the kernels, where R is the logits' sum with ``|w|``.
 

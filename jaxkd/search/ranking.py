@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxkd.arguments import checked
 
+
+@checked()
 def rank_consistency(
     scores: Sequence[float | int] | np.ndarray,
     accuracies: Sequence[float | int] | np.ndarray,

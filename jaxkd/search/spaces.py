@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxkd.arguments import checked
 
+
+@checked()
 @dataclass(frozen=True)
 class ChoiceSpace:
     """Tuples that hold one of the same choices at every position.

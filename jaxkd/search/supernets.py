@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxkd.adapters import abstract_module, merge_module, split_module
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.models.parts.blocks import BatchNorm, conv
 from jaxkd.models.vision.nasbench201 import (
@@ -47,6 +48,7 @@ class Supernet(NamedTuple):
     taps: tuple[str, ...]
 
 
+@checked()
 def jit_once(function: Callable) -> Callable:
     """Return a jitted function that runs little, such as ``init``.
 
@@ -122,6 +124,7 @@ def _check(taps: tuple[str, ...], valid: tuple[str, ...]) -> None:
             raise ValueError(unknown_name("tap", tap, valid))
 
 
+@checked()
 def depth_supernet(
     max_depth: int,
     classes: int = 100,
@@ -206,6 +209,7 @@ def depth_supernet(
     return Supernet(init, apply, subnetwork, taps_valid)
 
 
+@checked()
 def cell_supernet(
     classes: int = 10, *, channels: int = 16, cells: int = 5, channels_in: int = 3
 ) -> Supernet:

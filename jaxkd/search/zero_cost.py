@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.search.proxies import grad_norm, nwot, snip, synflow
 from jaxkd.search.supernets import Supernet
 from jaxkd.types import Batch
 
 
+@checked()
 def zero_cost(net: Supernet) -> Callable[[dict, tuple[int, ...], Batch], dict]:
     """Return what measures one network by all of `jaxkd.search.proxies`.
 

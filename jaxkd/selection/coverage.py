@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float
 
 
+@checked()
 @functools.partial(jax.jit, static_argnames="block")
 def min_dist(
     pool: Float[Array, "pool features"],
@@ -55,6 +57,7 @@ def cover_radius(
     return min_dist(pool, centers).max()
 
 
+@checked()
 def k_center_greedy(
     pool: Float[Array, "pool features"],
     centers: Float[Array, "centers features"],

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.losses.few_shot import clap_class_weights, clap_loss, cosine_logits
 
 
+@checked()
 @functools.partial(
     jax.jit, static_argnames=("scale", "passes", "batch_size", "learning_rate")
 )

@@ -6,7 +6,10 @@ round; `label_picked` turns them into positions in the data set.
 
 import numpy as np
 
+from jaxkd.arguments import checked, natural
 
+
+@checked(seed=natural)
 def initial_pool(
     labels: np.ndarray, per_class: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +38,7 @@ def initial_pool(
     return labelled, np.setdiff1d(np.arange(len(labels)), labelled)
 
 
+@checked()
 def label_picked(
     labelled: np.ndarray, unlabelled: np.ndarray, picks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,12 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float, l2_normalize
 from jaxkd.selection.coverage import k_center_greedy
 
 
+@checked()
 def pcoreset_select(
     pool_probs: Float[Array, "pool classes"],
     labelled_probs: Float[Array, "labelled classes"],
@@ -43,6 +45,7 @@ def pcoreset_select(
     return k_center_greedy(pool_probs, labelled_probs, q)
 
 
+@checked()
 def coreset_select(
     pool_features: Float[Array, "pool features"],
     labelled_features: Float[Array, "labelled features"],
@@ -67,6 +70,7 @@ def coreset_select(
     return k_center_greedy(pool, labelled, q)
 
 
+@checked()
 def entropy_select(
     pool_probs: Float[Array, "pool classes"], q: int
 ) -> Int[Array, "picked"]:
@@ -85,6 +89,7 @@ def entropy_select(
     return lax.top_k(-jnp.sum(p * jnp.log(p + 1e-10), axis=-1), q)[1]
 
 
+@checked()
 def random_select(key: PRNGKeyArray, pool_size: int, q: int) -> Int[Array, "picked"]:
     """Pick at random.
 
@@ -99,6 +104,7 @@ def random_select(key: PRNGKeyArray, pool_size: int, q: int) -> Int[Array, "pick
     return jax.random.permutation(key, pool_size)[: _count(q, pool_size)]
 
 
+@checked()
 def class_balanced_select(
     key: PRNGKeyArray,
     pool_probs: Float[Array, "pool classes"],
@@ -138,6 +144,7 @@ def class_balanced_select(
     return order[jnp.argsort(beyond, stable=True)[:q]]
 
 
+@checked()
 def badge_select(
     key: PRNGKeyArray,
     pool_probs: Float[Array, "pool classes"],

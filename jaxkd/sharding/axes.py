@@ -12,6 +12,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from jaxkd.arguments import checked
 from jaxkd.types import Axes
 
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -44,6 +45,7 @@ def declare(*axes: str | None) -> dict[str, Any]:
     return {"out_sharding": axes, "eager_sharding": False}
 
 
+@checked()
 def declared_axes(
     axes: Axes, path: Sequence[str], ndim: int
 ) -> tuple[str | tuple[str, ...] | None, ...] | None:
@@ -86,6 +88,7 @@ def constrain_batch(x: Array) -> Array:
     return constrain(x, "batch", *[None] * (x.ndim - 1))
 
 
+@checked()
 def logical_spec(
     shape: Sequence[int],
     axes: Sequence[str | tuple[str, ...] | None],
@@ -117,6 +120,7 @@ def logical_spec(
     return PartitionSpec(*placed)
 
 
+@checked()
 def on_devices(
     function: Callable[..., Array],
     arrays: Sequence[Array | None],

@@ -9,9 +9,11 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.types import Axes
 
 
+@checked()
 def nnx_axes(module: nnx.Module) -> Axes:
     """Return what a module's variables declare as ``out_sharding``, by their paths.
 

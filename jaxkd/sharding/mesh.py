@@ -25,6 +25,7 @@ from jax.sharding import (
 )
 from jaxtyping import PyTree
 
+from jaxkd.arguments import checked, own_check
 from jaxkd.checks import unknown_name
 from jaxkd.sharding.axes import declared_axes, logical_spec
 from jaxkd.types import NO_AXES, Axes, Batch
@@ -35,6 +36,7 @@ MIN_SIZE = 2**14
 """Arrays of fewer elements are copied to every device: gathering costs more."""
 
 
+@checked(data=own_check, fsdp=own_check, tensor=own_check, dcn=own_check)
 @dataclass(frozen=True)
 class MeshShape:
     """Devices along each axis; one of them may be -1, for all that are left."""
@@ -62,6 +64,7 @@ MESHES = {
 its chips."""
 
 
+@checked()
 def make_mesh(
     shape: str | MeshShape = "data", devices: Sequence[Any] | None = None
 ) -> Mesh:
@@ -118,6 +121,7 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=automatic)
 
 
+@checked()
 def partition(
     path: Sequence[str], shape: tuple[int, ...], mesh: Mesh, axes: Axes, min_size: int
 ) -> PartitionSpec:
@@ -145,6 +149,7 @@ def partition(
     return PartitionSpec(*spec)
 
 
+@checked()
 def state_sharding(
     state: PyTree,
     mesh: Mesh,
@@ -168,6 +173,7 @@ def state_sharding(
     return jax.tree_util.tree_map_with_path(place, state)
 
 
+@checked()
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Return the function with the mesh known to the models that it traces.
 
@@ -181,11 +187,13 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return run
 
 
+@checked()
 def batch_parts(mesh: Mesh) -> int:
     """Return into how many parts a mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+@checked()
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Return the batch split over the mesh's ``data`` and ``fsdp`` axes.
 

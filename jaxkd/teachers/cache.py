@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples
 from jaxkd.files import check_json, check_plain, sealed, write_json
 from jaxkd.teachers.targets import TeacherTargets
@@ -30,6 +31,7 @@ MOST_FILES, LARGEST_RECORD = 100_000, 2**28
 """Files of a cache, whose names have five digits, and bytes of one answer, at most."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Shard:
     """One file of a cache, and the examples it is for."""
@@ -38,6 +40,7 @@ class Shard:
     rows: range
 
 
+@checked()
 def shards(folder: Path, manifest: Mapping[str, Any]) -> list[Shard]:
     """Return the files of a cache, whether or not they are written."""
     examples, size = manifest["examples"], manifest["shard_examples"]
@@ -51,6 +54,7 @@ def shards(folder: Path, manifest: Mapping[str, Any]) -> list[Shard]:
     ]
 
 
+@checked()
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return what a cache says of itself.
 
@@ -79,6 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
 
 
+@checked()
 def record_type(manifest: Mapping[str, Any]) -> np.dtype:
     """Return the structure of a cache's records."""
     arrays = [
@@ -147,6 +152,7 @@ def damaged(path: Path, problem: str) -> str:
     )
 
 
+@checked()
 def record_checksum(record: bytes) -> int:
     """Return the checksum of all of a record but the checksum."""
     return zlib.crc32(record[4:])
@@ -165,6 +171,7 @@ def example_checksums(batch: Batch) -> list[int]:
     ]
 
 
+@checked()
 def write_teacher_cache(
     folder: str | Path,
     source: Examples,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples
 from jaxkd.teachers.cache import (
     Shard,
@@ -22,6 +23,7 @@ from jaxkd.teachers.cache import (
 )
 
 
+@checked()
 @dataclass(frozen=True)
 class CachedTeacher:
     """Examples with what a teacher once said of them, to train on without it.

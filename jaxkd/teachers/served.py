@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples
 from jaxkd.teachers.post import post
 from jaxkd.teachers.targets import TeacherTargets
@@ -41,6 +42,7 @@ ROUNDING = 0.01
 LARGEST = float(np.finfo(np.float32).max)
 
 
+@checked()
 @dataclass(frozen=True)
 class ServedTeacher:
     """Text with a served teacher's best next tokens, asked for as it is read.

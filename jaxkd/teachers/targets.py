@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxkd.arguments import checked
 from jaxkd.checks import check_read_tokens
 from jaxkd.network import Network
 from jaxkd.types import Batch, Variables
@@ -18,6 +19,7 @@ from jaxkd.types import Batch, Variables
 DTYPES = ("float16", "float32")
 
 
+@checked()
 @dataclass(frozen=True)
 class TeacherTargets:
     """A teacher that answers batches with the arrays to be stored.
@@ -53,6 +55,7 @@ def _whole(leaf: Any) -> np.ndarray:
     return jax.device_get(leaf)
 
 
+@checked()
 def network_targets(
     teacher: Network,
     variables: Variables,

@@ -26,6 +26,7 @@ from jax.sharding import (
 )
 from jaxtyping import PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.sharding.mesh import (
     BATCH_AXES,
@@ -40,6 +41,7 @@ from jaxkd.training.costs import program_costs
 from jaxkd.types import Batch, Program
 
 
+@checked()
 @dataclass(frozen=True)
 class Chip:
     """One TPU chip, by its maker's figures.
@@ -65,6 +67,7 @@ CHIPS = {
 """Chips by the name that begins a topology's, such as ``v5e:2x4``."""
 
 
+@checked()
 @dataclass(frozen=True)
 class StepPlan:
     """The compiler's figures for one step, on each chip.
@@ -118,6 +121,7 @@ class DoesNotFit(ValueError):
     """A program needs more memory than a chip has; its biggest buffers are named."""
 
 
+@checked()
 def slice_devices(topology: str) -> list[Any]:
     """Return the devices of a slice that need not be here.
 
@@ -154,6 +158,7 @@ def slice_devices(topology: str) -> list[Any]:
     return list(found.devices)
 
 
+@checked()
 def compile_for(
     topology: str, function: Callable[..., Any], *arguments: PyTree
 ) -> jax.stages.Compiled:
@@ -176,6 +181,7 @@ def compile_for(
     return jax.jit(function).lower(*placed).compile()
 
 
+@checked()
 def lower_for_gpu(function: Callable[..., Any], *arguments: PyTree) -> str:
     """Return the module (MLIR) that a function lowers to for an H100, Triton included.
 
@@ -209,6 +215,7 @@ def _chip(topology: str) -> Chip:
     return CHIPS[name]
 
 
+@checked()
 def plan_step(
     program: Program, batch: Batch, topology: str, mesh: str | MeshShape = "data"
 ) -> StepPlan:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from jaxkd.arguments import checked
+
 DUMP = {"xla_dump_hlo_as_text": True}
 """Options by which XLA writes what `biggest_buffers` reads, beside ``xla_dump_to``."""
 
@@ -10,6 +12,7 @@ _VALUE = re.compile(r"value: <\d+ ([\w.\-]+)\S* @\d+> \(size=(\d+),.*?\): (\S+?)
 _SOURCE = re.compile(r'%([\w.\-]+) = .*op_name="([^"]*)"')
 
 
+@checked()
 def biggest_buffers(folder: Path, count: int = 8) -> list[str]:
     """Return the biggest buffers of the program that was compiled last, biggest first.
 

@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import (
     preservation_policy,
 )
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.files import held, in_all_processes, verify_digests, write_digests
 from jaxkd.training.saved import (
@@ -34,6 +35,7 @@ LOCK = ".lock"
 logger = logging.getLogger(__name__)
 
 
+@checked()
 class Checkpoints:
     """Checkpoints in a folder; each is complete or absent, and its damage shows.
 

@@ -11,6 +11,8 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from jaxkd.arguments import checked
+
 _SIZES = {"pred": 1, "bf16": 2, "s4": 0.5, "u4": 0.5, "s2": 0.25, "u2": 0.25}
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -34,6 +36,7 @@ _COLLECTIVES = {
 """Bytes a chip sends in a ring of n, by bytes of the result."""
 
 
+@checked()
 @dataclass
 class Costs:
     """A chip's share of one run of a program.
@@ -66,6 +69,7 @@ class _Instruction:
     root: bool
 
 
+@checked()
 def program_costs(text: str) -> Costs:
     """Return what a compiled program costs each chip.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.data.mixture import Weights
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.loop import fit
@@ -13,6 +14,7 @@ from jaxkd.types import Program
 History = Sequence[Mapping[str, int | float]]
 
 
+@checked()
 def fit_intervals(
     program: Program,
     batches: Callable[..., Iterable[Any]],

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxkd.arguments import checked
 from jaxkd.untrusted import LARGEST_JSON, blaming, json_from
 
 
@@ -28,6 +29,7 @@ class MetricWriter(Protocol):
         ...
 
 
+@checked()
 class JsonLines:
     """One JSON object a line: ``{"step": 50, "loss": 0.7, …}``.
 
@@ -56,6 +58,7 @@ class JsonLines:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
 
+@checked()
 class Csv:
     """One value a row, with the columns ``step,metric,value``.
 
@@ -96,6 +99,7 @@ class Csv:
             file.write(rows.getvalue())
 
 
+@checked()
 class TensorBoard:
     """TensorBoard event files, by tensorboardX (``pip install jaxkd[tensorboard]``).
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from jaxkd.arguments import checked
+
 TERMINATED = 128 + signal.SIGTERM
 """The exit status of a run that saved and left; schedulers then start it again."""
 
 
+@checked()
 @contextlib.contextmanager
 def preemption(watch: bool) -> Iterator[Callable[[int], bool]]:
     """Yield ``step -> whether to save and leave now``, asked once after every step.

@@ -12,6 +12,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from jaxkd.arguments import checked
+
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -20,6 +22,7 @@ class _Speed(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} steps/s", style="cyan")
 
 
+@checked()
 class ProgressBar:
     """A bar on the terminal; nothing is drawn where the output is no terminal.
 

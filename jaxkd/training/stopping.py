@@ -5,11 +5,13 @@ from typing import Literal
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 
 History = Sequence[Mapping[str, int | float]]
 
 
+@checked()
 def patience(
     metric: str, evaluations: int, mode: Literal["max", "min"] = "max"
 ) -> Callable[[History], bool]:

@@ -47,7 +47,8 @@ OTHERS = {
     *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
     *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
     *("kdcl", "labelled_cross_entropy", "low_frequency", "mgd", "nst", "ofakd", "ofd"),
-    *("one", "pkt", "reviewkd", "rkd", "simkd", "sp", "tgeokd", "uld", "vid"),
+    *("nd", "one", "pkt", "reviewkd", "rkd", "self_distillation", "simkd", "sp"),
+    *("tgeokd", "uld", "vid"),
 }
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}

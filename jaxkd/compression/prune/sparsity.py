@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.nm_matmul import NMWeights, nm_mask, nm_pack, nm_unpack
 
 INPUTS = -2
@@ -26,6 +27,7 @@ Masks = dict[str, Bool[Array, "..."]]
 """By the weight's path, which of its entries are kept."""
 
 
+@checked()
 def weights_in_scope(params: PyTree, scope: str) -> dict[str, Array]:
     """Return the weights that sparsity is to touch, by path.
 
@@ -54,6 +56,7 @@ def weights_in_scope(params: PyTree, scope: str) -> dict[str, Array]:
     return found
 
 
+@checked()
 def nm_masks(
     params: PyTree,
     scope: str,
@@ -86,6 +89,7 @@ def nm_masks(
     }
 
 
+@checked()
 def map_weights(
     function: Callable[[str, Array], Any], params: PyTree, names: Container[str]
 ) -> PyTree:
@@ -104,6 +108,7 @@ def map_weights(
     return jax.tree_util.tree_map_with_path(change, params)
 
 
+@checked()
 def prune(params: PyTree, masks: Masks) -> PyTree:
     """Return the parameters with 0 where a mask drops a weight.
 
@@ -130,6 +135,7 @@ def wanda_score(
     return jnp.abs(weights) * input_norms[..., None]
 
 
+@checked()
 def masked_magnitude_ratio(params: PyTree, masks: Masks) -> Float[Array, ""]:
     """Return the mean magnitude of dropped weights over that of kept ones.
 
@@ -150,6 +156,7 @@ def masked_magnitude_ratio(params: PyTree, masks: Masks) -> Float[Array, ""]:
     return mean(jnp.logical_not) / mean(jnp.asarray)
 
 
+@checked()
 @dataclass(frozen=True)
 class NMReport:
     """How sparse a network's weights are.
@@ -167,6 +174,7 @@ class NMReport:
     exact: int
 
 
+@checked()
 def check_sparse(params: PyTree, scope: str, n: int = 2, m: int = 4) -> NMReport:
     """Return how sparse the weights in scope are; refuse those that are not N:M.
 
@@ -193,6 +201,7 @@ def check_sparse(params: PyTree, scope: str, n: int = 2, m: int = 4) -> NMReport
     return NMReport(size, nonzero, groups, exact)
 
 
+@checked()
 def pack_weights(params: PyTree, scope: str, n: int = 2, m: int = 4) -> PyTree:
     """Return the parameters with the weights in scope without their zeros.
 
@@ -241,6 +250,7 @@ def unpack_weights(packed: PyTree) -> PyTree:
     return jax.tree.map(unpack, packed, is_leaf=lambda x: isinstance(x, NMWeights))
 
 
+@checked()
 def path_name(path: tuple) -> str:
     """Return a leaf's path as its name, such as ``blocks.mlp.up.kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
@@ -252,6 +262,7 @@ def named(tree: PyTree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in leaves}
 
 
+@checked()
 def nested(leaves: Mapping[str, Array]) -> PyTree:
     """Return leaves by name as nested dicts, as `named` takes them apart.
 

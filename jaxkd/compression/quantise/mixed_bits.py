@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.compression.prune.sparsity import path_name
 from jaxkd.kernels.quant_matmul import QuantizedWeights, quantize
 from jaxkd.network import Network
@@ -23,6 +24,7 @@ Rule = tuple[str, str | None]
 rounded to (see `jaxkd.kernels.quant_matmul.weights.KINDS`), or None to leave it."""
 
 
+@checked()
 def quantize_layers(
     params: PyTree, rules: Iterable[Rule], group: int | None = None
 ) -> PyTree:
@@ -68,6 +70,7 @@ def quantize_layers(
     return found
 
 
+@checked()
 def quantized(
     network: Network, rules: Iterable[Rule], group: int | None = None
 ) -> Network:

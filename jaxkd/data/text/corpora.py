@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.datasets import data_file
 from jaxkd.data.records import open_records, texts
 from jaxkd.data.sources import Dataset
@@ -37,6 +38,7 @@ def _classified(
     return Dataset(split("train", files[0]), split("test", files[1]))
 
 
+@checked()
 def sst2(tokenizer: Tokenizer, lengths: tuple[int, ...] = (32, 64)) -> Dataset:
     """Return SST-2's sentences (1 is positive); the validation part is the test.
 
@@ -52,6 +54,7 @@ def sst2(tokenizer: Tokenizer, lengths: tuple[int, ...] = (32, 64)) -> Dataset:
     return _classified("sst2", files, ("sentence",), 2, tokenizer, lengths)
 
 
+@checked()
 def mrpc(tokenizer: Tokenizer, lengths: tuple[int, ...] = (64, 128)) -> Dataset:
     """Return MRPC's pairs of sentences (1 if they say the same).
 
@@ -67,6 +70,7 @@ def mrpc(tokenizer: Tokenizer, lengths: tuple[int, ...] = (64, 128)) -> Dataset:
     return _classified("mrpc", files, columns, 2, tokenizer, lengths)
 
 
+@checked()
 def ag_news(tokenizer: Tokenizer, lengths: tuple[int, ...] = (64, 128)) -> Dataset:
     """Return AG's news (0 World, 1 Sports, 2 Business, 3 Sci/Tech).
 
@@ -82,6 +86,7 @@ def ag_news(tokenizer: Tokenizer, lengths: tuple[int, ...] = (64, 128)) -> Datas
     return _classified("ag_news", files, ("text",), 4, tokenizer, lengths)
 
 
+@checked()
 def wikitext2(length: int, tokenizer: Tokenizer = BYTES) -> Dataset:
     """Return windows of WikiText-2's validation part, to train on, and of its test.
 
@@ -101,6 +106,7 @@ def wikitext2(length: int, tokenizer: Tokenizer = BYTES) -> Dataset:
     return Dataset(split("train", "valid"), split("test", "test"))
 
 
+@checked()
 def text_windows(
     name: str, text: str, length: int, tokenizer: Tokenizer = BYTES
 ) -> Windows:

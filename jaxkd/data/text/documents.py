@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from jaxkd.arguments import checked
 from jaxkd.data.sources import brief
 from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.files import (
@@ -29,6 +30,7 @@ CHUNK = 1024
 """Texts that are tokenised at a time, on all cores."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Documents:
     """Tokenised documents; memory-mapped files will do.
@@ -121,6 +123,7 @@ class Documents:
             write_digests(partial)
 
 
+@checked()
 def load_documents(folder: str | Path) -> Documents:
     """Return documents that were saved, as arrays on the disk.
 
@@ -158,6 +161,7 @@ def load_documents(folder: str | Path) -> Documents:
         ) from None
 
 
+@checked()
 def tokenize(name: str, texts: Iterable[str], tokenizer: Tokenizer) -> Documents:
     """Return texts as documents, each between the tokens that begin and end a text.
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.arguments import checked
 from jaxkd.data.text.documents import Documents
 from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 
 Message = Mapping[str, str]
 
 
+@checked()
 @dataclass(frozen=True)
 class ChatTemplate:
     """How a conversation is written as one text.
@@ -51,6 +53,7 @@ LLAMA3 = ChatTemplate(
 """As the instruction-tuned models of Llama 3 are trained on it."""
 
 
+@checked()
 def tokenize_chats(
     name: str,
     records: Iterable[Mapping[str, Any]],
@@ -93,6 +96,7 @@ def tokenize_chats(
     )
 
 
+@checked()
 def chat_prompt(
     messages: Sequence[Message] | str,
     tokenizer: Tokenizer,

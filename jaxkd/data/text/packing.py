@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Integer
 
+from jaxkd.arguments import checked, natural
 from jaxkd.checks import unknown_name
 from jaxkd.data.sources import brief
 from jaxkd.data.text.documents import Documents
@@ -16,6 +17,7 @@ from jaxkd.data.text.documents import Documents
 TooLong = Literal["split", "cut", "drop"]
 
 
+@checked()
 def best_fit(
     sizes: Integer[np.ndarray, "items"], capacity: int
 ) -> Integer[np.ndarray, "items"]:
@@ -53,6 +55,7 @@ def best_fit(
     return row
 
 
+@checked(dropped=natural)
 @dataclass(frozen=True)
 class Packed:
     """Rows of documents as examples, each token's label being the next of its own one.
@@ -146,6 +149,7 @@ class Packed:
         return f"{total:08x}"
 
 
+@checked()
 def pack(
     documents: Documents,
     length: int,

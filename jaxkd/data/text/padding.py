@@ -9,12 +9,14 @@ import jax
 import numpy as np
 from jaxtyping import Integer
 
+from jaxkd.arguments import checked, natural
 from jaxkd.checks import check_labels
 from jaxkd.data.sources import brief
 from jaxkd.data.text.documents import Documents
 from jaxkd.data.text.tokenizers import Tokenizer
 
 
+@checked(pad=natural)
 def left_pad(
     prompts: Sequence[Sequence[int]], pad: int | None, length: int | None = None
 ) -> dict[str, np.ndarray]:
@@ -52,6 +54,7 @@ def left_pad(
     return {"input_ids": ids, "attention_mask": real.astype(np.int32)}
 
 
+@checked(pad=natural)
 @dataclass(frozen=True)
 class Prompts:
     """Prompts as examples, with padding before them, and what answers them.
@@ -136,6 +139,7 @@ class Prompts:
         return f"{zlib.crc32(about.encode()):08x}"
 
 
+@checked(pad=natural)
 def prompts_of_chats(
     chats: Documents, length: int, response_length: int, pad: int | None
 ) -> Prompts:
@@ -181,6 +185,7 @@ def prompts_of_chats(
     return Prompts(documents, length, pad, answers, response_length)
 
 
+@checked(pad=natural)
 @dataclass(frozen=True)
 class LabelledTexts:
     """Texts, or pairs of them, and the class of each.
@@ -275,6 +280,7 @@ class LabelledTexts:
         return f"{zlib.crc32(label, zlib.crc32(about.encode())):08x}"
 
 
+@checked()
 def label_texts(
     name: str,
     texts: Iterable[str],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxkd.arguments import checked, natural
 from jaxkd.untrusted import blaming, json_file, read_bytes
 
 LARGEST = 2**28
@@ -82,6 +83,7 @@ def tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return list(before), list(after)
 
 
+@checked()
 @dataclass(frozen=True)
 class ByteTokenizer:
     """UTF-8 bytes as tokens 0 to 255, and begin, end and padding after them.
@@ -144,6 +146,7 @@ class ByteTokenizer:
         return [token for row in rows for token in row], types
 
 
+@checked(eos=natural, bos=natural, pad=natural)
 class FileTokenizer:
     """The tokenizer of a ``tokenizer.json``; see `load_tokenizer`.
 
@@ -207,6 +210,7 @@ class FileTokenizer:
         return found.ids, found.type_ids
 
 
+@checked()
 def load_tokenizer(folder: str | Path) -> FileTokenizer:
     """Return the tokenizer of a Hugging Face folder.
 

@@ -7,6 +7,7 @@ fail: the student would learn nonsense. So texts are encoded with both tokenizer
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxkd.arguments import checked
 from jaxkd.data.text.tokenizers import Tokenizer, load_tokenizer
 
 PROBES = (
@@ -24,6 +25,7 @@ PROBES = (
 """Texts in which tokenizers differ: scripts, numbers, code, spaces and rare words."""
 
 
+@checked()
 def check_vocabularies(
     teacher: Tokenizer | str | Path,
     student: Tokenizer | str | Path,

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from jaxkd.arguments import checked, integer
 from jaxkd.data.datasets import data_file
 from jaxkd.data.sources import Dataset, brief
 from jaxkd.untrusted import decompressed, mapped_array
 
 
+@checked(length=integer, stride=integer)
 @dataclass(frozen=True)
 class Windows:
     """Windows of a row of tokens as examples, each token's label being the next one.
@@ -92,6 +94,7 @@ class Windows:
         return f"{zlib.crc32(some, total):08x}"
 
 
+@checked()
 def tiny_shakespeare(length: int) -> Dataset:
     """Return the characters of Karpathy's tiny Shakespeare; its last tenth is the test.
 
@@ -118,6 +121,7 @@ def _split(name: str, tokens: Any, length: int, classes: int) -> Dataset:
     )
 
 
+@checked()
 def token_files(folder: str, length: int, classes: int) -> Dataset:
     """Return text that was tokenised before, from files that are not read at once.
 

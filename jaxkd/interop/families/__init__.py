@@ -5,6 +5,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.interop.families.base import Family
 
@@ -16,6 +17,7 @@ FAMILIES: tuple[Family, ...] = tuple(
 """One for each constructor, and a module each."""
 
 
+@checked()
 def family_reading(config: Mapping[str, Any]) -> Family:
     """Return the family of a ``config.json``.
 
@@ -29,6 +31,7 @@ def family_reading(config: Mapping[str, Any]) -> Family:
     return known[given]
 
 
+@checked()
 def family_writing(model: str, arguments: Mapping[str, Any]) -> Family | None:
     """Return the family of a constructor, or None if transformers has no such model.
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from einops import rearrange
 
+from jaxkd.arguments import checked
+
 LINEAR = "outputs inputs -> inputs outputs"
 """The layout of a PyTorch linear layer's weight, which is our kernel transposed."""
 
@@ -148,6 +150,7 @@ class Family(NamedTuple):
     head: str | None = None
 
 
+@checked()
 def require(config: Mapping[str, Any], key: str, *supported: Any) -> None:
     """Refuse a config with another value than those that are built here.
 

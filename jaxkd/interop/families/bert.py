@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 
 HEADS = {
@@ -35,6 +36,7 @@ TABLES = {
 }
 
 
+@checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.bert`'s arguments for a config."""
     require(config, "hidden_act", "gelu")
@@ -64,6 +66,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     kind = "roberta" if arguments["first_position"] else "bert"
@@ -88,6 +91,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@checked()
 def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     """Return the source of every array."""
     kind = "roberta" if arguments["first_position"] else "bert"

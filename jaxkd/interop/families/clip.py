@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 from jaxkd.interop.families.vit import PATCHES, require_square
 from jaxkd.models.parts.tokens import named_size
@@ -27,6 +28,7 @@ LINEARS = {
 NORMS = {"norm1": "layer_norm1", "norm2": "layer_norm2"}
 
 
+@checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.clip`'s arguments for a config."""
     image, text = (config.get(key) or {} for key in ("vision_config", "text_config"))
@@ -50,6 +52,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     features, epsilon = arguments["features"], arguments["epsilon"]
@@ -85,6 +88,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     """Return the source of every array."""
     side = arguments["patch_size"]

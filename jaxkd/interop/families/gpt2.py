@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 
 LAYERS = {
@@ -13,6 +14,7 @@ LAYERS = {
 NORMS = {"blocks/attention_norm": "h.{}.ln_1", "blocks/mlp_norm": "h.{}.ln_2"}
 
 
+@checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.gpt2`'s arguments for a config."""
     require(config, "activation_function", "gelu_new", "gelu_pytorch_tanh")
@@ -31,6 +33,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     return {
@@ -48,6 +51,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     """Return the source of every array; GPT-2's kernels lie as ours do."""
     layers = arguments["layers"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 from jaxkd.models.language.rope import RopeScaling
 
@@ -40,6 +41,7 @@ HEAD_NORMS = {
 }
 
 
+@checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.llama`'s arguments for a config."""
     for key in ("attention_bias", "mlp_bias"):
@@ -89,6 +91,7 @@ def _window(config: Mapping[str, Any]) -> int | None:
     return None if full else window
 
 
+@checked()
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model, of the first type that has its switches."""
     bias, norm = arguments["qkv_bias"], arguments["qk_norm"]
@@ -128,6 +131,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@checked()
 def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     """Return the source of every array."""
     layers = arguments["layers"]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 
 BLOCKS = {
@@ -23,6 +24,7 @@ LAYOUTS = {
 }
 
 
+@checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.mamba2`'s arguments for a config."""
     require(config, "hidden_act", "silu", "swish")
@@ -49,6 +51,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     width, head_dim = arguments["width"], arguments["head_dim"]
@@ -84,6 +87,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@checked()
 def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     """Return the source of every array."""
     blocks = dict(BLOCKS)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 from jaxkd.models.vision.resnet import BLOCKS, Bottleneck
 
@@ -15,6 +16,7 @@ NORM = {
 }
 
 
+@checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.imagenet_resnet`'s arguments for a config."""
     require(config, "hidden_act", "relu")
@@ -33,6 +35,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     depths, bottleneck = _stages(arguments)
@@ -63,6 +66,7 @@ def _stages(arguments: Mapping[str, Any]) -> tuple[tuple[int, ...], bool]:
     return tuple(depth), arguments["bottleneck"]
 
 
+@checked()
 def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     """Return the source of every array."""
     depths, bottleneck = _stages(arguments)

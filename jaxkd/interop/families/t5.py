@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 
 ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
@@ -10,6 +11,7 @@ GATED = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
 PLAIN = {"up": "wi", "down": "wo"}
 
 
+@checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.t5`'s arguments for a config; `Family.head` says of ties."""
     require(config, "feed_forward_proj", "relu", "gated-gelu")
@@ -31,6 +33,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     return {
@@ -57,6 +60,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     """Return the source of every array."""
     layers = {"encoder": arguments["layers"], "decoder": arguments["decoder_layers"]}

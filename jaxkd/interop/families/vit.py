@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxkd.arguments import checked
 from jaxkd.interop.families.base import LINEAR, Family, Source, require
 from jaxkd.models.parts.tokens import named_size
 from jaxkd.models.vision.vit import SIZES
@@ -22,6 +23,7 @@ NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
 PATCHES = "width channels y x -> (y x channels) width"
 
 
+@checked()
 def require_square(config: Mapping[str, Any]) -> None:
     """Refuse images or patches that are not square.
 
@@ -36,6 +38,7 @@ def require_square(config: Mapping[str, Any]) -> None:
             )
 
 
+@checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.vit`'s arguments for a config."""
     require(config, "hidden_act", "gelu")
@@ -54,6 +57,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     width, layers, heads = named_size(arguments["size"], SIZES, "ViT")
@@ -77,6 +81,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     """Return the source of every array."""
     _, layers, _ = named_size(arguments["size"], SIZES, "ViT")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.attention import reference, xla
 from jaxkd.kernels.attention.masks import Band, Tiles
 from jaxkd.kernels.dispatch import Versions, dispatch
@@ -16,6 +17,7 @@ from jaxkd.kernels.dispatch import Versions, dispatch
 Segments = Int[Array, "batch _"] | Bool[Array, "batch _"]
 
 
+@checked()
 def attention(
     query: Float[Array, "batch rows heads dim"],
     key: Float[Array, "batch columns kv_heads dim"],
@@ -73,6 +75,7 @@ def attention(
     return dispatch("attention", implementation, versions, query, key, value, *segments)
 
 
+@checked()
 def block_sparse_attention(
     query: Float[Array, "batch rows heads dim"],
     key: Float[Array, "batch columns heads dim"],
@@ -131,6 +134,7 @@ def block_sparse_attention(
     )
 
 
+@checked()
 def bigbird_table(
     blocks: int, random: int, heads: int, seed: int = 0
 ) -> Bool[np.ndarray, "heads blocks blocks"]:

@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked, positive
 from jaxkd.kernels.dispatch import Versions, dispatch
 from jaxkd.kernels.linear_distill.divergences import Divergence as Divergence
 from jaxkd.kernels.linear_distill.divergences import forward_kl as forward_kl
@@ -40,6 +41,7 @@ class LinearDistill(NamedTuple):
     cross_entropy: Array
 
 
+@checked(temperature=positive)
 def linear_distill(
     student_hidden: Float[Array, "*batch student_width"],
     student_head: Float[Array, "student_width vocabulary"],

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.dispatch import Versions, dispatch
 from jaxkd.kernels.nm_matmul import reference, xla
 from jaxkd.kernels.nm_matmul.masks import nm_mask as nm_mask
@@ -16,6 +17,7 @@ from jaxkd.kernels.nm_matmul.packing import nm_pack as nm_pack
 from jaxkd.kernels.nm_matmul.packing import nm_unpack as nm_unpack
 
 
+@checked()
 def nm_matmul(
     x: Float[Array, "*tokens inputs"],
     weights: NMWeights,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.kernels.dispatch import Versions, dispatch
 from jaxkd.kernels.quant_matmul import reference, xla
@@ -19,6 +20,7 @@ from jaxkd.kernels.quant_matmul.weights import quantize as quantize
 from jaxkd.kernels.quant_matmul.weights import unpack_ternary as unpack_ternary
 
 
+@checked()
 def quant_matmul(
     x: Float[Array, "*tokens inputs"],
     weights: QuantizedWeights,

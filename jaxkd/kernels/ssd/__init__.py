@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.dispatch import Versions, dispatch
 from jaxkd.kernels.ssd import reference, xla
 
@@ -21,6 +22,7 @@ class SSD(NamedTuple):
     state: Array
 
 
+@checked()
 def ssd(
     x: Float[Array, "batch length heads width"],
     log_decay: Float[Array, "batch length heads"],

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.methods.modules.layers import Mask, MaskedBatchNorm, zero_padding
 from jaxkd.models.parts.blocks import conv
 from jaxkd.models.parts.tokens import linear
@@ -189,6 +190,7 @@ class VectorExitBranch(nnx.Module):
         return self.head(nnx.relu(self.hidden(zero_padding(x, mask))))
 
 
+@checked()
 def exit_branch(
     shape: tuple[int, ...],
     classes: int,
@@ -223,6 +225,7 @@ def exit_branch(
     )
 
 
+@checked()
 def split_stages(blocks: int, shares: tuple[int, ...] = (1, 1, 3, 1)) -> list[range]:
     """Return the blocks of each stage of a network without stages of its own.
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
+from jaxkd.arguments import checked
 from jaxkd.losses.pooling import nearest_resize
 
 Mask = Shaped[Array, "batch"] | None
@@ -15,6 +16,7 @@ def _identity(x: Array) -> Array:
     return x
 
 
+@checked()
 def zero_padding(x: Array, mask: Mask) -> Array:
     """Replace padded examples, so that a NaN of theirs meets no kernel's gradient."""
     if mask is None:
@@ -22,6 +24,7 @@ def zero_padding(x: Array, mask: Mask) -> Array:
     return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)) > 0, x, 0)
 
 
+@checked()
 class MaskedBatchNorm(nnx.BatchNorm):
     """BatchNorm with PyTorch's constants, over the examples that a mask counts."""
 

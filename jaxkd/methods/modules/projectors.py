@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import l2_normalize
 from jaxkd.losses.features import vid_log_scale_init
 from jaxkd.methods.modules.layers import (
@@ -29,6 +30,7 @@ from jaxkd.methods.modules.layers import (
 leaky_relu = partial(nnx.leaky_relu, negative_slope=0.1)
 
 
+@checked()
 class Connector(ConvNorm):
     """A 1x1 convolution and BatchNorm, for AB, OFD, and aligning CWD and MGD.
 
@@ -227,6 +229,7 @@ class Paraphraser(nnx.Module):
         return self.decoder(self.encode(x))
 
 
+@checked()
 class Translator(ConvNormChain):
     """Factor transfer's encoder of the student's map: three 3x3 convs, BN, LeakyReLU.
 
@@ -260,6 +263,7 @@ class MGDGenerator(nnx.Module):
         return self.second(nnx.relu(self.first(x)))
 
 
+@checked()
 class SimKDProjector(ConvNormChain):
     """SimKD's bottleneck before the teacher's classifier; it stays at inference.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float
 from jaxkd.models.parts.linear import Linear
@@ -20,6 +21,7 @@ from jaxkd.sharding.axes import constrain_batch
 INPUTS = ("image", "time", "condition")
 
 
+@checked()
 def sinusoidal(time: Float[Array, "batch"], width: int) -> Float[Array, "batch width"]:
     """Return sines and cosines of a time in [0, 1], as of 1,000 diffusion steps.
 
@@ -80,6 +82,7 @@ class Conditioning(nnx.Module):
         return constrain_batch(x)
 
 
+@checked()
 def unpack(
     inputs: Mapping[str, Array], shape: tuple[int, int, int]
 ) -> tuple[Array, Array, Array | None]:

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
 from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
@@ -36,6 +37,7 @@ FREQUENCIES = 256
 """Sines and cosines of the time."""
 
 
+@checked()
 def grid_positions(side: int, width: int) -> Float[np.ndarray, "tokens width"]:
     """Return sines and cosines of the rows and columns of a square grid of patches.
 
@@ -161,6 +163,7 @@ class DiT(nnx.Module):
         )
 
 
+@checked()
 @recorded
 def dit(
     size: str | Sequence[int] = "small",

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked, fraction
 from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
 from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
@@ -27,6 +28,7 @@ zeros, lecun = nnx.initializers.zeros, nnx.initializers.lecun_normal()
 Resample = Literal["", "down", "up"]
 
 
+@checked()
 class GroupNorm(nnx.GroupNorm):
     """GroupNorm that answers in its input's dtype and takes its variance exactly."""
 
@@ -53,6 +55,7 @@ def _conv(
     )
 
 
+@checked()
 def resample(
     x: Float[Array, "batch height width channels"], how: Resample
 ) -> Float[Array, "batch new_height new_width channels"]:
@@ -255,6 +258,7 @@ class UNet(nnx.Module):
         return self.head(jax.nn.silu(self.norm(x)))
 
 
+@checked(dropout=fraction)
 @recorded
 def unet(
     image_size: int = 64,

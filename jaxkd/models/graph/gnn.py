@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked, fraction
 from jaxkd.graphs import Graph, SparseMatrix, edge_sum
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
@@ -99,6 +100,7 @@ class GATConv(nnx.Module):
         return total.reshape(graph.nodes, -1) + self.bias[...]
 
 
+@checked()
 def attention(
     graph: Graph,
     source: Float[Array, "nodes heads"],
@@ -172,6 +174,7 @@ class NodeNetwork(nnx.Module):
         return last(graph, self.dropout(steps.tap("pooled", x)))
 
 
+@checked()
 def neighbor_sum(
     graph: Graph, x: Float[Array, "nodes width"]
 ) -> Float[Array, "nodes width"]:
@@ -182,6 +185,7 @@ def neighbor_sum(
     ]
 
 
+@checked()
 def drop_features(dropout: nnx.Dropout, x: Any) -> Any:
     """Return features after dropout; of sparse ones, entries that are 0 stay 0."""
     if isinstance(x, SparseMatrix):
@@ -201,6 +205,7 @@ def _network(layer: Any, features, hidden, classes, layers, dropout) -> Network:
     return Network.from_nnx(build, reads=("graph",))
 
 
+@checked(dropout=fraction)
 @recorded
 def gcn(
     features: int,
@@ -224,6 +229,7 @@ def gcn(
     return _network(GraphConv, features, hidden, classes, layers, dropout)
 
 
+@checked(dropout=fraction)
 @recorded
 def graphsage(
     features: int,
@@ -236,6 +242,7 @@ def graphsage(
     return _network(SAGEConv, features, hidden, classes, layers, dropout)
 
 
+@checked(dropout=fraction)
 @recorded
 def node_mlp(
     features: int,
@@ -251,6 +258,7 @@ def node_mlp(
     return _network(NodeLinear, features, hidden, classes, layers, dropout)
 
 
+@checked(dropout=fraction)
 @recorded
 def gat(
     features: int,

@@ -15,7 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxkd.adapters import Steps, Tap, unchanged
+from jaxkd.arguments import checked, positive
 from jaxkd.checks import unknown_name
+from jaxkd.kernels.dispatch import Implementation
 from jaxkd.models.language.self_attention import SelfAttention
 from jaxkd.models.language.sequence import READS, Sequence, sequence, token_ids
 from jaxkd.models.parts.linear import Linear, on_rows
@@ -32,6 +34,7 @@ SCALE = 0.02
 Head = Literal["sequence_classification", "token_classification", "masked_lm"]
 
 
+@checked(epsilon=positive)
 @dataclass(frozen=True)
 class Config:
     """The sizes and switches of one model; see `bert`."""
@@ -244,6 +247,7 @@ def _mean(
     return (total / jnp.maximum(real.sum(1), 1)[:, None]).astype(x.dtype)
 
 
+@checked(epsilon=positive)
 @recorded
 def bert(
     vocabulary: int,
@@ -261,7 +265,7 @@ def bert(
     epsilon: float = 1e-12,
     scan: bool = True,
     remat: bool = False,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
 ) -> Network:
     """Return BERT or RoBERTa, an encoder of text.
 

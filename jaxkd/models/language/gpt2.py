@@ -13,6 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxkd.adapters import Steps, Tap
+from jaxkd.arguments import checked, positive
+from jaxkd.kernels.dispatch import Implementation
 from jaxkd.models.language.cache import KVCache
 from jaxkd.models.language.self_attention import SelfAttention
 from jaxkd.models.language.sequence import (
@@ -37,6 +39,7 @@ SCALE = 0.02
 """Deviation of the normal with which weights start."""
 
 
+@checked(epsilon=positive)
 @dataclass(frozen=True)
 class Config:
     """The sizes and switches of one model; see `gpt2`."""
@@ -198,6 +201,7 @@ class GPT2(nnx.Module):
             )
 
 
+@checked(epsilon=positive)
 @recorded
 def gpt2(
     vocabulary: int,
@@ -211,7 +215,7 @@ def gpt2(
     tied: bool = True,
     scan: bool = True,
     remat: bool = False,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
 ) -> Network:
     """Return GPT-2, a decoder-only language model.
 

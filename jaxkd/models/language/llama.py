@@ -12,6 +12,8 @@ from typing import Any
 from flax import nnx
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked, positive
+from jaxkd.kernels.dispatch import Implementation
 from jaxkd.models.language.llama_blocks import Block, Config, normal, run_blocks
 from jaxkd.models.language.rope import RopeScaling
 from jaxkd.models.language.sequence import (
@@ -90,6 +92,7 @@ class Llama(nnx.Module):
         return vocabulary_outputs(steps, x, head)
 
 
+@checked(epsilon=positive)
 @recorded
 def llama(
     vocabulary: int,
@@ -109,7 +112,7 @@ def llama(
     window: int | None = None,
     scan: bool = True,
     remat: bool = False,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
 ) -> Network:
     """Return a decoder-only language model; see `Config` for the arguments.
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxkd.adapters import Steps, Tap, unchanged
+from jaxkd.arguments import checked, positive
 from jaxkd.kernels.attention import attention
 from jaxkd.models.language.cache import KVCache, attend
 from jaxkd.models.language.rope import RopeScaling, frequencies, rotate
@@ -22,6 +23,7 @@ from jaxkd.sharding.axes import constrain, on_devices
 normal = nnx.initializers.normal(0.02)
 
 
+@checked(epsilon=positive)
 @dataclass(frozen=True)
 class Config:
     """The sizes and switches of one model.
@@ -136,6 +138,7 @@ class Config:
         return nnx.RMSNorm(features, epsilon=self.epsilon, rngs=rngs)
 
 
+@checked()
 def by_heads(
     config: Config,
     features: Float[Array, "batch length heads_dim"],
@@ -159,6 +162,7 @@ def by_heads(
     return constrain(x, "batch", None, "heads", None)
 
 
+@checked()
 def attend_causally(
     config: Config,
     query: Float[Array, "batch length heads dim"],
@@ -272,6 +276,7 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x)), cache
 
 
+@checked()
 def run_blocks(
     config: Config,
     blocks: Block,

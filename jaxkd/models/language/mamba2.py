@@ -17,6 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxkd.adapters import Steps, Tap
+from jaxkd.arguments import checked, positive
+from jaxkd.kernels.dispatch import Implementation
 from jaxkd.kernels.ssd import SSD, ssd, ssd_step
 from jaxkd.models.language.recurrent import (
     CausalConv,
@@ -42,6 +44,7 @@ FORGET = -40.0
 small enough to be summed with decays that can be seen."""
 
 
+@checked(epsilon=positive)
 @dataclass(frozen=True)
 class Config:
     """The sizes and switches of one model.
@@ -291,6 +294,7 @@ class Mamba2(nnx.Module):
         )
 
 
+@checked(epsilon=positive)
 @recorded
 def mamba2(
     vocabulary: int,
@@ -310,7 +314,7 @@ def mamba2(
     tied: bool = False,
     scan: bool = True,
     remat: bool = False,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
 ) -> Network:
     """Return a Mamba-2 language model; see `Config` for the arguments.
 

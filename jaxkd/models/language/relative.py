@@ -11,12 +11,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.sharding.axes import declare
 
 FARTHEST = 2**24
 """The table of buckets has a number for each distance up to the largest."""
 
 
+@checked()
 def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
     """Return the bucket of every distance from 0 to ``max_distance``.
 

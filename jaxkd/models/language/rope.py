@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
 
+
+@checked()
 @dataclass(frozen=True)
 class RopeScaling:
     """Llama 3.1's stretching of rotations to contexts longer than trained on.
@@ -26,6 +29,7 @@ class RopeScaling:
     original_length: int = 8192
 
 
+@checked()
 def frequencies(
     head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> np.ndarray:
@@ -45,6 +49,7 @@ def frequencies(
     return (base * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
 
 
+@checked()
 def rotate(
     x: Float[Array, "batch length heads dim"],
     positions: Int[Array, "batch length"],

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.models.language.cache import KVCache
 from jaxkd.models.parts.linear import on_rows
 from jaxkd.sharding.axes import constrain
@@ -35,6 +36,7 @@ class Sequence:
     visible: Bool[Array, "batch length slots"] | None = None
 
 
+@checked()
 def token_ids(
     inputs: Mapping[str, Any], name: str = "input_ids"
 ) -> Int[Array, "batch length"]:
@@ -61,6 +63,7 @@ def token_ids(
     return ids
 
 
+@checked()
 def sequence(
     inputs: Mapping[str, Any],
     shape: tuple[int, ...],
@@ -91,6 +94,7 @@ def sequence(
     return Sequence(jnp.asarray(positions), segments)
 
 
+@checked()
 def open_cache(
     inputs: Mapping[str, Any],
     x: Float[Array, "batch length width"],
@@ -126,6 +130,7 @@ def open_cache(
     return cache.admit(jnp.ones((batch, length), bool) if mask is None else mask > 0)
 
 
+@checked()
 def kept_norm(
     norm: nnx.Module, x: Float[Array, "batch length width"], inputs: Mapping[str, Any]
 ) -> Float[Array, "batch kept width"]:
@@ -134,6 +139,7 @@ def kept_norm(
     return norm(x if kept is None else x[:, kept])
 
 
+@checked()
 def vocabulary_outputs(
     steps: Steps,
     x: Float[Array, "batch length width"],

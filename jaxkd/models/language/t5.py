@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked, own_check, positive
 from jaxkd.models.language.cache import AXES, KVCache
 from jaxkd.models.language.relative import distance_buckets
 from jaxkd.models.language.sequence import token_ids, vocabulary_outputs
@@ -157,6 +158,7 @@ def _row(inputs: Mapping[str, Any]) -> Bool[Array, "batch 1 source"] | None:
     return None if mask is None else (jnp.asarray(mask) > 0)[:, None]
 
 
+@checked(epsilon=positive, feed_forward=own_check)
 @recorded
 def t5(
     vocabulary: int,

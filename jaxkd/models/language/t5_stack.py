@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked, positive
 from jaxkd.models.language.cache import KVCache
 from jaxkd.models.language.relative import RelativeBias
 from jaxkd.models.parts.linear import Linear
@@ -21,6 +22,7 @@ from jaxkd.sharding.axes import constrain
 normal = nnx.initializers.normal
 
 
+@checked(epsilon=positive)
 @dataclass(frozen=True)
 class Config:
     """The sizes and switches of one model.

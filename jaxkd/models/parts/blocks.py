@@ -9,8 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked, natural
 
 
+@checked()
 class BatchNorm(nnx.BatchNorm):
     """BatchNorm with PyTorch's constants that answers in its input's dtype.
 
@@ -26,6 +28,7 @@ class BatchNorm(nnx.BatchNorm):
         return super().__call__(x).astype(x.dtype)
 
 
+@checked()
 def conv(
     channels_in: int,
     channels: int,
@@ -59,6 +62,7 @@ Image = Float[Array, "batch height width channels"] | None
 """What image models take; None where a segment starts later."""
 
 
+@checked(number=natural)
 def take_stage(
     steps: Steps, number: int, before_relu: Callable[..., Array], *args: Any
 ) -> Array:
@@ -74,6 +78,7 @@ def take_stage(
     return steps(f"stage{number}", jax.nn.relu, x)
 
 
+@checked()
 def run_blocks(blocks: Iterable[Any], x: Array) -> Array:
     """Run blocks that end before their ReLU; return the map before the last one's."""
     *others, last = blocks
@@ -87,12 +92,14 @@ def pool(x: Float[Array, "batch height width channels"]) -> Array:
     return x.mean((1, 2))
 
 
+@checked()
 def stage_taps(stages: int) -> tuple[str, ...]:
     """Return the taps of a network with that many stages, the stem among them."""
     names = [f"stage{i}" for i in range(stages)]
     return (*names, *(f"{name}.pre" for name in names), "pooled")
 
 
+@checked()
 def stage_cuts(stages: int) -> tuple[str, ...]:
     """Return the same in the order of the forward pass."""
     names = (f"stage{i}{end}" for i in range(stages) for end in (".pre", ""))
@@ -112,6 +119,7 @@ def check_floats(image: Array) -> None:
         )
 
 
+@checked()
 def check_channels(image: Array, channels_in: int) -> Array:
     """Return an image of floats (batch, height, width, ``channels_in``), no other.
 

@@ -7,10 +7,12 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.quant_matmul import QuantizedWeights, quant_matmul
 from jaxkd.sharding.axes import declare
 
 
+@checked()
 def on_rows(
     product: Callable[[Array], Array], x: Float[Array, "*places inputs"]
 ) -> Float[Array, "*places outputs"]:
@@ -33,6 +35,7 @@ def on_rows(
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
+@checked()
 class Linear(nnx.Linear):
     """`nnx.Linear` of tokens, whose kernel `jaxkd.compression` may have quantised.
 

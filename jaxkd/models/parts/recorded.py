@@ -5,9 +5,11 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
+from jaxkd.arguments import checked
 from jaxkd.network import Network
 
 
+@checked()
 def recorded[**Arguments](
     constructor: Callable[Arguments, Network],
 ) -> Callable[Arguments, Network]:

@@ -9,8 +9,10 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jaxkd.adapters import Steps, unchanged
+from jaxkd.arguments import checked
 
 
+@checked()
 def stacked(
     build: Callable[[nnx.Rngs], nnx.Module], layers: int, *, rngs: nnx.Rngs
 ) -> Any:
@@ -18,6 +20,7 @@ def stacked(
     return nnx.split_rngs(splits=layers)(nnx.vmap(build))(rngs)
 
 
+@checked()
 def run_stack(
     blocks: nnx.Module,
     apply: Callable[[Any, Array, PyTree, Array, Callable], tuple[Array, PyTree]],
@@ -74,6 +77,7 @@ def run_stack(
     return steps.row(names, run), state
 
 
+@checked()
 def tap_scanned(
     steps: Steps,
     names: Sequence[str],
@@ -115,6 +119,7 @@ def tap_scanned(
     return value
 
 
+@checked()
 def keep_scanned(
     steps: Steps, names: Sequence[str], kind: str, numbers: range, values: Array
 ) -> None:
@@ -125,6 +130,7 @@ def keep_scanned(
             steps.features[tap] = values[i]
 
 
+@checked()
 def block_taps(layers: int, *kinds: str, prefix: str = "") -> tuple[str, ...]:
     """Return the taps of as many blocks, those of one kind together."""
     return tuple(f"{prefix}block{i}{kind}" for kind in kinds for i in range(layers))

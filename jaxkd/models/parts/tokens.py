@@ -8,6 +8,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, positive
 from jaxkd.checks import unknown_name
 from jaxkd.models.parts.blocks import check_floats
 from jaxkd.models.parts.linear import Linear
@@ -16,6 +17,7 @@ normal = nnx.initializers.truncated_normal(0.02)
 """How weights start in DeiT and ResMLP: a truncated normal of deviation 0.02."""
 
 
+@checked()
 def named_size(
     size: str | Sequence[int], named: Mapping[str, tuple[int, ...]], model: str
 ) -> tuple[int, ...]:
@@ -46,6 +48,7 @@ linear = partial(Linear, kernel_init=normal)
 """A linear layer that starts as `normal`."""
 
 
+@checked(epsilon=positive)
 def layer_norm(width: int, epsilon: float = 1e-6, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Return a layer norm with ε = 1e-6, as ViT and Mixer have it, or another."""
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)

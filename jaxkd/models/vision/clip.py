@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked, natural, own_check, positive
 from jaxkd.models.language.sequence import Sequence, sequence, token_ids
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import PatchEmbed, named_size
@@ -30,6 +31,7 @@ LEGACY_EOS = 2
 """What the first configs say of the end's token, which then is the largest one."""
 
 
+@checked()
 class ImageTower(Tower):
     """The tower of images: patches and a class token, which stands for the image."""
 
@@ -74,6 +76,7 @@ class ImageTower(Tower):
         return self.run(self.embed_norm(x), Sequence(places, None), first, steps)
 
 
+@checked(eos=natural)
 class TextTower(Tower):
     """The tower of texts: causal, so that the text's last token stands for it."""
 
@@ -179,6 +182,7 @@ class CLIP(nnx.Module):
         return scale * embeds["image"] @ embeds["text"].T
 
 
+@checked(eos=natural, epsilon=positive, activation=own_check)
 @recorded
 def clip(
     image: str | abc.Sequence[int] = "base",

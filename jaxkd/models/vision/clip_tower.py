@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxkd.adapters import Steps, Tap
+from jaxkd.arguments import checked, positive
 from jaxkd.models.language.self_attention import SelfAttention
 from jaxkd.models.language.sequence import Sequence
 from jaxkd.models.parts.linear import Linear
@@ -21,6 +22,7 @@ from jaxkd.sharding.axes import constrain
 normal = nnx.initializers.normal
 
 
+@checked(epsilon=positive)
 @dataclass(frozen=True)
 class Config:
     """What both towers know.

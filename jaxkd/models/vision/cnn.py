@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.models.parts.blocks import (
     BatchNorm,
     Image,
@@ -89,6 +90,7 @@ class CNN(nnx.Module):
         return steps.outputs(self.head, steps("pooled", pool, x))
 
 
+@checked()
 @recorded
 def cnn(
     channels_in: int = 1,

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.models.parts.blocks import Image, check_channels, pool
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import MLP, layer_norm, linear, named_size, normal
@@ -21,6 +22,7 @@ SIZES = {
 """Channels of the first stage and blocks of the four."""
 
 
+@checked()
 def patchify(channels_in: int, channels: int, size: int, *, rngs: nnx.Rngs) -> nnx.Conv:
     """Return a convolution over patches that do not overlap."""
     return nnx.Conv(
@@ -116,6 +118,7 @@ class ConvNeXt(nnx.Module):
         return x
 
 
+@checked()
 @recorded
 def convnext(
     size: str | Sequence[int] = "tiny", classes: int = 1000, *, channels_in: int = 3

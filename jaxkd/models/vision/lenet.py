@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.models.parts.blocks import Image, check_floats
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
@@ -71,6 +72,7 @@ def _stage(conv: nnx.Conv, x: Array) -> Array:
     return jax.nn.relu(nnx.max_pool(conv(x), (2, 2), strides=(2, 2)))
 
 
+@checked()
 @recorded
 def lenet(
     size: int = 28,

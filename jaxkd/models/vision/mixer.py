@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps, Tap, unchanged
+from jaxkd.arguments import checked
 from jaxkd.models.parts.blocks import Image
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import MLP, PatchEmbed, layer_norm, linear, named_size
@@ -121,6 +122,7 @@ RESMLP_SIZES = {"s12": (384, 12), "s24": (384, 24)}
 """Width and blocks (Touvron)."""
 
 
+@checked()
 @recorded
 def mlp_mixer(
     size: str | Sequence[int] = "small",
@@ -162,6 +164,7 @@ def mlp_mixer(
     return Network.from_nnx(build)
 
 
+@checked()
 @recorded
 def resmlp(
     size: str | Sequence[int] = "s12",

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps, unchanged
+from jaxkd.arguments import checked
 from jaxkd.models.parts.blocks import check_floats
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
@@ -56,6 +57,7 @@ class MLP(nnx.Module):
         return x
 
 
+@checked()
 @recorded
 def mlp(
     features: int = 64, widths: Sequence[int] = (256, 256), classes: int = 10

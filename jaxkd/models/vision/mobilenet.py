@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps, unchanged
+from jaxkd.arguments import checked, own_check
 from jaxkd.models.parts.blocks import (
     BatchNorm,
     Image,
@@ -144,6 +145,7 @@ def _stage(blocks: Iterable[InvertedResidual], x: Array) -> Array:
     return x
 
 
+@checked(form=own_check)
 @recorded
 def mobilenet_v2(
     width: float = 0.5,

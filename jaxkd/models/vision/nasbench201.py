@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.models.parts.blocks import BatchNorm, Image, check_channels, conv, pool
 from jaxkd.models.parts.recorded import recorded
@@ -77,6 +78,7 @@ WITHOUT_PARAMETERS = {
 """Functions of a map, by the operations' names."""
 
 
+@checked()
 def operation(name: str, channels: int, *, rngs: nnx.Rngs) -> nnx.Module:
     """Return the operation of that name, which keeps the map's size.
 
@@ -90,6 +92,7 @@ def operation(name: str, channels: int, *, rngs: nnx.Rngs) -> nnx.Module:
     return Plain(WITHOUT_PARAMETERS[name])
 
 
+@checked()
 def run_cell(x: Array, edge: Callable[[int, Array], Array]) -> Array:
     """Return a cell's last node.
 
@@ -179,6 +182,7 @@ class NASBench201(nnx.Module):
         return jax.nn.relu(self.bn2(x)) if number == 3 else x
 
 
+@checked()
 @recorded
 def nasbench201(
     cell: str,
@@ -210,6 +214,7 @@ def nasbench201(
     )
 
 
+@checked()
 def parse_cell(cell: str) -> tuple[str, ...]:
     """Return the operations of a cell in the benchmark's notation, in order of `EDGES`.
 
@@ -234,6 +239,7 @@ def parse_cell(cell: str) -> tuple[str, ...]:
     return tuple(name for _, name, _ in found)
 
 
+@checked()
 def format_cell(operations: Sequence[str]) -> str:
     """Return a cell of six operations in the benchmark's notation."""
     edges = list(zip(EDGES, operations, strict=True))
@@ -243,6 +249,7 @@ def format_cell(operations: Sequence[str]) -> str:
     )
 
 
+@checked()
 def multiply_adds(operations: Sequence[str]) -> float:
     """Return the multiply-adds of a cell's network for one 32x32 image.
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.losses.online import one_gate_logits
 from jaxkd.models.parts.blocks import BatchNorm, Image, pool
 from jaxkd.models.parts.recorded import recorded
@@ -67,6 +68,7 @@ class ONECNN(nnx.Module):
         return one_gate_logits(jnp.stack(logits), steps.tap("gate", gate))
 
 
+@checked()
 @recorded
 def one_cnn(
     channels_in: int = 1,

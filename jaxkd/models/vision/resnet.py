@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked, own_check
 from jaxkd.models.parts.blocks import (
     BatchNorm,
     Image,
@@ -193,6 +194,7 @@ def _halved(x: Array) -> Array:
     return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
+@checked(shortcut=own_check)
 @recorded
 def cifar_resnet(
     depth: int | Sequence[int] = 20,
@@ -258,6 +260,7 @@ BLOCKS = {
 """The block and blocks a stage of ImageNet ResNets, by depth."""
 
 
+@checked(stem=own_check)
 @recorded
 def imagenet_resnet(
     depth: int | Sequence[int] = 50,

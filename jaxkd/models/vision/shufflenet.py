@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.models.parts.blocks import (
     BatchNorm,
     Image,
@@ -30,6 +31,7 @@ from jaxkd.types import Outputs
 STEM = 24
 
 
+@checked()
 def channel_shuffle(
     x: Float[Array, "batch height width channels"], groups: int
 ) -> Float[Array, "batch height width channels"]:
@@ -223,6 +225,7 @@ class ShuffleNetV2(nnx.Module):
         return pool(jax.nn.relu(self.bn2(self.conv2(x))))
 
 
+@checked()
 @recorded
 def shufflenet_v1(classes: int = 100, *, channels_in: int = 3) -> Network:
     """Return ShuffleNet V1 for CIFAR, with 3 groups and 240, 480 and 960 channels.
@@ -238,6 +241,7 @@ def shufflenet_v1(classes: int = 100, *, channels_in: int = 3) -> Network:
     )
 
 
+@checked()
 @recorded
 def shufflenet_v2(classes: int = 100, *, channels_in: int = 3) -> Network:
     """Return ShuffleNet V2 1x for CIFAR, with 116, 232, 464 and 1024 channels.

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.models.parts.blocks import Image
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import (
@@ -137,6 +138,7 @@ class WindowAttention(nnx.Module):
         return self.projection(rearrange(gathered, "b y x c -> b (y x) c"))
 
 
+@checked()
 def relative_positions(window: int) -> np.ndarray:
     """Return the index (tokens, tokens) of each pair's relative position in a window.
 
@@ -148,6 +150,7 @@ def relative_positions(window: int) -> np.ndarray:
     return down * (2 * window - 1) + columns[:, None] - columns + window - 1
 
 
+@checked()
 def window_mask(side: int, window: int, shift: int) -> np.ndarray:
     """Return which pairs (windows, tokens, tokens) were neighbours before the shift.
 
@@ -260,6 +263,7 @@ class Swin(nnx.Module):
         return x
 
 
+@checked()
 @recorded
 def swin(
     size: str | Sequence[int] = "tiny",

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps
+from jaxkd.arguments import checked
 from jaxkd.models.parts.blocks import (
     BatchNorm,
     Image,
@@ -83,6 +84,7 @@ class VGG(nnx.Module):
         return steps.outputs(self.fc, steps("pooled", pool, x))
 
 
+@checked()
 @recorded
 def vgg(depth: int = 8, classes: int = 100, *, channels_in: int = 3) -> Network:
     """Return VGG-8 or VGG-13 for CIFAR.

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps, Tap, unchanged
+from jaxkd.arguments import checked, positive
 from jaxkd.models.parts.blocks import Image
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import (
@@ -165,6 +166,7 @@ class ViT(nnx.Module):
         return (logits + learnt) / 2 if self.deterministic else logits
 
 
+@checked(epsilon=positive)
 @recorded
 def vit(
     size: str | Sequence[int] = "tiny",

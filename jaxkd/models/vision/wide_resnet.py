@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps, Tap, unchanged
+from jaxkd.arguments import checked, fraction
 from jaxkd.models.parts.blocks import (
     BatchNorm,
     Image,
@@ -120,6 +121,7 @@ def _pooled(x: Array) -> Array:
     return pool(jax.nn.relu(x))
 
 
+@checked(dropout=fraction)
 @recorded
 def wide_resnet(
     depth: int = 40,

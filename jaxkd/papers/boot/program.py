@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.checks import check_batch, unknown_name
 from jaxkd.losses.diffusion import (
     PREDICTIONS,
@@ -39,6 +40,7 @@ DRAWN = ("noise", "time", "start")
 """What a step draws for each example."""
 
 
+@checked()
 def denoiser(
     network: Network,
     variables: Variables,
@@ -95,6 +97,7 @@ def denoiser(
     return denoise
 
 
+@checked()
 def boot(
     student: Network,
     teacher: Network,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from jaxkd.arguments import checked, fraction, positive
 from jaxkd.compression.prune.sparsity import (
     named,
     nested,
@@ -46,6 +47,7 @@ class MaskedAdamState(NamedTuple):
     mask: PyTree
 
 
+@checked(decay=fraction, eps=positive)
 def adams(
     learning_rate: float | optax.Schedule,
     decay: float,
@@ -95,6 +97,7 @@ def adams(
     )
 
 
+@checked(eps=positive)
 def ast_adam(
     learning_rate: float | optax.Schedule,
     decay: optax.Schedule,
@@ -142,6 +145,7 @@ def ast_adam(
     )
 
 
+@checked(eps=positive)
 def masked_adam(
     learning_rate: float | optax.Schedule,
     pull: Pull,
@@ -242,6 +246,7 @@ def _debias(decay: float, step: Array) -> Array:
     return -jnp.expm1((step + 1) * log)
 
 
+@checked()
 def keep_zeros(scope: str) -> optax.GradientTransformation:
     """Return the transformation that leaves weights in scope at 0 where they are 0.
 
@@ -271,6 +276,7 @@ def keep_zeros(scope: str) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+@checked()
 def decay_budget(
     learning_rate: float | optax.Schedule, share: optax.Schedule, steps: int
 ) -> float:

@@ -1,11 +1,13 @@
 """DisWOT's distillation of the student that its search has found."""
 
+from jaxkd.arguments import checked
 from jaxkd.losses.channels import cam_relation_loss
 from jaxkd.losses.relations import sp_loss
 from jaxkd.methods.base import example_weights, from_loss
 from jaxkd.types import Method
 
 
+@checked()
 def diswot(
     tap: str,
     teacher_tap: str | None = None,

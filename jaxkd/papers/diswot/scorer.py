@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from jaxkd.arguments import checked
 from jaxkd.papers.diswot.scores import (
     MODES,
     Statistics,
@@ -23,6 +24,7 @@ TEACHER = 2**20 + 1
 """A position that no student has, for the draw of the teacher."""
 
 
+@checked()
 class Scorer:
     """A space's students against one untrained teacher.
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float, check_class_indices
 from jaxkd.losses.channels import (
@@ -110,6 +111,7 @@ def channel_similarity(
     return ickd_loss(student, teacher).mean()
 
 
+@checked()
 def semantic_similarity(
     student: Statistics,
     teacher: Statistics,
@@ -145,6 +147,7 @@ def semantic_similarity(
     return channel_similarity(*gradients)
 
 
+@checked()
 def diswot_score(
     student: Statistics,
     teacher: Statistics,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import l2_normalize
 from jaxkd.models.language.llama_blocks import Config
 from jaxkd.network import Network
@@ -22,6 +23,7 @@ TRAINED = r"(shared_norm|shared|late\.attention\.query(_norm)?)\..*"
 features, all keys and values made from them, and the later layers' queries."""
 
 
+@checked()
 def swiftkv(network: Network, kv_layers: int, group: int = 1) -> Network:
     """Return a Llama whose later layers attend to keys made of their first's input.
 
@@ -55,6 +57,7 @@ def swiftkv(network: Network, kv_layers: int, group: int = 1) -> Network:
     return replace(swift, init=init)
 
 
+@checked()
 def shared_weights(params: PyTree, kv_layers: int, group: int = 1) -> PyTree:
     """Return `swiftkv_llama`'s parameters as SwiftKV starts from a Llama's.
 
@@ -85,6 +88,7 @@ def shared_weights(params: PyTree, kv_layers: int, group: int = 1) -> PyTree:
     }
 
 
+@checked()
 def prefill_flops(
     network: Network, tokens: int, *, last_only: bool = True
 ) -> dict[str, float]:
@@ -125,6 +129,7 @@ def prefill_flops(
     }
 
 
+@checked()
 def decode_flops(network: Network, context: int) -> dict[str, float]:
     """Return the operations of matrix products for one more token, by kind.
 
@@ -147,6 +152,7 @@ def decode_flops(network: Network, context: int) -> dict[str, float]:
     }
 
 
+@checked()
 def kv_cache_bytes(network: Network, tokens: int, dtype: Any = jnp.bfloat16) -> int:
     """Return the bytes of the keys and values of one sequence.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxkd.arguments import checked, positive
 from jaxkd.checks import unknown_name
 from jaxkd.kernels.linear_distill import forward_kl
 from jaxkd.losses import hint_loss, weighted_loss
@@ -18,6 +19,7 @@ from jaxkd.types import Batch, Loss, Method, MethodVariables, Outputs
 DIVISORS = ("tokens", "positions")
 
 
+@checked(temperature=positive)
 def swiftkv(
     hidden_tap: str | None = None,
     *,

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd.adapters import Steps, Tap
+from jaxkd.arguments import checked
 from jaxkd.models.language.cache import KVCache, attend
 from jaxkd.models.language.llama_blocks import (
     Block,
@@ -267,6 +268,7 @@ class SwiftLlama(nnx.Module):
         return x, cache
 
 
+@checked()
 @recorded
 def swiftkv_llama(llama: Mapping[str, Any], kv_layers: int, group: int = 1) -> Network:
     """Return a decoder whose later layers make no keys and values of their own.
