@@ -98,7 +98,7 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
         if inspect.isclass(function):
             made: Any = function
             made.__init__ = checked(**rules)(made.__init__)
-            return function
+            return typing.cast(F, made)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -108,8 +108,9 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
                     checks[name](value)
             return function(*args, **kwargs)
 
-        call.rules = rules  # ty: ignore
-        return typing.cast(F, call)
+        marked: Any = call
+        marked.rules = rules
+        return typing.cast(F, marked)
 
     return decorate
 

@@ -1,6 +1,7 @@
 """Digits or CIFAR-10 divided anew for every seed, with some training labels wrong."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,24 +39,22 @@ class Split:
 
     def regression(self) -> tuple[Regression, Regression, Regression]:
         """Return inputs and targets of all three parts."""
-        return tuple(
-            (
-                part.arrays["image"].reshape(len(part), -1).astype(np.float64),
-                np.eye(part.classes)[part.arrays["label"]] - 0.1,
-            )
-            for part in (self.train, self.validation, self.test)
-        )
+
+        def of(part: data.Source) -> Regression:
+            images = part.arrays["image"].reshape(len(part), -1)
+            onehot = np.eye(part.classes)[part.arrays["label"]]
+            return images.astype(np.float64), onehot - 0.1
+
+        return of(self.train), of(self.validation), of(self.test)
 
 
-def divide(
-    config: SplitConfig, train: data.Source, test: data.Source, seed: int
-) -> Split:
+def divide(config: SplitConfig, train: Any, test: Any, seed: int) -> Split:
     """Return a division of a data set.
 
     Args:
         config: the sizes.
-        train: the data set's training examples.
-        test: its test examples.
+        train: the data set's training examples, a `data.Source`.
+        test: its test examples, another.
         seed: of the division and the wrong labels.
     """
     if config.pooled:

@@ -49,7 +49,9 @@ class GraphDataset:
     validation: np.ndarray
     test: np.ndarray
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     def batch(self, multiple: int = 1) -> dict[str, Any]:
         """Return the batch: ``graph``, ``label``, and a mask of nodes for each part.

@@ -33,7 +33,9 @@ class Joined:
     source: Examples
     arrays: Mapping[str, np.ndarray]
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     def __post_init__(self):
         for name, array in self.arrays.items():

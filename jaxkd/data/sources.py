@@ -132,7 +132,9 @@ class Source:
     arrays: dict[str, np.ndarray]
     classes: int
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     def __post_init__(self):
         try:
@@ -202,7 +204,9 @@ class RecordSource:
     decode: Callable[[Any, np.random.Generator | None], Example]
     classes: int
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -285,7 +289,9 @@ class Subset:
     source: Examples
     positions: Integer[np.ndarray, "examples"]
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     def __post_init__(self):
         size, chosen = len(self.source), self.positions

@@ -280,9 +280,10 @@ def _changed(theirs: Mapping, before: Mapping, ours: Mapping) -> dict[str, Any]:
     """Return a config with what of ours is another than it was before."""
     found = dict(theirs)
     for key, value in ours.items():
-        parts = theirs.get(key), before.get(key), value
-        if all(isinstance(part, Mapping) for part in parts) and "label" not in key:
-            found[key] = _changed(*parts)
+        old, was = theirs.get(key, {}), before.get(key, {})
+        nested = all(isinstance(part, Mapping) for part in (old, was, value))
+        if nested and key in theirs and key in before and "label" not in key:
+            found[key] = _changed(old, was, value)
         elif key not in before or before[key] != value:
             found[key] = value
     return found

@@ -145,8 +145,8 @@ def dho_terms(
     among_unlabelled = jnp.where(labelled, 0, weights)
     ce_logits = zero_masked(ce_logits, among_labelled)
     ce = cross_entropy_loss(ce_logits, jnp.where(labelled, labels, 0))
-    pair = (zero_masked(z, weights) for z in (kd_logits, teacher_logits))
-    kd = kd_loss(*pair, temperature)
+    kd_logits = zero_masked(kd_logits, weights)
+    kd = kd_loss(kd_logits, zero_masked(teacher_logits, weights), temperature)
     return {
         "ce": weighted_loss(ce, among_labelled),
         "kd_labelled": weighted_loss(kd, among_labelled),

@@ -33,8 +33,8 @@ def sinkd(
         weights = batch_weights(batch, z_s.shape[:-1])
         weights = jnp.ones(z_s.shape[:-1]) if weights is None else weights
         counted, groups = weights > 0, None
-        if z_s.ndim == 3 and "segment_ids" in batch:
-            numbers = documents(batch, z_s.shape)
+        numbers = documents(batch, z_s.shape) if "segment_ids" in batch else None
+        if z_s.ndim == 3 and numbers is not None:
             groups = earlier_tokens(numbers, numbers > 0)
             counted = jnp.zeros(len(groups[0]), bool).at[groups].max(counted)
             z_s, z_t = (z.reshape(-1, z.shape[-1]) for z in (z_s, z_t))

@@ -71,7 +71,7 @@ def _body(reply: http.client.HTTPResponse, limit: int, deadline: "_Deadline") ->
         content += piece
         deadline.check()  # much may have come before it
     if reply.length and len(content) < limit:
-        raise http.client.IncompleteRead(content[:100], reply.length)
+        raise http.client.IncompleteRead(bytes(content[:100]), reply.length)
     return bytes(content)
 
 
@@ -161,7 +161,9 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    def http_error_302(self, *redirection: Any) -> None:
+    def http_error_302(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any
+    ) -> None:
         """Go nowhere: the redirection is an error like others."""
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302

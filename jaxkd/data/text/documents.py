@@ -54,7 +54,9 @@ class Documents:
     vocabulary: int
     trained: Bool[np.ndarray, "tokens"] | None = None
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     def __post_init__(self):
         if len(self.offsets) < 2:

@@ -79,7 +79,9 @@ class Packed:
     offsets: Integer[np.ndarray, "rows_and_one"]
     dropped: int
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     @property
     def name(self) -> str:

@@ -213,7 +213,9 @@ class LabelledTexts:
     pad: int | None
     types: Integer[np.ndarray, "tokens"] | None = None
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     def __post_init__(self):
         if len(self.label) != len(self.documents):

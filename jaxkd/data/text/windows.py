@@ -38,7 +38,9 @@ class Windows:
     classes: int
     stride: int | None = None
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        """Return what it holds by dtypes and shapes."""
+        return brief(self)
 
     def __post_init__(self):
         if self.length < 1 or (self.stride is not None and self.stride < 1):
