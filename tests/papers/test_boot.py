@@ -215,7 +215,8 @@ def test_denoising_trains_the_exact_denoiser_s_mean():
 
 
 def test_a_condition_of_the_teachers_own_is_the_teachers():
-    program = boot()
+    networks = linear_student(), normal_denoiser(classes=2)
+    program = paper.boot(*networks, optax.sgd(0.1), (DIM,), times=(0.0, 0.9))
     step = jax.jit(program.step)
 
     def loss(**conditions):
