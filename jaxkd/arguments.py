@@ -22,6 +22,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -30,6 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
+
+LOOKED_AT = 1000
+"""Items of a list or dict whose kind is looked at: its functions read them all."""
 
 
 class WrongKind(TypeError, ValueError):
@@ -267,9 +271,9 @@ def _is(value: Any, hint: Any) -> bool:
 def _is_of(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
     """Return whether a value is a list, a mapping, a function, … of its parts."""
     if issubclass(origin, Mapping):
-        values: Iterable = value.values() if isinstance(value, Mapping) else ()
+        values = value.values() if isinstance(value, dict) else ()
         return isinstance(value, Mapping) and all(
-            _matches(x, y) for x in values for y in inner[1:]
+            _matches(x, y) for x in islice(values, LOOKED_AT) for y in inner[1:]
         )
     if origin is Callable:
         return callable(value)
@@ -279,12 +283,13 @@ def _is_of(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
         return isinstance(value, origin)
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         return False
-    if not isinstance(value, Sequence):  # An iterator is not to be used up.
+    # An iterator is not to be used up, nor a lazy sequence read.
+    if not isinstance(value, list | tuple):
         return not issubclass(origin, Sequence) or hasattr(value, "__len__")
     if origin is tuple and inner[-1:] != (...,):
         pairs = zip(value, inner, strict=False)
         return len(value) == len(inner) and all(_matches(x, y) for x, y in pairs)
-    return all(_matches(x, y) for x in value for y in inner[:1])
+    return all(_matches(x, y) for x in islice(value, LOOKED_AT) for y in inner[:1])
 
 
 def _kind(options: Iterable[Any]) -> str:

@@ -25,8 +25,13 @@ UNCHECKED = (
     "jaxkd.checks",
     "jaxkd.cli",
     "jaxkd.adapters",
+    "jaxkd.files",
+    "jaxkd.interop.limits",
     "jaxkd.registry",
     "jaxkd.reporting",
+    "jaxkd.teachers.post",
+    "jaxkd.training.saved",
+    "jaxkd.untrusted",
 )
 """What checks, or what users do not call themselves."""
 

@@ -37,6 +37,7 @@ def _images(name: str, image: np.ndarray, label: np.ndarray, scale: float) -> So
     return Source(name, {"image": image, "label": whole(label, "label")}, 10)
 
 
+@checked()
 def whole(array: np.ndarray, name: str) -> np.ndarray:
     """Return integers of a file as int32.
 

@@ -7,11 +7,11 @@ import grain
 import jax
 import numpy as np
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, own_check
 from jaxkd.types import Batch
 
 
-@checked()
+@checked(batches=own_check)
 def batch_iterator(batches: Iterable[Any], repeat: bool) -> Iterator[Any]:
     """Return an iterator over batches, with ``get_state`` and ``set_state`` if it can.
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Integer
 
-from jaxkd.arguments import checked, integer
+from jaxkd.arguments import checked, own_check
 from jaxkd.checks import check_batch
 
 Example = Mapping[str, Any]
@@ -73,6 +73,7 @@ class _Text(str):
     __repr__ = str.__str__
 
 
+@checked(given=own_check)
 def counted(name: str, given: int | float, source: Examples) -> int:
     """Return how many examples are meant by a number, or by a share such as 0.2.
 
@@ -329,7 +330,7 @@ class Subset:
         return f"{_checksum(chosen, zlib.crc32(self.source.fingerprint.encode())):08x}"
 
 
-@checked(held_out=integer)
+@checked(held_out=own_check)
 def split[S: (Source, RecordSource)](
     source: S, held_out: int | float, seed: int = 0
 ) -> tuple[S, S]:

@@ -126,6 +126,7 @@ def sample(
     return drawn.astype(jnp.int32)
 
 
+@checked()
 def sampling_log_prob(
     logits: Float[Array, "*batch vocabulary"],
     tokens: Int[Array, "*batch"],

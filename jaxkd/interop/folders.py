@@ -349,6 +349,7 @@ def export_program(folder: str | Path) -> Path:
     return path
 
 
+@checked()
 def load_program(folder: str | Path) -> jax.export.Exported:
     """Return the program of a folder, whose ``call`` takes inputs and returns logits.
 

@@ -50,6 +50,7 @@ def log_softmax(
     return jax.nn.log_softmax(jnp.where(exists, logits, 0) / temperature, where=exists)
 
 
+@checked()
 def logsumexp(x: Array, axis: int = -1) -> Array:
     """Return log Σ exp(x), with gradient 0 instead of NaN where all x are −∞."""
     none = jnp.isneginf(x).all(axis)

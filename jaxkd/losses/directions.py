@@ -11,9 +11,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import EPS, as_float, check_class_indices, frozen, l2_normalize
 
 
+@checked()
 def class_sums(
     features: Float[Array, "batch channels"],
     labels: Int[Array, "batch"],
@@ -108,6 +110,7 @@ def direction_loss(
     return jnp.where((directions == 0).all(-1), 0, 1 - cosine)
 
 
+@checked()
 def norm_loss(
     student: Float[Array, "batch channels"], step: float = 1.0
 ) -> Float[Array, "batch"]:

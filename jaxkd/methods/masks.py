@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import as_float, expand_weights
 from jaxkd.types import Batch, Method, Outputs
 
@@ -26,6 +27,7 @@ TEXTS = (
 """What says where the text is."""
 
 
+@checked()
 def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:
     """Return the weights of a batch for losses of ``shape``; None if all count alike.
 
@@ -59,6 +61,7 @@ def batch_weights(batch: Batch, shape: tuple[int, ...]) -> Array | None:
     return total
 
 
+@checked()
 def documents(
     batch: Batch, shape: tuple[int, ...]
 ) -> Integer[Array, "batch length"] | None:
@@ -100,6 +103,7 @@ def earlier_tokens(
     return (same_document(numbers) & counted[:, None, :] & before).sum(-1)
 
 
+@checked()
 def tap_batch(batch: Batch, tap: str) -> Batch:
     """Return the batch as masks of the tokens that a tap's features are of.
 
@@ -173,6 +177,7 @@ def finite_outputs(outputs: Outputs, batch: Batch) -> Outputs:
     return Outputs(clean("logits", outputs.logits), features)
 
 
+@checked()
 def counted_places(batch: Batch, shape: tuple[int, ...]) -> Bool[Array, "..."] | None:
     """Return which examples count, or which tokens if the masks are of tokens.
 

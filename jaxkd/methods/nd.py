@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked, fraction
 from jaxkd.losses.directions import class_means, class_sums, nd_loss
 from jaxkd.methods.base import batch_weights, from_module
 from jaxkd.methods.modules.layers import Mask, MaskedBatchNorm
@@ -48,6 +49,7 @@ class _Module(nnx.Module):
         return class_means(self.sums[...], self.counts[...])
 
 
+@checked(dropout=fraction)
 def nd(
     means: Float[Array, "classes channels"] | None = None,
     *,

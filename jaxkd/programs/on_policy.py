@@ -190,6 +190,7 @@ def writer(
     return write
 
 
+@checked()
 def shared_width(
     student: tuple[Network, Any], teacher: tuple[Network, Any], batch: Batch
 ) -> int:

@@ -98,6 +98,7 @@ def record_type(manifest: Mapping[str, Any]) -> np.dtype:
     return found
 
 
+@checked()
 def label(shard: Shard, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a file says of itself: whose answers to which examples it holds."""
     return {
@@ -107,6 +108,7 @@ def label(shard: Shard, manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@checked()
 def open_shard(shard: Shard, manifest: Mapping[str, Any]) -> Any:
     """Return a reader of a file of a cache.
 
@@ -144,6 +146,7 @@ def open_shard(shard: Shard, manifest: Mapping[str, Any]) -> Any:
     return reader
 
 
+@checked()
 def damaged(path: Path, problem: str) -> str:
     """Return the message for a file that cannot be read."""
     return (

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, positive
 from jaxkd.data.sources import Examples
 from jaxkd.teachers.post import post
 from jaxkd.teachers.targets import TeacherTargets
@@ -42,7 +42,7 @@ ROUNDING = 0.01
 LARGEST = float(np.finfo(np.float32).max)
 
 
-@checked()
+@checked(timeout=positive)
 @dataclass(frozen=True)
 class ServedTeacher:
     """Text with a served teacher's best next tokens, asked for as it is read.

@@ -17,7 +17,7 @@ from orbax.checkpoint.checkpoint_managers import (
     preservation_policy,
 )
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import unknown_name
 from jaxkd.files import held, in_all_processes, verify_digests, write_digests
 from jaxkd.training.saved import (
@@ -35,7 +35,7 @@ LOCK = ".lock"
 logger = logging.getLogger(__name__)
 
 
-@checked()
+@checked(keep=count)
 class Checkpoints:
     """Checkpoints in a folder; each is complete or absent, and its damage shows.
 

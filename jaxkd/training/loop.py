@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxkd.arguments import checked, count
+from jaxkd.arguments import checked, count, own_check
 from jaxkd.checks import check_batch
 from jaxkd.data.iterators import array_batch, batch_iterator, resumable
 from jaxkd.data.prefetch import Prefetch
@@ -33,7 +33,9 @@ from jaxkd.types import Batch, Program
 logger = logging.getLogger(__name__)
 
 
-@checked(evaluate_every=count, checkpoint_every=count, log_every=count)
+@checked(
+    batches=own_check, evaluate_every=count, checkpoint_every=count, log_every=count
+)
 def fit(
     program: Program,
     batches: Iterable[Any],

@@ -121,7 +121,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         "test_labels": np.zeros(2, int),
     }
     np.savez(tmp_path / name, **arrays)
-    with pytest.raises(ValueError, match="prototypes is not a file"):
+    with pytest.raises(ValueError, match=r"some\.npz lacks the arrays prototypes"):
         read_embeddings(name, 3, 2)
     np.savez(tmp_path / name, **arrays, prototypes=np.ones((2, 5)))
     assert read_embeddings(name, 3, 2)["prototypes"].shape == (2, 5)

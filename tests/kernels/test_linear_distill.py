@@ -389,7 +389,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "labels": ({"labels": (12,)}, "labels has shape .* give one value a token"),
     "weights": ({"weights": (1,)}, "weights has shape .* give one value a token"),
     "no labels": ({"label_weights": (13,)}, "label_weights without labels"),
-    "temperature": ({"temperature": 0.0}, "temperature must be a number above 0"),
+    "temperature": ({"temperature": 0.0}, "temperature must be above 0"),
     "chunk": ({"chunk": 0}, "chunk must be a number above 0"),
     "top_k": ({"top_k": 12}, "top_k must be in 1 … 11"),
     "reverse": ({"top_k": 2, "divergence": reverse_kl}, "reverse_kl with top_k is inf"),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxkd.arguments import checked, fraction, positive
+from jaxkd.arguments import checked, positive
 from jaxkd.compression.prune.sparsity import (
     named,
     nested,
@@ -47,7 +47,7 @@ class MaskedAdamState(NamedTuple):
     mask: PyTree
 
 
-@checked(decay=fraction, eps=positive)
+@checked(eps=positive)
 def adams(
     learning_rate: float | optax.Schedule,
     decay: float,

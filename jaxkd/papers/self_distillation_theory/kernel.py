@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
 
+from jaxkd.arguments import checked, count, positive, probability
 from jaxkd.losses.dual_head import check_share
 
 Matrix = Float[np.ndarray, "rows columns"]
@@ -38,6 +39,7 @@ class Fits(NamedTuple):
     query: Float[np.ndarray, "*steps queries outputs"]
 
 
+@checked(gamma=positive)
 def rbf_kernel(x1: Numbers, x2: Numbers, gamma: float) -> Matrix:
     """Return exp(−γ‖x − x'‖²) of all pairs.
 
@@ -59,6 +61,7 @@ def rbf_kernel(x1: Numbers, x2: Numbers, gamma: float) -> Matrix:
     return np.exp(-gamma * cdist(first, second, "sqeuclidean"))
 
 
+@checked(lam=positive)
 def ridge_smoother(gram: Numbers, lam: float) -> Matrix:
     """Return S = G (G + λI)⁻¹, which takes targets to fits.
 
@@ -74,6 +77,7 @@ def ridge_smoother(gram: Numbers, lam: float) -> Matrix:
     return cho_solve(_factor(matrix, lam), matrix)
 
 
+@checked(lam=positive, steps=count)
 def krr_self_distill(
     gram: Numbers,
     k_query: Numbers,
@@ -114,6 +118,7 @@ def krr_self_distill(
     return Fits(np.stack(train), np.stack(query))
 
 
+@checked(lam=positive, step=count)
 def self_distill_closed_form(
     gram: Numbers,
     k_query: Numbers,
@@ -142,6 +147,7 @@ def self_distill_closed_form(
     return _fits(d, vectors, kernel, share / (d + lam), targets)
 
 
+@checked(lam=positive, alpha=probability)
 def self_distill_limit(
     gram: Numbers, k_query: Numbers, y: Numbers, lam: float, alpha: float
 ) -> Fits:
@@ -165,6 +171,7 @@ def self_distill_limit(
     return _fits(d, vectors, kernel, alpha / (alpha * d + lam), targets)
 
 
+@checked(lam=positive, step=count)
 def spectral_shrinkage(
     eigenvalues: Numbers, lam: float, alphas: Numbers, step: int
 ) -> Float[np.ndarray, "inputs"]:
@@ -205,6 +212,7 @@ class Weight(NamedTuple):
     determined: bool
 
 
+@checked()
 def optimal_distill_weight(
     p_label: Numbers, p_distill: Numbers, y_val: Numbers, *, clip: bool = False
 ) -> Weight:
@@ -238,6 +246,7 @@ def optimal_distill_weight(
     return Weight(min(max(found, 0.0), 1.0) if clip else found, determined=True)
 
 
+@checked(lam=positive, steps=count)
 def greedy_optimal_weights(
     gram: Numbers,
     k_val: Numbers,

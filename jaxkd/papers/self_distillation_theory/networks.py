@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from jaxkd.arguments import checked, probability
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float, check_same_shape, frozen
 from jaxkd.losses.dual_head import check_share
@@ -19,6 +20,7 @@ from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
+@checked(alpha=probability)
 def self_distill_mse_loss(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"] | None,
@@ -57,6 +59,7 @@ def self_distill_mse_loss(
     return alpha * labelled + (1 - alpha) * error(teacher)
 
 
+@checked(alpha=probability)
 def self_distillation(alpha: float | None = 0.6) -> Method:
     """Return the mix of labels and the last step's network, as squares.
 
@@ -89,6 +92,7 @@ REGULARIZERS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@checked()
 def norm_regularizer(params: PyTree, kind: str = "l2_squared") -> Float[Array, ""]:
     """Return the penalty on weights.
 
@@ -106,6 +110,7 @@ def norm_regularizer(params: PyTree, kind: str = "l2_squared") -> Float[Array, "
     return sum(leaves, jnp.zeros(()))
 
 
+@checked()
 def regularized(
     coefficient: float, kind: str = "l2_squared"
 ) -> optax.GradientTransformation:
