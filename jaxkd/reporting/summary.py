@@ -25,8 +25,9 @@ def print_summary(console: Console) -> None:
 
     Where Holm's correction changes a count, the corrected one follows it.
     """
-    table = Table(box=None)
-    for name in ("results", *map(_short, Status), "claims"):
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("results")
+    for name in (*map(_short, Status), "claims"):
         table.add_column(name, no_wrap=True)
     everything: list[Verdict] = []
     for slug in slugs():
@@ -35,11 +36,20 @@ def print_summary(console: Console) -> None:
             everything += found
     table.add_row("[bold]all", *_counts(everything))
     console.print(table)
-    console.print("(n): after Holm's correction", style="dim")
+    console.print(
+        "(n): after Holm's correction; open: not established; seen, unseen: observed "
+        "without seeds, as claimed or against",
+        style="dim",
+    )
 
 
 def _short(status: Status) -> str:
-    return status.name.lower().replace("_", " ")
+    names = {
+        Status.NOT_ESTABLISHED: "open",
+        Status.AS_CLAIMED: "seen",
+        Status.AGAINST: "unseen",
+    }
+    return names.get(status, status.name.lower())
 
 
 def _counts(found: list[Verdict]) -> list[str]:
