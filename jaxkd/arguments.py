@@ -107,10 +107,14 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             names, checks = _checks(call)
-            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            given = [
+                checks[name](value) if name in checks else value
+                for name, value in zip(names, args, strict=False)
+            ]
+            for name, value in kwargs.items():
                 if name in checks:
-                    checks[name](value)
-            return function(*args, **kwargs)
+                    kwargs[name] = checks[name](value)
+            return function(*given, *args[len(given) :], **kwargs)
 
         marked: Any = call
         marked.rules = rules
@@ -120,7 +124,7 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
 
 
 @functools.cache
-def _checks(call: Any) -> tuple[list[str], dict[str, Callable[[Any], None]]]:
+def _checks(call: Any) -> tuple[list[str], dict[str, Callable[[Any], Any]]]:
     """Return a function's parameters by position, and the check of each."""
     function = inspect.unwrap(call)
     try:
@@ -144,9 +148,14 @@ def _checks(call: Any) -> tuple[list[str], dict[str, Callable[[Any], None]]]:
 
 def _check(
     name: str, hint: Any, rule: Rule | None, default: Any
-) -> Callable[[Any], None]:
-    """Return what refuses a value of another kind, or out of range."""
+) -> Callable[[Any], Any]:
+    """Return what refuses a value of another kind, or out of range, and returns others.
+
+    An integer of NumPy or JAX becomes one of Python, where no array is meant.
+    """
     options = _options(hint)
+    whole = int in options and float not in options
+    whole = whole and not any(hasattr(x, "dim_str") for x in options)
     own = rule or _own(options, default)
     plain = {x for x in (int, float, bool, str) if x in options}
     plain |= {int} & {int for x in plain if x is float}
@@ -157,20 +166,21 @@ def _check(
         for x in _options(part)
     )
 
-    def check(value: Any) -> None:
+    def check(value: Any) -> Any:
         if value is default or isinstance(value, Tracer):
-            return
+            return value
         if type(value) not in plain and not any(_is(value, x) for x in options):
             _refuse_kind(name, options, value)
         if rule is floating and value is not None and not floating.holds(value):
             raise ValueError(f"{name} must be {floating.what}, got {_shown(value)}")
         if int in plain and _is_number(value):
             _refuse_number(name, own, value, _shown(value))
-        if listed and isinstance(value, Mapping | Sequence):
-            for one in value.values() if isinstance(value, Mapping) else value:
+        if listed and isinstance(value, dict | list | tuple):
+            for one in value.values() if isinstance(value, dict) else value:
                 of = rule or (number if isinstance(one, float) else natural)
                 if _is_number(one):
                     _refuse_number(name, of, one, f"{one!r} in {_shown(value)}")
+        return int(value) if whole and _is(value, int) else value
 
     return check
 

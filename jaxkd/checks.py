@@ -252,6 +252,6 @@ def _check_finite(name: str, array: np.ndarray) -> None:
         where = tuple(bad[0].tolist())
         raise ValueError(
             f"{name} holds {len(bad)} values that are not finite, the first "
-            f"({array[where]}) in example {where[0]}: clean the data, or mask the "
-            "example out with batch['mask'] and put 0 in its place"
+            f"({array[where]}) in example {where[0]}: clean the data, and put 0 in "
+            "the place of what batch['mask'] leaves out"
         )

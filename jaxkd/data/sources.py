@@ -1,5 +1,6 @@
 """Where examples come from: in memory, or records decoded as they are read."""
 
+import numbers
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -85,8 +86,8 @@ def counted(name: str, given: int | float, source: Examples) -> int:
     Raises:
         ValueError: another float.
     """
-    if isinstance(given, int):
-        return given
+    if isinstance(given, numbers.Integral):
+        return int(given)
     if not 0 < given < 1:
         raise ValueError(
             f"{name} must be a number of examples of {source.name} ({len(source)}), or "
@@ -138,6 +139,11 @@ class Source:
         return brief(self)
 
     def __post_init__(self):
+        arrays = {
+            name: np.asarray(value) if isinstance(value, list | tuple) else value
+            for name, value in self.arrays.items()
+        }
+        object.__setattr__(self, "arrays", arrays)
         try:
             check_batch(self.arrays, self.classes)
             _check_images(self.arrays)

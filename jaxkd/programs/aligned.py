@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.methods.base import Schedule, combine, weighted_losses
 from jaxkd.network import Network
 from jaxkd.programs.distill import distillation
@@ -62,7 +62,7 @@ def align_gradients(
     return merged, conflict
 
 
-@checked()
+@checked(accumulate=count)
 def distill_merged(
     student: Network,
     teacher: Network | None,
@@ -102,7 +102,7 @@ def distill_merged(
     )
 
 
-@checked()
+@checked(accumulate=count)
 def distill_aligned(
     student: Network,
     teacher: Network | None,

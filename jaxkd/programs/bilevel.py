@@ -13,7 +13,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.methods.base import as_loss
 from jaxkd.network import Network, axes_of
 from jaxkd.programs.distill import (
@@ -76,7 +76,7 @@ def look_ahead_gradient(
     return value, jax.tree.map(lambda g: -learning_rate * g, gradient)
 
 
-@checked()
+@checked(accumulate=count)
 def bilevel(
     student: Network,
     teacher: Network | None,

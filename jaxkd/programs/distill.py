@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import (
     check_batch,
     check_counted,
@@ -35,7 +35,7 @@ from jaxkd.types import (
 NO_TEACHER = Outputs(None, {})
 
 
-@checked()
+@checked(accumulate=count)
 def distill(
     student: Network,
     teacher: Network | None,
@@ -73,7 +73,7 @@ def distill(
     return distillation(student, teacher, method, optimizer, accumulate=accumulate)
 
 
-@checked()
+@checked(accumulate=count)
 def distillation(
     student: Network,
     teacher: Network | None,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxkd.arguments import checked, natural, probability
+from jaxkd.arguments import checked, count, natural, probability
 from jaxkd.checks import disjoint
 from jaxkd.generation import Sampling, generate
 from jaxkd.network import Network
@@ -27,7 +27,9 @@ Response = tuple[
 Writer = Callable[[Any, Batch, PRNGKeyArray, int], Response]
 
 
-@checked(student_share=probability, teacher_share=probability, eos=natural)
+@checked(
+    student_share=probability, teacher_share=probability, eos=natural, accumulate=count
+)
 def on_policy(
     student: Network,
     teacher: Network,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import check_batch, disjoint
 from jaxkd.graphs import Graph
 from jaxkd.methods.base import as_loss
@@ -114,7 +114,7 @@ class Descent(NamedTuple):
     metrics: Metrics
 
 
-@checked()
+@checked(accumulate=count)
 def descend(
     player: Player,
     opt_state: Any,
@@ -260,7 +260,7 @@ class PlayState:
     opt_state: Any
 
 
-@checked()
+@checked(accumulate=count)
 def alternate(
     init: Callable[[Keys, Batch], tuple[Params, Any]],
     turns: Mapping[str, Turn],

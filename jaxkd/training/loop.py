@@ -34,7 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 @checked(
-    batches=own_check, evaluate_every=count, checkpoint_every=count, log_every=count
+    batches=own_check,
+    steps=count,
+    evaluate_every=count,
+    checkpoint_every=count,
+    log_every=count,
 )
 def fit(
     program: Program,
@@ -105,14 +109,6 @@ def fit(
     """
     if stop is not None and evaluate_every is None:
         raise ValueError("stop is asked after evaluations: give evaluate_every too")
-    # 0 is none for those that may be None.
-    for option, every, least in (
-        ("evaluate_every", evaluate_every or 0, 0),
-        ("checkpoint_every", checkpoint_every or 0, 0),
-        ("log_every", log_every, 1),
-    ):
-        if every < least:
-            raise ValueError(f"{option} must be at least 1 step, got {every}")
     mesh = mesh or make_mesh("one" if jax.process_count() == 1 else "data")
     source = batch_iterator(batches, repeat=steps is not None)
     if checkpoints is not None and not resumable(source):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import check_batch, unknown_name
 from jaxkd.losses.diffusion import (
     PREDICTIONS,
@@ -97,7 +97,7 @@ def denoiser(
     return denoise
 
 
-@checked()
+@checked(accumulate=count)
 def boot(
     student: Network,
     teacher: Network,
