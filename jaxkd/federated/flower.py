@@ -35,7 +35,7 @@ except ImportError:
         "jaxkd.federated.flower needs flwr: pip install 'jaxkd[federated]'"
     ) from None
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, own_check
 from jaxkd.federated.engine import (
     JOINING,
     UNNAMED,
@@ -55,7 +55,7 @@ SILENT = "its process ended, its message was malformed, or the round's time was 
 DONE = common.Status(common.Code.OK, "")
 
 
-@checked()
+@checked(participant=own_check)
 class FlowerClient(flwr.client.Client):
     """A `Participant` that Flower can call.
 
@@ -373,7 +373,7 @@ def serve(
     return strategy.history
 
 
-@checked()
+@checked(participant=own_check)
 def join(
     participant: Participant, address: str, *, certificate: bytes | None = None
 ) -> None:

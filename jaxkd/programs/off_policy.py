@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxkd.arguments import checked, count, natural
+from jaxkd.arguments import checked, count, finite, natural
 from jaxkd.checks import disjoint
 from jaxkd.generation import Sampling
 from jaxkd.losses.basics import weighted_mean
@@ -111,7 +111,7 @@ class OffPolicyState:
     deployed = student
 
 
-@checked(eos=natural, accumulate=count)
+@checked(eos=natural, tolerance=finite, accumulate=count)
 def off_policy(
     student: Network,
     teacher: Network,
