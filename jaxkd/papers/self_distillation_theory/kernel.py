@@ -35,8 +35,8 @@ class Fits(NamedTuple):
         query: f⁽ᵗ⁾, the same for the other inputs.
     """
 
-    train: Float[np.ndarray, "*steps inputs outputs"]
-    query: Float[np.ndarray, "*steps queries outputs"]
+    train: Float[np.ndarray, "... inputs outputs"]
+    query: Float[np.ndarray, "... queries outputs"]
 
 
 @checked(gamma=positive)
