@@ -169,6 +169,7 @@ def _check(
     def check(value: Any) -> Any:
         if value is default or isinstance(value, Tracer):
             return value
+        given: Any = value
         if type(value) not in plain and not any(_is(value, x) for x in options):
             _refuse_kind(name, options, value)
         if rule is floating and value is not None and not floating.holds(value):
@@ -180,7 +181,7 @@ def _check(
                 of = rule or (number if isinstance(one, float) else natural)
                 if _is_number(one):
                     _refuse_number(name, of, one, f"{one!r} in {_shown(value)}")
-        return int(value) if whole and _is(value, int) else value
+        return int(given) if whole and _is(given, int) else given
 
     return check
 
