@@ -12,7 +12,8 @@ import jax
 import tyro
 from rich.console import Console
 
-from jaxkd.files import check_json, held, write_atomically, write_json
+from jaxkd.digests import check_json, write_json
+from jaxkd.files import held, write_atomically
 from jaxkd.reporting.experiment import (
     SEEDS,
     Experiment,

@@ -9,7 +9,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 ORDER = [
-    {"types", "arguments", "checks", "graphs", "files", "untrusted", "registry"},
+    {
+        "types",
+        "arguments",
+        "checks",
+        "digests",
+        "graphs",
+        "files",
+        "untrusted",
+        "registry",
+    },
     {"kernels", "sharding"},
     {"losses"},
     {"network", "adapters", "data"},

@@ -25,6 +25,7 @@ UNCHECKED = (
     "jaxkd.checks",
     "jaxkd.cli",
     "jaxkd.adapters",
+    "jaxkd.digests",
     "jaxkd.files",
     "jaxkd.interop.limits",
     "jaxkd.registry",

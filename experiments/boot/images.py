@@ -19,13 +19,13 @@ from experiments.boot.config import Config, Training
 from experiments.common.classification import Classification
 from experiments.common.configs import OptimizerConfig
 from jaxkd import data, methods, models, programs
+from jaxkd.digests import verify_digests, write_digests
 from jaxkd.evaluation.classification import example_labels
 from jaxkd.evaluation.generation import (
     ddim_sample,
     feature_extractor,
     frechet_distance,
 )
-from jaxkd.files import verify_digests, write_digests
 from jaxkd.network import Network
 from jaxkd.papers import boot as paper
 from jaxkd.reporting.images import plot_images

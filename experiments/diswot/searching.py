@@ -13,8 +13,8 @@ import numpy as np
 from experiments.common.classification import Classification
 from experiments.diswot.config import Architecture, Config, SearchConfig
 from jaxkd import search
+from jaxkd.digests import verify_digests, write_digests
 from jaxkd.evaluation.cost import forward_cost, parameter_count
-from jaxkd.files import verify_digests, write_digests
 from jaxkd.models.vision.nasbench201 import OPERATIONS, format_cell, multiply_adds
 from jaxkd.network import Network
 from jaxkd.papers.diswot import Scorer

@@ -18,7 +18,6 @@ import optax
 
 import jaxkd
 from experiments.common.classification import (
-    Classification,
     ImagesConfig,
     image_batch,
 )
@@ -192,10 +191,10 @@ def program(
     network: Network,
     teacher: Network | None,
     alpha: float | None,
-    images: Classification,
+    steps: int,
 ) -> Program:
     """Return the training of one step; without a teacher it is the first."""
-    optimizer = images.optimizer.build(images.steps, images.epochs)
+    optimizer = config.optimizer.build(steps, config.task.epochs)
     if config.penalty:
         optimizer = optax.chain(regularized(config.penalty), optimizer)
     return jaxkd.distill(network, teacher, self_distillation(alpha), optimizer)
@@ -215,7 +214,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
 
     def step(name: str, t: int, teacher: Arm | None, alpha: float | None) -> Arm:
         taught = None if teacher is None else teacher.deployed
-        trained = program(config, network, taught, alpha, images)
+        trained = program(config, network, taught, alpha, images.steps)
         arm = run.teacher(
             Arm(f"{name} step {t}", trained, network), task, seed * 100 + t
         )
@@ -269,13 +268,10 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
 
 def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:
     """Return one step's training on CIFAR-10."""
-    network = config.network.build(10)
-    steps = -(-45_000 // config.task.batch_size)
-    optimizer = config.optimizer.build(config.task.epochs * steps, config.task.epochs)
-    optimizer = optax.chain(regularized(config.penalty), optimizer)
-    method = self_distillation(0.6)
-    trained = jaxkd.distill(network, network, method, optimizer)
-    return {"resnet18": (trained, image_batch(config.task.batch_size, 32))}
+    network, size = config.network.build(10), config.task.batch_size
+    steps = config.task.epochs * -(-45_000 // size)
+    trained = program(config, network, network, 0.6, steps)
+    return {"resnet18": (trained, image_batch(size, 32))}
 
 
 EXPERIMENT = Experiment(

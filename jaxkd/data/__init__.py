@@ -1,5 +1,6 @@
 """Data sets, transforms, and the grain pipelines that feed programs."""
 
+from jaxkd.data.conditions import Conditions as Conditions
 from jaxkd.data.datasets import DATA_VARIABLE as DATA_VARIABLE
 from jaxkd.data.datasets import DATASETS as DATASETS
 from jaxkd.data.datasets import cifar10 as cifar10
@@ -31,7 +32,6 @@ from jaxkd.data.semi_supervised import Joined as Joined
 from jaxkd.data.semi_supervised import (
     semi_supervised_batches as semi_supervised_batches,
 )
-from jaxkd.data.sources import Conditions as Conditions
 from jaxkd.data.sources import Dataset as Dataset
 from jaxkd.data.sources import Examples as Examples
 from jaxkd.data.sources import RecordSource as RecordSource

@@ -16,7 +16,7 @@ import numpy as np
 from jaxkd.arguments import checked
 from jaxkd.checks import check_batch, unknown_name
 from jaxkd.data.datasets import data_file, read_arrays, whole
-from jaxkd.data.sources import brief
+from jaxkd.data.shown import brief
 from jaxkd.graphs import Graph, SparseMatrix, pad_graph, undirected
 from jaxkd.registry import constructors
 from jaxkd.untrusted import blaming

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxkd.arguments import checked, integer
-from jaxkd.data.sources import Conditions, Examples, Source
+from jaxkd.data.conditions import Conditions
+from jaxkd.data.sources import Examples, Source
 from jaxkd.data.transforms import Transform
 
 

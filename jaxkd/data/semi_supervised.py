@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxkd.arguments import checked, integer
 from jaxkd.data.pipeline import Named
-from jaxkd.data.sources import Examples, Source, brief
+from jaxkd.data.shown import brief
+from jaxkd.data.sources import Examples, Source
 from jaxkd.data.transforms import Transform
 
 

@@ -3,7 +3,7 @@
 import numbers
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from jaxtyping import Integer
 
 from jaxkd.arguments import checked, own_check
 from jaxkd.checks import check_batch
+from jaxkd.data.shown import brief
 
 Example = Mapping[str, Any]
 
@@ -49,29 +50,6 @@ class Examples(Protocol):
     def fingerprint(self) -> Any:
         """A checksum that changes with the data, as text; a cached property will do."""
         ...
-
-
-def brief(record: Any) -> str:
-    """Return a dataclass as text: of arrays their dtypes and shapes, not their values.
-
-    Args:
-        record: the dataclass; also what stands in one.
-    """
-    if is_dataclass(record):
-        parts = [f"{f.name}={brief(getattr(record, f.name))}" for f in fields(record)]
-        return f"{type(record).__name__}({', '.join(parts)})"
-    if hasattr(record, "dtype") and np.ndim(record):
-        return f"{record.dtype}{list(record.shape)}"
-    if isinstance(record, Mapping):
-        return f"{ {name: _Text(brief(value)) for name, value in record.items()} }"
-    if isinstance(record, Sequence) and not isinstance(record, str) and len(record) > 9:
-        return f"{type(record).__name__} of {len(record)}"
-    return repr(record)
-
-
-class _Text(str):
-    __slots__ = ()
-    __repr__ = str.__str__
 
 
 @checked(given=own_check)
@@ -367,59 +345,6 @@ def split[S: (Source, RecordSource)](
         return replace(source, name=name, records=_Chosen(source.records, positions))
 
     return part(order[held_out:]), part(order[:held_out])
-
-
-@checked()
-@dataclass(frozen=True)
-class Conditions:
-    """Examples without data, for programs that draw their own, as BOOT does.
-
-    Attributes:
-        examples: in one epoch; they only count the steps.
-        classes: of which each example gets one at random, as ``condition``; 0 for
-            examples of an ``index`` alone.
-
-    Raises:
-        ValueError: no examples, or a negative number of classes.
-    """
-
-    examples: int
-    classes: int = 0
-
-    def __post_init__(self):
-        if self.examples < 1 or self.classes < 0:
-            raise ValueError(
-                f"examples must be at least 1 and classes at least 0, got "
-                f"{self.examples} and {self.classes}"
-            )
-
-    @property
-    def name(self) -> str:
-        """For messages and results."""
-        return f"conditions of {self.classes} classes"
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return self.examples
-
-    def take(
-        self, positions: np.ndarray, rng: np.random.Generator | None = None
-    ) -> dict[str, np.ndarray]:
-        """Return ``index``, and random classes; without ``rng`` all classes in turn."""
-        batch = {"index": np.asarray(positions, np.int32)}
-        if self.classes:
-            drawn = (
-                batch["index"] % self.classes
-                if rng is None
-                else rng.integers(self.classes, size=len(positions))
-            )
-            batch["condition"] = drawn.astype(np.int32)
-        return batch
-
-    @property
-    def fingerprint(self) -> str:
-        """A checksum of the two numbers."""
-        return f"{zlib.crc32(repr(self).encode()):08x}"
 
 
 @checked()

@@ -20,14 +20,8 @@ from jax.sharding import Mesh
 
 from jaxkd import models, papers
 from jaxkd.arguments import checked
-from jaxkd.files import (
-    DIGESTS,
-    kept_aside,
-    replaced,
-    replaced_folder,
-    verify_digests,
-    write_digests,
-)
+from jaxkd.digests import DIGESTS, verify_digests, write_digests
+from jaxkd.files import kept_aside, replaced, replaced_folder
 from jaxkd.interop.checkpoint import (
     check_variables,
     nbytes,

@@ -8,6 +8,7 @@ feature of the same example.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
@@ -83,7 +84,7 @@ def nd_loss(
             "jaxkd.methods.nd does"
         )
     student, teacher = as_float(student), frozen(as_float(teacher))
-    length, other = _norm(student), _norm(teacher)
+    length, other = (optax.safe_norm(x, 0.0, axis=-1) for x in (student, teacher))
     # Where both are as long, the student's counts, and its gradient.
     longest = jnp.where(length >= other, length, other)
     cosine = (student * directions).sum(-1) / jnp.maximum(longest, EPS)
@@ -123,7 +124,7 @@ def norm_loss(
         student: f_s.
         step: r.
     """
-    length = _norm(as_float(student))
+    length = optax.safe_norm(as_float(student), 0.0, axis=-1)
     return jnp.square(length - (frozen(length) + step))
 
 
@@ -143,7 +144,7 @@ def feature_alignment(
         ValueError: as in `nd_loss`.
     """
     cosine = 1 - direction_loss(features, means, labels)
-    return {"cosine": cosine, "norm": _norm(as_float(features))}
+    return {"cosine": cosine, "norm": optax.safe_norm(as_float(features), 0.0, axis=-1)}
 
 
 def _directions(student: Array, means: Array, labels: Array) -> Array:
@@ -166,9 +167,3 @@ def _directions(student: Array, means: Array, labels: Array) -> Array:
 def _inside(labels: Array, classes: int) -> bool:
     values = np.asarray(labels)
     return bool(((values >= 0) & (values < classes)).all())
-
-
-def _norm(x: Array) -> Array:
-    """Return the Euclidean norm; its slope at 0 is 0."""
-    square = (x**2).sum(-1)
-    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from jaxkd.files import check_json, check_plain, write_json
+from jaxkd.digests import check_json, write_json
+from jaxkd.files import check_plain
 from jaxkd.training.ahead import StepPlan
 from jaxkd.untrusted import json_file
 

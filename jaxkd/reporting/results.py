@@ -15,13 +15,8 @@ from typing import Any
 
 import jax
 
-from jaxkd.files import (
-    DIGEST,
-    check_json,
-    check_plain,
-    json_digest,
-    write_atomically,
-)
+from jaxkd.digests import DIGEST, check_json, json_digest
+from jaxkd.files import check_plain, write_atomically
 from jaxkd.reporting.records import Record
 from jaxkd.untrusted import json_file
 

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.files import check_json, check_plain, write_json
+from jaxkd.digests import check_json, write_json
+from jaxkd.files import check_plain
 from jaxkd.interop import save_pretrained
 from jaxkd.network import Network
 from jaxkd.reporting.records import Record

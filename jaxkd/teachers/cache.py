@@ -20,7 +20,8 @@ import numpy as np
 
 from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples
-from jaxkd.files import check_json, check_plain, sealed, write_json
+from jaxkd.digests import check_json, sealed, write_json
+from jaxkd.files import check_plain
 from jaxkd.teachers.targets import TeacherTargets
 from jaxkd.types import Batch
 from jaxkd.untrusted import LARGEST_JSON, json_file, json_from

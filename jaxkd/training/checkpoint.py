@@ -19,7 +19,8 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from jaxkd.arguments import checked, count
 from jaxkd.checks import unknown_name
-from jaxkd.files import held, in_all_processes, verify_digests, write_digests
+from jaxkd.digests import verify_digests, write_digests
+from jaxkd.files import held, in_all_processes
 from jaxkd.training.saved import (
     changes,
     check_state,
@@ -67,8 +68,6 @@ class Checkpoints:
         best_mode: Literal["max", "min"] = "max",
         config: Mapping[str, Any] | None = None,
     ):
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
         if best_mode not in ("max", "min"):
             raise ValueError(unknown_name("best_mode", best_mode, ("max", "min")))
         self.folder = Path(folder).resolve()

@@ -15,7 +15,8 @@ from damage import damaged
 from safetensors.numpy import load_file, save_file
 
 from jaxkd import models, training
-from jaxkd.files import DIGESTS, kept_aside
+from jaxkd.digests import DIGESTS
+from jaxkd.files import kept_aside
 from jaxkd.interop import folders, shards
 from jaxkd.models.language.rope import RopeScaling
 from jaxkd.network import Network

@@ -8,7 +8,7 @@ import pytest
 from damage import damaged
 
 from jaxkd import Network
-from jaxkd.files import write_json
+from jaxkd.digests import write_json
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, Clock, Run, Task, read_part
 from jaxkd.types import Program

@@ -12,15 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Integer
 
 from jaxkd.arguments import checked
-from jaxkd.data.sources import brief
+from jaxkd.data.shown import brief
 from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
-from jaxkd.files import (
-    DIGESTS,
-    check_plain,
-    replaced_folder,
-    verify_digests,
-    write_digests,
-)
+from jaxkd.digests import DIGESTS, verify_digests, write_digests
+from jaxkd.files import check_plain, replaced_folder
 from jaxkd.untrusted import json_file, mapped_array
 
 FILES = ("tokens.npy", "offsets.npy", "trained.npy", "documents.json", DIGESTS)

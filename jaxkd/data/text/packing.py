@@ -11,7 +11,7 @@ from jaxtyping import Integer
 
 from jaxkd.arguments import checked, natural
 from jaxkd.checks import unknown_name
-from jaxkd.data.sources import brief
+from jaxkd.data.shown import brief
 from jaxkd.data.text.documents import Documents
 
 TooLong = Literal["split", "cut", "drop"]

@@ -11,7 +11,7 @@ from jaxtyping import Integer
 
 from jaxkd.arguments import checked, natural
 from jaxkd.checks import check_labels
-from jaxkd.data.sources import brief
+from jaxkd.data.shown import brief
 from jaxkd.data.text.documents import Documents
 from jaxkd.data.text.tokenizers import Tokenizer
 

@@ -10,7 +10,8 @@ from jaxtyping import Integer
 
 from jaxkd.arguments import checked, integer
 from jaxkd.data.datasets import data_file
-from jaxkd.data.sources import Dataset, brief
+from jaxkd.data.shown import brief
+from jaxkd.data.sources import Dataset
 from jaxkd.untrusted import decompressed, mapped_array
 
 

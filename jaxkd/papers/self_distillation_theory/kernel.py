@@ -21,7 +21,6 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
 
 from jaxkd.arguments import checked, count, positive, probability
-from jaxkd.losses.dual_head import check_share
 
 Matrix = Float[np.ndarray, "rows columns"]
 Numbers = np.ndarray | Array | Sequence[Any] | float | int
@@ -57,7 +56,6 @@ def rbf_kernel(x1: Numbers, x2: Numbers, gamma: float) -> Matrix:
             f"x1 has {first.shape[1]} features and x2 {second.shape[1]}: give inputs "
             "of the same kind"
         )
-    _check_positive("gamma", gamma)
     return np.exp(-gamma * cdist(first, second, "sqeuclidean"))
 
 
@@ -72,7 +70,7 @@ def ridge_smoother(gram: Numbers, lam: float) -> Matrix:
     Raises:
         ValueError: G is not square or not symmetric, or λ is not above 0.
     """
-    matrix = _gram(gram, lam)
+    matrix = _gram(gram)
     # G and (G + λI)⁻¹ commute.
     return cho_solve(_factor(matrix, lam), matrix)
 
@@ -104,7 +102,7 @@ def krr_self_distill(
         ValueError: sizes do not fit each other, λ is not above 0, steps is below 1, or
             alphas has another length.
     """
-    matrix, kernel, targets = _problem(gram, k_query, y, lam)
+    matrix, kernel, targets = _problem(gram, k_query, y)
     weights = _alphas(alphas, steps)
     factor = _factor(matrix, lam)
     train, query = [], []
@@ -140,7 +138,7 @@ def self_distill_closed_form(
     Raises:
         ValueError: as in `krr_self_distill`.
     """
-    matrix, kernel, targets = _problem(gram, k_query, y, lam)
+    matrix, kernel, targets = _problem(gram, k_query, y)
     weights = _alphas(alphas, step)
     d, vectors = _spectrum(matrix)
     share = _target_share(d / (d + lam), weights)
@@ -165,8 +163,7 @@ def self_distill_limit(
     Raises:
         ValueError: as in `krr_self_distill`, or α is outside [0, 1].
     """
-    matrix, kernel, targets = _problem(gram, k_query, y, lam)
-    check_share("alpha", alpha)
+    matrix, kernel, targets = _problem(gram, k_query, y)
     d, vectors = _spectrum(matrix)
     return _fits(d, vectors, kernel, alpha / (alpha * d + lam), targets)
 
@@ -193,7 +190,6 @@ def spectral_shrinkage(
     d = np.asarray(eigenvalues, np.float64)
     if d.ndim != 1 or not len(d):
         raise ValueError(f"eigenvalues must be a vector, got shape {d.shape}")
-    _check_positive("lam", lam)
     shrunk = _nonnegative(d)
     a = shrunk / (shrunk + lam)
     return a * _target_share(a, _alphas(alphas, step))
@@ -271,18 +267,17 @@ def greedy_optimal_weights(
     Raises:
         ValueError: as in `krr_self_distill` and `optimal_distill_weight`.
     """
-    matrix, kernel, targets = _problem(gram, k_val, y, lam)
+    matrix, kernel, targets = _problem(gram, k_val, y)
     alphas = _alphas(1.0, steps)
     factor = _factor(matrix, lam)
-    first = kernel @ cho_solve(factor, targets)
-    last = targets
+    coefficients = [plain := cho_solve(factor, targets)]
     for step in range(1, steps):
-        last = matrix @ cho_solve(
-            factor, alphas[step - 1] * targets + (1 - alphas[step - 1]) * last
-        )
-        pure = kernel @ cho_solve(factor, last)
-        alphas[step] = optimal_distill_weight(first, pure, y_val, clip=clip).value
-    return alphas, krr_self_distill(matrix, kernel, targets, lam, alphas, steps)
+        pure = cho_solve(factor, matrix @ coefficients[-1])
+        best = optimal_distill_weight(kernel @ plain, kernel @ pure, y_val, clip=clip)
+        alphas[step] = best.value
+        coefficients.append(best.value * plain + (1 - best.value) * pure)
+    stacked = np.stack(coefficients)
+    return alphas, Fits(matrix @ stacked, kernel @ stacked)
 
 
 def _target_share(a: np.ndarray, alphas: np.ndarray) -> np.ndarray:
@@ -325,9 +320,9 @@ def _factor(gram: np.ndarray, lam: float) -> Any:
 
 
 def _problem(
-    gram: Numbers, k_query: Numbers, y: Numbers, lam: float
+    gram: Numbers, k_query: Numbers, y: Numbers
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    matrix = _gram(gram, lam)
+    matrix = _gram(gram)
     kernel, targets = _matrix("k_query", k_query), _matrix("y", y)
     if kernel.shape[1] != len(matrix) or len(targets) != len(matrix):
         raise ValueError(
@@ -338,14 +333,13 @@ def _problem(
     return matrix, kernel, targets
 
 
-def _gram(gram: Numbers, lam: float) -> np.ndarray:
+def _gram(gram: Numbers) -> np.ndarray:
     matrix = _matrix("gram", gram)
     if matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T):
         raise ValueError(
             f"gram must be square and symmetric, got shape {matrix.shape}: give the "
             "kernel of the training inputs with themselves"
         )
-    _check_positive("lam", lam)
     return matrix
 
 
@@ -366,14 +360,7 @@ def _finite(name: str, value: Numbers) -> np.ndarray:
     return array
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < np.inf:
-        raise ValueError(f"{name} must be above 0 and finite, got {value}")
-
-
 def _alphas(alphas: Numbers, steps: int) -> np.ndarray:
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     given = _finite("alphas", alphas)
     if given.shape not in ((), (steps,)):
         raise ValueError(

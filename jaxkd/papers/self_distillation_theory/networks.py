@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, PyTree
 from jaxkd.arguments import checked, probability
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float, check_same_shape, frozen
-from jaxkd.losses.dual_head import check_share
 from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
@@ -44,7 +43,6 @@ def self_distill_mse_loss(
     Raises:
         ValueError: shapes differ, or α is outside [0, 1].
     """
-    check_share("alpha", alpha)
     check_same_shape(student_logits, targets, "targets")
     probabilities = jax.nn.softmax(as_float(student_logits))
 
@@ -73,8 +71,6 @@ def self_distillation(alpha: float | None = 0.6) -> Method:
     Raises:
         ValueError: α is outside [0, 1].
     """
-    if alpha is not None:
-        check_share("alpha", alpha)
 
     def loss(student, teacher, batch):
         labels = batch["label"]
@@ -126,10 +122,6 @@ def regularized(
     Raises:
         ValueError: the coefficient is negative or not finite, or an unknown kind.
     """
-    if not 0 <= coefficient < float("inf"):
-        raise ValueError(
-            f"coefficient must be at least 0 and finite, got {coefficient}"
-        )
     if kind not in REGULARIZERS:
         raise ValueError(unknown_name("kind", kind, REGULARIZERS))
 
