@@ -1,0 +1,85 @@
+"""Features that are to agree value by value: unit vectors, or states that both learn.
+
+`features.hint_loss` compares with a teacher that stands still as it is. Here either the
+directions are compared, or both sides get a gradient.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxkd.arguments import checked
+from jaxkd.losses.basics import (
+    absolute,
+    as_float,
+    check_array,
+    check_same_shape,
+    frozen,
+    l2_normalize,
+)
+
+
+@checked()
+def feature_align_loss(
+    student: Float[Array, "batch *tokens width"],
+    teacher: Float[Array, "batch *tokens width"],
+    distance: Literal["l1", "l2"] = "l1",
+    *,
+    normalize: bool = True,
+) -> Float[Array, "batch"]:
+    """Mean distance of tokens' features, value by value.
+
+    Bai et al. 2022 (DMAE), arXiv:2208.12256: mean abs(q/‖q‖ − z/‖z‖), with q the
+    student's features after a projector. The authors' code normalises where there is a
+    projector, and compares the raw features where there is none.
+
+    Args:
+        student: features of the teacher's width.
+        teacher: those of the same tokens.
+        distance: absolute difference, or its square.
+        normalize: whether every token's features are divided by their Euclidean norm.
+
+    Returns:
+        The loss of each example.
+
+    Raises:
+        ValueError: shapes differ, or there is no axis beside the batch.
+    """
+    _check(student, teacher)
+    student, teacher = as_float(student), frozen(teacher)
+    if normalize:
+        student, teacher = l2_normalize(student), l2_normalize(teacher)
+    difference = student - teacher
+    apart = absolute(difference) if distance == "l1" else difference**2
+    return apart.mean(tuple(range(1, apart.ndim)))
+
+
+def agreement_loss(
+    student: Float[Array, "batch *shape"], teacher: Float[Array, "batch *shape"]
+) -> Float[Array, "batch"]:
+    """Mean squared difference of two states, both of which get a gradient.
+
+    Args:
+        student: of one network, or decoded from a message.
+        teacher: of the other, likewise.
+
+    Returns:
+        The loss of each example.
+
+    Raises:
+        ValueError: shapes differ, or there is no axis beside the batch.
+    """
+    _check(student, teacher)
+    square = (as_float(student) - as_float(teacher)) ** 2
+    return square.mean(tuple(range(1, square.ndim)))
+
+
+def _check(student: Array, teacher: Array) -> None:
+    check_array("student", student)
+    check_same_shape(student, teacher, "features")
+    if jnp.ndim(student) < 2:
+        raise ValueError(
+            f"student has shape {jnp.shape(student)}: this loss needs a batch axis and "
+            "at least one more, so give it (batch, ..., features)"
+        )
