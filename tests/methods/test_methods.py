@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from tiny import call
 
 from jaxkd import Outputs, combine, methods, papers
+from jaxkd.adapters import segment_name
 from jaxkd.graphs import Graph
 from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.methods import METHODS
@@ -14,6 +16,7 @@ from jaxkd.methods.base import as_loss, resolved
 from jaxkd.papers.diswot import diswot
 from jaxkd.papers.self_distillation_theory import self_distillation
 from jaxkd.papers.swiftkv import swiftkv
+from jaxkd.papers.talking_models import talking
 from jaxkd.types import Method
 
 METHODS = {**METHODS, **papers.constructors(Method)}
@@ -45,6 +48,7 @@ LANGUAGE = {"minillm", "uld"}
 RELATE = {"cc", "dist", "diswot", "kdcl", "pkt", "rkd", "sinkd", "sp"}
 GRAPHS = {"ffg2m", "high_frequency", "low_frequency"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
+UPPER = jnp.linspace(0.1, 0.7, 7)[None]
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 
 BUILD = {
@@ -101,20 +105,27 @@ BUILD = {
     "sp": lambda: methods.sp("b"),
     "swiftkv": lambda: swiftkv(),
     "taid": lambda: methods.taid(10),
+    "talking": lambda: talking(*2 * (("pooled", "final"),), rounds=2),
     "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
     "topk_kd": lambda: methods.topk_kd(3),
     "vid": lambda: methods.vid(["a", "b"]),
 }
 
 
-def outputs(seed: int, taps) -> Outputs:
+def outputs(seed: int, taps, segments=()) -> Outputs:
     rng = np.random.default_rng(seed)
     shapes = {t: HEAD if t == "head" else (BATCH, *SHAPES[t]) for t in taps}
     features = {t: rng.normal(size=shape).astype("f4") for t, shape in shapes.items()}
     if "gate" in features:
         features["gate"] = np.asarray(jax.nn.softmax(features["gate"]))
     logits = rng.normal(size=(BATCH, CLASSES)).astype("f4") * 3
-    return Outputs(jnp.asarray(logits), jax.tree.map(jnp.asarray, features))
+    # What a teacher's upper layers stand for: a weight for each of seven features.
+    part = Partial(lambda w, x: jnp.tanh(x.sum(-1, keepdims=True) * w), UPPER)
+    return Outputs(
+        jnp.asarray(logits),
+        jax.tree.map(jnp.asarray, features),
+        dict.fromkeys(map(segment_name, segments), part),
+    )
 
 
 def make_batch(**extra):
@@ -136,7 +147,7 @@ def make_batch(**extra):
 def case(request):
     method = BUILD[request.param]()
     student = outputs(0, method.student_taps)
-    teacher = outputs(1, method.teacher_taps)
+    teacher = outputs(1, method.teacher_taps, method.teacher_segments)
     variables = method.init(jax.random.key(0), student, teacher, make_batch())
 
     @jax.jit
