@@ -206,7 +206,8 @@ def talking(
 
     Zhao et al. 2023, arXiv:2310.03188. The teacher's task and classes may be others
     than the student's: its head is not used. The codecs are trained with the student
-    and dropped after.
+    and dropped after. States are of examples, or of tokens that all count: a text's
+    padding would be interpreted too.
 
     Args:
         taps: the student's lower and higher state (batch, ..., width).
