@@ -132,9 +132,9 @@ class Trainer:
         alone = objective(self.config, alpha=None)
         return self.pretrained("teacher", self.config.teacher, alone)
 
-    def taught(self) -> Network:
-        """Return the teacher's first blocks."""
-        variables = self.teacher().deployed.init(jax.random.key(0))
+    def taught(self, teacher: Arm) -> Network:
+        """Return the trained teacher's first blocks."""
+        variables = teacher.deployed.init(jax.random.key(0))
         first = self.config.teacher.first_blocks
         return first(self.config.stop, encoder_of(variables))
 
@@ -194,7 +194,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
     )
     yield replace(expert, name="teacher"), task
     yield trainer.finetuned("scratch", config.student, None), task
-    taught = trainer.taught()
+    taught = trainer.taught(teacher)
     for name, changed in rows.items():
         method, source = objective(config, **changed), taught
         if name == "dmae_finetuned":

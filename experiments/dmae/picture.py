@@ -43,7 +43,7 @@ def draw(folder: Path, path: Path) -> None:
     for name, sizes, method, teacher in (
         ("teacher", DIGITS.teacher, objective(DIGITS, alpha=None), None),
         ("mae", DIGITS.student, objective(DIGITS, alpha=None), None),
-        ("dmae", DIGITS.student, objective(DIGITS), trainer.taught()),
+        ("dmae", DIGITS.student, objective(DIGITS), trainer.taught(trainer.teacher())),
     ):
         network = trainer.pretrained(name, sizes, method, teacher).deployed
         outputs, _ = network.apply(
