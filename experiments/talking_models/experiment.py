@@ -184,6 +184,6 @@ EXPERIMENT = Experiment(
     arms=arms,
     claims=CLAIMS,
     full_scale=full_scale,
-    seeds={"small": 10},
+    seeds={"small": 6},
     varies=("teacher", "split", "student", "order"),
 )
