@@ -2,7 +2,7 @@
 
 from importlib import metadata as _metadata
 
-if next(_metadata.distributions(name="jaxkd"), None) is not None:
+if any(_metadata.distributions(name="jaxkd")):
     # Both write to the folder jaxkd, so that files of one are missing.
     raise ImportError(
         "the package jaxkd of the Python index, a k-d tree, is installed over this "
