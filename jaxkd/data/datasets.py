@@ -243,7 +243,7 @@ def tfds_splits(
         import tensorflow_datasets as tfds
     except ImportError:
         raise ImportError(
-            f"tfds/{name} needs tensorflow-datasets: pip install 'jaxkd[tfds]'"
+            f"tfds/{name} needs tensorflow-datasets: pip install 'jaxkd-distill[tfds]'"
         ) from None
     try:
         builder: Any = tfds.builder(name, data_dir=data_dir)
