@@ -74,6 +74,7 @@ from jaxkd.data.transforms import CropResize as CropResize
 from jaxkd.data.transforms import CutMix as CutMix
 from jaxkd.data.transforms import EitherOf as EitherOf
 from jaxkd.data.transforms import Flip as Flip
+from jaxkd.data.transforms import ForTeacher as ForTeacher
 from jaxkd.data.transforms import Mixup as Mixup
 from jaxkd.data.transforms import Normalize as Normalize
 from jaxkd.data.transforms import PadCrop as PadCrop

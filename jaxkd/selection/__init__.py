@@ -9,6 +9,7 @@ from jaxkd.selection.coverage import cover_radius as cover_radius
 from jaxkd.selection.coverage import k_center_greedy as k_center_greedy
 from jaxkd.selection.coverage import min_dist as min_dist
 from jaxkd.selection.few_shot_teacher import fit_clap as fit_clap
+from jaxkd.selection.few_shot_teacher import fit_tip_adapter as fit_tip_adapter
 from jaxkd.selection.pool import initial_pool as initial_pool
 from jaxkd.selection.pool import label_picked as label_picked
 from jaxkd.selection.strategies import badge_select as badge_select
