@@ -1,0 +1,349 @@
+"""DHO: labels and a vision-language teacher have a head each, mixed where it is used.
+
+Kang et al. 2025 (arXiv:2505.07675): with few labels and many images without, one head
+is pulled two ways by cross-entropy and by a zero-shot teacher. Two heads on the same
+features are not, and how much of each to use is chosen after training.
+
+``small`` takes digits with a teacher that confuses two classes, CIFAR-10 with a teacher
+whose text embeddings are noisy, and linear heads on its own features; ``gpu`` is
+CIFAR-10 with a teacher that sees every crop, ``paper`` ImageNet with CLIP.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.classification import image_batch
+from experiments.common.configs import choose
+from experiments.dho.config import PRESETS, TABLES, Config, Table
+from experiments.dho.images import FewLabels, few_labels
+from jaxkd import data, distill, methods, models, networks
+from jaxkd.evaluation.classification import accuracy, example_labels, predictor
+from jaxkd.evaluation.dual_head import search_mixture
+from jaxkd.evaluation.gradients import grad_cosine
+from jaxkd.losses import cosine_logits, dual_head_log_probs
+from jaxkd.losses.dual_head import dho_terms
+from jaxkd.network import Network
+from jaxkd.networks.dual_head import CE_TAP, KD_TAP
+from jaxkd.programs import with_best
+from jaxkd.reporting.claims import Claim, contrast
+from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.paper import paper_table
+from jaxkd.reporting.quantities import cell
+from jaxkd.reporting.records import Record
+from jaxkd.reporting.run import Arm, History, Run, Task, Values, records
+from jaxkd.types import Batch, Outputs, Program, Variables, deployed
+
+HEADS = (CE_TAP, KD_TAP)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a table trains.
+
+    Attributes:
+        lam: λ, the weight of cross-entropy.
+        two_heads: or one, which both losses train.
+        teacher: ``zero-shot`` or ``few-shot``.
+        initial: whether both heads start as the prototypes.
+        aligned: whether the teacher's head reads features of the teacher's length.
+    """
+
+    lam: float = 0.5
+    two_heads: bool = False
+    teacher: str = "zero-shot"
+    initial: bool = False
+    aligned: bool = False
+
+
+ROWS = {
+    "cross_entropy": Row(1.0),
+    "kd": Row(0.0),
+    "sho_0.2": Row(0.2),
+    "sho_0.5": Row(0.5),
+    "sho_0.8": Row(0.8),
+    "dho": Row(two_heads=True),
+    "sho_f": Row(teacher="few-shot"),
+    "dho_f": Row(two_heads=True, teacher="few-shot"),
+    "dho_init": Row(two_heads=True, initial=True),
+    "dho_aligned": Row(two_heads=True, initial=True, aligned=True),
+}
+"""The rows: labels or the teacher alone, one head (SHO), two heads (DHO)."""
+
+WITHIN = "one standard error of an earlier trial's students"
+
+
+def claims(setting: str) -> list[Claim]:
+    """Return what the card claims of a table with students of features of their own."""
+    return [
+        contrast("dho", "sho_0.5", "last_accuracy", setting=setting),
+        contrast(
+            *("dho", "sho_0.5", "gradient_cosine", 0.3), setting=setting, lower=False
+        ),
+        contrast(
+            cell("dho"),
+            cell("dho", "better_head"),
+            *("last_accuracy", 0.01, "non-inferiority"),
+            setting=setting,
+            because=WITHIN,
+        ),
+    ]
+
+
+SMALL = PRESETS["small"].tables
+CLAIMS = [
+    *(claim for setting in SMALL[:3] for claim in claims(setting)),
+    contrast("dho_f", "dho", "last_accuracy", setting="CIFAR-10"),
+    contrast("dho", "sho_0.5", "last_accuracy", setting="linear probe"),
+    contrast("dho_init", "dho", "last_accuracy", setting="linear probe"),
+    contrast("dho_aligned", "dho_init", "last_accuracy", setting="linear probe"),
+]
+
+PAPER = paper_table(
+    "last_accuracy",
+    PRESETS["paper"].tables,
+    {
+        "cross_entropy": "0.7 1.1 1.8 3.4 8.2",
+        "sho_0.5": "50.5 50.6 50.6 51.0 51.2",
+        "dho": "51.8 52.4 52.6 53.3 54.5",
+        "dho_f": "53.7 54.2 54.8 56.2 57.7",
+    },
+    where="Table 1, ResNet-18",
+    checked=True,
+)
+
+
+def one_head(network: Network) -> Network:
+    """Return a network whose one head both losses train: SHO is DHO of such a one."""
+
+    def apply(variables, inputs, *, taps=(), **kwargs):
+        own = tuple(tap for tap in taps if tap not in HEADS)
+        outputs, changed = network.apply(variables, inputs, taps=own, **kwargs)
+        both = {tap: outputs.logits for tap in taps if tap in HEADS}
+        return Outputs(outputs.logits, {**outputs.features, **both}), changed
+
+    taps = (*network.taps, *HEADS)
+    return Network(network.init, apply, taps, network.reads, axes=network.axes)
+
+
+def student_network(
+    table: Table, row: Row, classes: int, prototypes: np.ndarray | None
+) -> Network:
+    """Return a row's student."""
+    network = table.student.build(classes)
+    if not row.two_heads:
+        return one_head(network)
+    return networks.dual_head(
+        network,
+        table.features,
+        classes,
+        normalize_to=table.scale if row.aligned else None,
+        prototypes=jnp.asarray(prototypes) if row.initial else None,
+    )
+
+
+def cosines(student: Network, variables: Variables, batch: Batch) -> dict[str, Any]:
+    """Return how both losses' gradients agree: in the features, and in the heads.
+
+    Args:
+        student: with the taps of two heads.
+        variables: the student's.
+        batch: with the teacher's logits.
+    """
+
+    def loss(params: Any, names: Sequence[str]) -> jax.Array:
+        inputs, moved = student.read(batch), {**variables, "params": params}
+        found = student.apply(moved, inputs, taps=HEADS, train=True)[0].features
+        terms = dho_terms(
+            found[CE_TAP],
+            found[KD_TAP],
+            batch["teacher_logits"],
+            batch["label"],
+            batch["labelled"],
+        )
+        return sum((terms[name].value for name in names), jnp.zeros(()))
+
+    def layers(gradient: Any, of_head: bool) -> list[Any]:
+        own = gradient.get("network", gradient)
+        other = [gradient[n] for n in ("ce_head", "kd_head") if n in gradient]
+        heads = {name: layer for name, layer in own.items() if name in ("head", "fc")}
+        rest = {name: layer for name, layer in own.items() if name not in heads}
+        return [*other, heads] if of_head else [rest]
+
+    parts = {
+        "gradient_cosine": lambda g: layers(g, False),
+        "head_cosine": lambda g: layers(g, True),
+    }
+    labels, taught = ("ce",), ("kd_labelled", "kd_unlabelled")
+    return {
+        name: grad_cosine(
+            variables["params"],
+            lambda p: loss(p, labels),
+            lambda p: loss(p, taught),
+            part,
+        )
+        for name, part in parts.items()
+        if jax.tree.leaves(part(variables["params"]))
+    }
+
+
+def watched(program: Program, student: Network, every: int) -> Program:
+    """Return the program that measures `cosines` at the end of every epoch."""
+
+    def step(state: Any, batch: Batch):
+        after, metrics = program.step(state, batch)
+
+        def measure() -> dict[str, Any]:
+            return cosines(student, state.student, batch)
+
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(measure))
+        found = jax.lax.cond(after.step % every == 0, measure, lambda: nothing)
+        return after, {**metrics, **found}
+
+    return program._replace(step=step)
+
+
+def arm(config: Config, table: Table, name: str, images: FewLabels, epoch: int) -> Arm:
+    """Return a row's training, and what measures its student.
+
+    Args:
+        config: has the temperature.
+        table: has the student.
+        name: of the row.
+        images: to learn, choose and test on.
+        epoch: steps of one.
+    """
+    row = ROWS[name]
+    student = student_network(table, row, images.test.classes, images.prototypes)
+    method = methods.dho(row.lam, config.temperature)
+    optimizer = table.optimizer.build(table.epochs * epoch, table.epochs)
+    if table.live:
+        program = distill(student, images.teachers[row.teacher], method, optimizer)
+    else:
+        program = distill(student, None, methods.cached(method), optimizer)
+        program = watched(program, student, epoch)
+    held, transform = images.validation, images.test_transform
+    if held is not None:
+        batch: Any = held.take(np.arange(len(held)))
+        batch = transform(batch, None) if transform else batch
+
+        def score(state: Any, batch: Batch) -> jax.Array:
+            inputs = student.read(batch)
+            found = student.apply(deployed(state), inputs, taps=HEADS)[0].features
+            return search_mixture(found[CE_TAP], found[KD_TAP], batch["label"]).accuracy
+
+        program = with_best(program, score, validation=batch, every=epoch)
+
+    def heads(source: Any, variables: Variables) -> tuple[jax.Array, jax.Array]:
+        both = (networks.with_logits(student, tap) for tap in HEADS)
+        ce, kd = (predictor(of, source, transform=transform)(variables) for of in both)
+        return jnp.asarray(ce), jnp.asarray(kd)
+
+    def measure(state: Any, history: History) -> Values:
+        best, labels = deployed(state), jnp.asarray(example_labels(images.test))
+        if held is None:
+            alpha, beta = table.mix[row.teacher == "few-shot"]
+        else:
+            known = jnp.asarray(example_labels(held))
+            _, alpha, beta = map(float, search_mixture(*heads(held, best), known))
+        tested = heads(images.test, best)
+
+        def right(logits: jax.Array) -> float:
+            return float(accuracy(logits, labels))
+
+        found: dict[str, Any] = {
+            "last_accuracy": right(dual_head_log_probs(*tested, alpha, beta))
+        }
+        for metric in ("gradient_cosine", "head_cosine"):
+            if 0 < row.lam < 1 and f"train_{metric}" in history[0]:
+                course = [e[f"train_{metric}"] for e in history[: table.epochs]]
+                found[metric] = float(np.mean(course))
+                if metric == "gradient_cosine":
+                    found["cosine_course"] = course
+        if not row.two_heads:
+            return found
+        each = dict(
+            zip(("label_head", "teacher_head"), map(right, tested), strict=True)
+        )
+        fixed = right(dual_head_log_probs(*tested, 0.5, 0.5))
+        mixture = {"better_head": max(each.values()), "fixed_mix": fixed}
+        return {**found, **each, **mixture, "alpha": alpha, "beta": beta}
+
+    return Arm(name, program, student, measure=measure)
+
+
+def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
+    """Train all rows of all tables; labels and teachers are new with every seed."""
+    found = []
+    for setting, table in choose("table", config.tables, TABLES).items():
+        choose("row", table.rows, ROWS)
+        for seed in seeds[: table.seeds]:
+            images = few_labels(table, run, setting, seed)
+            for teacher, right in images.accuracy.items():
+                values = {"last_accuracy": right}
+                found += records(setting, f"{teacher} teacher", seed, values, 0.0)
+            source, epoch = images.pool, -(-len(images.pool) // table.batch_size)
+            # One more, for the last epoch's students are validated after it.
+            steps = table.epochs * epoch + (images.validation is not None)
+            for name in table.rows:
+                if not table.live:
+                    logits = {"teacher_logits": images.answers[ROWS[name].teacher]}
+                    source = data.Joined(images.pool, logits)
+
+                size = table.batch_size
+                batches = partial(
+                    data.semi_supervised_batches,
+                    source,
+                    images.labelled,
+                    np.arange(len(source)),
+                    (size, size),
+                    steps=steps,
+                    transform=images.transform,
+                    cycle=True,
+                )
+                task = Task(
+                    setting,
+                    lambda seed, batches=batches: batches(seed=seed),
+                    steps,
+                    evaluate_every=epoch,
+                    checkpoint_every=max(table.epochs // 4, 1) * epoch,
+                    summary=lambda history: {},
+                )
+                made = arm(config, table, name, images, epoch)
+                found += run.train(made, task, [seed])
+    return found
+
+
+def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:
+    """Return the training on ImageNet: a ResNet-18 and CLIP's image tower beside it."""
+    table, row = TABLES[config.tables[0]], ROWS["dho"]
+    classes, count = (1000, 2 * table.batch_size)
+    prototypes = jnp.ones((512, classes))
+    teacher = networks.with_logits(
+        models.clip(), "image_embeds", lambda x: cosine_logits(x, prototypes)
+    )
+    student = student_network(table, row, classes, None)
+    optimizer = table.optimizer.build(table.epochs, table.epochs)
+    method = methods.dho(row.lam, config.temperature)
+    images = image_batch(count, 224)
+    batch = images | {
+        "teacher_pixel_values": images["image"],
+        "labelled": jax.ShapeDtypeStruct((count,), jnp.bool_),
+    }
+    return {"resnet18": (distill(student, teacher, method, optimizer), batch)}
+
+
+EXPERIMENT = Experiment(
+    presets=PRESETS,
+    run=run,
+    claims=CLAIMS,
+    paper=PAPER,
+    full_scale=full_scale,
+    seeds={"small": 5},
+    varies=("labels", "teacher", "student", "order"),
+)
