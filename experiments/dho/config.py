@@ -77,13 +77,13 @@ CIFAR = Table(
     shots=10,
     pool=5000,
     validation=500,
-    test=2500,
+    test=1500,
     shrink=2,
     noise=2.0,
     scale=12.0,
-    epochs=8,
+    epochs=4,
     optimizer=OptimizerConfig("adamw", 3e-3, 0.01, "cosine"),
-    rows=("cross_entropy", "kd", "sho_0.5", "sho_0.8", "dho", "sho_f", "dho_f"),
+    rows=("cross_entropy", "kd", "sho_0.5", "dho", "dho_f"),
     seeds=3,
 )
 IMAGENET = Table(

@@ -42,7 +42,7 @@ def class_prototypes(
 
     Raises:
         ValueError: no names or templates, a template without ``{}``, or a class whose
-            mean embedding is 0.
+            mean embedding has no direction.
     """
     if not names or not templates:
         raise ValueError(
@@ -73,12 +73,13 @@ def class_prototypes(
     embeddings = np.concatenate(found)[: len(texts)]
     means = embeddings.reshape(len(names), len(templates), -1).mean(1)
     lengths = np.linalg.norm(means, axis=-1, keepdims=True)
-    if not lengths.all():
-        empty = names[int(lengths.argmin())]
-        raise ValueError(
-            f"names has {empty!r}, the mean embedding of whose texts is 0 and has no "
-            "direction: check the weights, or take other templates"
-        )
+    for name, found_length in zip(names, lengths, strict=True):
+        if not found_length > 0:
+            raise ValueError(
+                f"names has {name!r}, the mean embedding of whose texts has the length "
+                f"{found_length[0]} and no direction: check the weights, or take other "
+                "templates"
+            )
     return (means / lengths).T
 
 
