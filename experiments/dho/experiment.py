@@ -11,7 +11,6 @@ CIFAR-10 with a teacher that sees every crop, ``paper`` ImageNet with CLIP.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -208,17 +207,16 @@ def watched(program: Program, student: Network, every: int) -> Program:
     return program._replace(step=step)
 
 
-def arm(config: Config, table: Table, name: str, images: FewLabels, epoch: int) -> Arm:
+def arm(config: Config, table: Table, name: str, images: FewLabels) -> Arm:
     """Return a row's training, and what measures its student.
 
     Args:
         config: has the temperature.
         table: has the student.
         name: of the row.
-        images: to learn, choose and test on.
-        epoch: steps of one.
+        images: to choose and test on, and live teachers.
     """
-    row = ROWS[name]
+    row, epoch = ROWS[name], epoch_steps(table, images)
     student = student_network(table, row, images.test.classes, images.prototypes)
     method = methods.dho(row.lam, config.temperature)
     optimizer = table.optimizer.build(table.epochs * epoch, table.epochs)
@@ -281,42 +279,67 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     """Train all rows of all tables; labels and teachers are new with every seed."""
     found = []
     for setting, table in choose("table", config.tables, TABLES).items():
-        choose("row", table.rows, ROWS)
-        for seed in seeds[: table.seeds]:
-            images = few_labels(table, run, setting, seed)
-            for teacher, right in images.accuracy.items():
+        rows = choose("row", table.rows, ROWS)
+        images = {
+            seed: few_labels(table, run, setting, seed) for seed in seeds[: table.seeds]
+        }
+        for seed, of_seed in images.items():
+            for teacher, right in of_seed.accuracy.items():
                 values = {"last_accuracy": right}
                 found += records(setting, f"{teacher} teacher", seed, values, 0.0)
-            source, epoch = images.pool, -(-len(images.pool) // table.batch_size)
-            # One more, for the last epoch's students are validated after it.
-            steps = table.epochs * epoch + (images.validation is not None)
-            for name in table.rows:
-                if not table.live:
-                    logits = {"teacher_logits": images.answers[ROWS[name].teacher]}
-                    source = data.Joined(images.pool, logits)
-
-                size = table.batch_size
-                batches = partial(
-                    data.semi_supervised_batches,
-                    source,
-                    images.labelled,
-                    np.arange(len(source)),
-                    (size, size),
-                    steps=steps,
-                    transform=images.transform,
-                    cycle=True,
-                )
-                task = Task(
-                    setting,
-                    lambda seed, batches=batches: batches(seed=seed),
-                    steps,
-                    evaluate_every=epoch,
-                    checkpoint_every=max(table.epochs // 4, 1) * epoch,
-                    summary=lambda history: {},
-                )
-                made = arm(config, table, name, images, epoch)
-                found += run.train(made, task, [seed])
+        for name, row in rows.items():
+            # Compiled once for all seeds, but where the program has a teacher in it.
+            anew = row.initial or table.live
+            for group in [[seed] for seed in images] if anew else [list(images)]:
+                made = arm(config, table, name, images[group[0]])
+                found += run.train(made, task(table, setting, row, images), group)
     return found
+
+
+def task(table: Table, setting: str, row: Row, images: Mapping[int, FewLabels]) -> Task:
+    """Return what a row is trained on.
+
+    Args:
+        table: says for how long.
+        setting: the table's name.
+        row: whose teacher's logits are in the batches.
+        images: of each seed.
+    """
+    first = next(iter(images.values()))
+    epoch = epoch_steps(table, first)
+    # One more, for the last epoch's students are validated after it.
+    steps = table.epochs * epoch + (first.validation is not None)
+
+    def batches(seed: int):
+        own = images[seed]
+        source = own.pool
+        if not table.live:
+            logits = {"teacher_logits": own.answers[row.teacher]}
+            source = data.Joined(source, logits)
+        return data.semi_supervised_batches(
+            source,
+            own.labelled,
+            np.arange(len(source)),
+            (table.batch_size, table.batch_size),
+            steps=steps,
+            seed=seed,
+            transform=own.transform,
+            cycle=True,
+        )
+
+    return Task(
+        setting,
+        batches,
+        steps,
+        evaluate_every=epoch,
+        checkpoint_every=max(table.epochs // 4, 1) * epoch,
+        summary=lambda history: {},
+    )
+
+
+def epoch_steps(table: Table, images: FewLabels) -> int:
+    """Return the steps of a pass over the pool."""
+    return -(-len(images.pool) // table.batch_size)
 
 
 def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:

@@ -81,11 +81,9 @@ def few_labels(table: Table, run: Run, setting: str, seed: int) -> FewLabels:
     return (_embedded if table.teacher == "embedded" else _clip)(table, seed)
 
 
-def _parts(
-    train: data.Source, sizes: tuple[int, int, int], seed: int
-) -> list[data.Source]:
-    """Return the images to learn from, and those to choose on."""
-    order = np.random.default_rng(seed).permutation(len(train))
+def _parts(train: data.Source, sizes: tuple[int, int, int]) -> list[data.Source]:
+    """Return the images to learn from, and those to choose on, the same for all seeds."""
+    order = np.random.default_rng(0).permutation(len(train))
     pool, validation, _ = sizes
     pool = pool or len(train) - validation
     return [
@@ -114,7 +112,7 @@ def _answers(
 def _confused(table: Table, run: Run, setting: str, seed: int) -> FewLabels:
     """Digits; the teacher was shown the pool's images with noise and wrong labels."""
     found: Any = data.load(table.dataset)
-    pool, validation = _parts(found.train, table.sizes, seed)
+    pool, validation = _parts(found.train, table.sizes)
     rng = np.random.default_rng([seed, 1])
     image, label = (pool.arrays[name].copy() for name in ("image", "label"))
     image += table.noise * rng.normal(size=image.shape).astype("f4")
@@ -178,10 +176,10 @@ def _features(
 
 
 def _images(dataset: str, sizes: tuple[int, int, int]) -> list[data.Source]:
-    """Return pool, validation and test, cut alike for all seeds."""
+    """Return pool, validation and test."""
     found: Any = data.load(dataset)
     test = found.test.subset(sizes[2]) if sizes[2] else found.test
-    return [*_parts(found.train, sizes, 0), test]
+    return [*_parts(found.train, sizes), test]
 
 
 def _embedded(table: Table, seed: int) -> FewLabels:
