@@ -82,7 +82,7 @@ def few_labels(table: Table, run: Run, setting: str, seed: int) -> FewLabels:
 
 
 def _parts(train: data.Source, sizes: tuple[int, int, int]) -> list[data.Source]:
-    """Return the images to learn from, and those to choose on, the same for all seeds."""
+    """Return the images to learn from and to choose on, the same for all seeds."""
     order = np.random.default_rng(0).permutation(len(train))
     pool, validation, _ = sizes
     pool = pool or len(train) - validation

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from experiments.dho import images as loading
 from experiments.dho.config import DIGITS, IMAGENET
-from experiments.dho.experiment import EXPERIMENT, PRESETS, cosines, one_head
+from experiments.dho.experiment import EXPERIMENT, PRESETS
+from experiments.dho.students import cosines, one_head
 from jaxkd import data, interop, networks
 from jaxkd import models as zoo
 from jaxkd.reporting.run import Run

@@ -1,5 +1,7 @@
 """ProC-KD: the authors' numbers, invariances, evaluation without the teacher."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def module_of(g):
         "augmentation.transform.second": "aug_transform3.2",
     }
     for ours, theirs in kernels.items():
-        layer = module
+        layer: Any = module
         for name in ours.split("."):
             layer = getattr(layer, name)
         weight = g[f"{theirs}.weight"]
