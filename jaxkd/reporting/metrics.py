@@ -97,6 +97,9 @@ METRICS = {
     "better_head": Metric("better head %", higher_is_better=True),
     "fixed_mix": Metric("α = β = ½ %", higher_is_better=True),
     "beta": Metric("β"),
+    "augmented_accuracy": Metric("enhanced head %", higher_is_better=True),
+    "prototype_entropy": Metric("entropy of use %"),
+    "head_kl": Metric("KL of the heads"),
 }
 """Metrics in the order of a table's columns; another's name is its own."""
 

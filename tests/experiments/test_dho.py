@@ -91,6 +91,7 @@ def test_a_clip_folder_and_a_prepared_data_set_are_read(tmp_path, monkeypatch):
     table = replace(IMAGENET, weights="clip", shots=2)
     found = loading.few_labels(table, Run(tmp_path), "", 0)
     assert sorted(source.arrays["label"][found.labelled]) == [0, 0, 1, 1]
+    assert found.transform is not None
     batch = found.transform(source.take(np.arange(3)), np.random.default_rng(0))
     said = {}
     for name, teacher in found.teachers.items():

@@ -47,6 +47,7 @@ def prockd(
     augmented_weight: float = 1.0,
     consistency: float = 1.0,
     feature_weight: float = 0.0,
+    own_weight: float = 0.0,
     accumulate: int = 1,
 ) -> Program:
     """Return the program that trains a student by prototypes of a teacher's features.
@@ -68,6 +69,8 @@ def prockd(
         augmented_weight: of `prockd_loss`.
         consistency: likewise.
         feature_weight: likewise.
+        own_weight: of the labels' cross-entropy on the student's own enhanced features,
+            which `enhanced` has where it is used; without it they are never trained.
         accumulate: as in `jaxkd.distill`.
 
     Returns:
@@ -88,7 +91,7 @@ def prockd(
 
     def begin(key, outputs, taught, batch):
         own = outputs.features[tap]
-        seen = [_tokens(taught.features[t], own) for t in teacher_taps]
+        seen = [feature_tokens(taught.features[t], own) for t in teacher_taps]
         params, state = split_module(build(own, seen, nnx.Rngs(key)))
         return {"params": params, "state": state}
 
@@ -107,23 +110,30 @@ def prockd(
         outputs, clean, batch = finite_where_masked(outputs, taught, batch)
         assert clean is not None
         own = outputs.features[tap]
-        seen = [_tokens(clean.features[t], own) for t in teacher_taps]
+        seen = [feature_tokens(clean.features[t], own) for t in teacher_taps]
         abstract = abstract_module(lambda: build(own, seen, nnx.Rngs(0)))
         module: Any = merge_module(abstract, params["method"], carry["method"])
         represented = module(seen)
-        enhanced = module.augmentation(represented).reshape(own.shape)
-        augmented, _ = tail.apply(
-            variables, enhanced.astype(own.dtype), train=True, key=keys.augmented
-        )
+
+        def head(tokens: Array) -> Array:
+            x = module.augmentation(tokens).reshape(own.shape).astype(own.dtype)
+            key = keys.augmented
+            return tail.apply(variables, x, train=True, key=key)[0].logits
+
+        weights = example_weights(batch, outputs)
         terms = prockd_terms(
             outputs.logits,
-            augmented.logits,
+            head(represented),
             batch["label"],
-            _tokens(own, own),
+            feature_tokens(own, own),
             represented,
-            weights=example_weights(batch, outputs),
+            weights=weights,
         )
-        factors = (1.0, augmented_weight, consistency, feature_weight)
+        factors = [1.0, augmented_weight, consistency, feature_weight]
+        if own_weight:
+            values = cross_entropy_loss(head(feature_tokens(own, own)), batch["label"])
+            terms["own_ce"] = weighted_loss(values, weights)
+            factors.append(own_weight)
         loss = summed(*zip(factors, terms.values(), strict=True))
         held = {"student": changed["stats"], "method": carry["method"]}
         return loss, (held, {"prockd": loss, **terms})
@@ -271,7 +281,7 @@ def enhanced(student: Network, tap: str, width: int, prototypes: int = 72) -> Ne
 
         def augment(x: Array) -> Array:
             x = edits[tap](x) if tap in edits else x
-            return module(_tokens(x, x)).reshape(x.shape).astype(x.dtype)
+            return module(feature_tokens(x, x)).reshape(x.shape).astype(x.dtype)
 
         outputs, changed = student.apply(
             {"params": params["student"], "stats": variables["stats"]},
@@ -295,8 +305,15 @@ def enhanced_variables(state: TrainState) -> Variables:
     }
 
 
-def _tokens(x: Array, like: Array) -> Array:
+@checked()
+def feature_tokens(
+    x: Float[Array, "batch ..."], like: Float[Array, "batch ..."]
+) -> Float[Array, "batch tokens width"]:
     """Return tokens; a map's places are tokens, as many as another map has.
+
+    Args:
+        x: tokens, or maps, which are pooled to the others' size.
+        like: the student's tokens or maps.
 
     Raises:
         ValueError: tokens that are not as many as the other's.
