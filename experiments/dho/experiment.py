@@ -29,11 +29,22 @@ from jaxkd.networks.dual_head import CE_TAP, KD_TAP
 from jaxkd.programs import with_best
 from jaxkd.reporting.claims import Claim, contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.paper import paper_table
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, History, Run, Task, Values, records
 from jaxkd.types import Batch, Program, Variables, deployed
+
+declare(
+    cosine_course=Metric("cosine at the end"),
+    head_cosine=Metric("cosine in the head"),
+    label_head=Metric("label head %", higher_is_better=True),
+    teacher_head=Metric("teacher's head %", higher_is_better=True),
+    better_head=Metric("better head %", higher_is_better=True),
+    fixed_mix=Metric("α = β = ½ %", higher_is_better=True),
+    beta=Metric("β"),
+)
 
 WITHIN = "one standard error of an earlier trial's students"
 

@@ -48,16 +48,6 @@ METRICS = {
     "temperature": Metric("temperature"),
     "bytes": Metric("bytes"),
     "gradient_cosine": Metric("cosine of gradients"),
-    "cosine_course": Metric("cosine at the end"),
-    "head_cosine": Metric("cosine in the head"),
-    "label_head": Metric("label head %", higher_is_better=True),
-    "teacher_head": Metric("teacher's head %", higher_is_better=True),
-    "better_head": Metric("better head %", higher_is_better=True),
-    "fixed_mix": Metric("α = β = ½ %", higher_is_better=True),
-    "beta": Metric("β"),
-    "augmented_accuracy": Metric("enhanced head %", higher_is_better=True),
-    "prototype_entropy": Metric("entropy of use %"),
-    "head_kl": Metric("KL of the heads"),
 }
 """Metrics in the order of a table's columns; another's name is its own."""
 
