@@ -140,10 +140,14 @@ class Config:
 
     Attributes:
         tables: names of `TABLES`.
+        rows: of those that the tables have, all of ``ROWS``.
         temperature: η of distillation.
     """
 
     tables: tuple[str, ...]
+    rows: tuple[str, ...] = (
+        *("cross_entropy", "kd", *ONE_HEAD, "dho", "dho_f", "dho_init", "dho_aligned"),
+    )
     temperature: float = 2.0
 
 

@@ -160,8 +160,9 @@ def arm(config: Config, table: Table, name: str, images: FewLabels) -> Arm:
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
     """Train all rows of all tables; labels and teachers are new with every seed."""
     found = []
+    choose("row", config.rows, ROWS)
     for setting, table in choose("table", config.tables, TABLES).items():
-        rows = choose("row", table.rows, ROWS)
+        rows = {name: ROWS[name] for name in table.rows if name in config.rows}
         images = {
             seed: few_labels(table, run, setting, seed) for seed in seeds[: table.seeds]
         }

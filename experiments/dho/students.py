@@ -45,7 +45,6 @@ ROWS = {
     "sho_0.5": Row(0.5),
     "sho_0.8": Row(0.8),
     "dho": Row(two_heads=True),
-    "sho_f": Row(teacher="few-shot"),
     "dho_f": Row(two_heads=True, teacher="few-shot"),
     "dho_init": Row(two_heads=True, initial=True),
     "dho_aligned": Row(two_heads=True, initial=True, aligned=True),
