@@ -59,7 +59,8 @@ def pools(
     """
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **scores(config, images, teacher, seed))
+        arrays: Any = scores(config, images, teacher, seed)
+        np.savez(file, **arrays)
     with np.load(file) as kept:
         found = dict(kept)
     known = Pool(labels=found["labels"], features=found["features"])
@@ -89,7 +90,7 @@ def scores(
         return jax.device_get(state.student)
 
     early = [learn(scoring.steps) for _ in range(scoring.runs)]
-    options = {"transform": images.test_transform}
+    options: Any = {"transform": images.test_transform}
     seen = selection.observe(network, early, train, **options)
     seen = seen._replace(
         gradient_norms=selection.gradient_norms(
