@@ -4,6 +4,7 @@ The networks are several checkpoints of one run, or of several runs; scores say 
 Any network and any source will do, and one forward pass is compiled for all.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -88,13 +89,7 @@ def observe(
         batch_size: examples in one forward pass.
         transform: of each batch, without randomness, such as ``Normalize``.
     """
-    taps = () if tap is None else (tap,)
-
-    @jax.jit
-    def forward(variables: Variables, inputs: Inputs):
-        outputs, _ = network.apply(variables, inputs, taps=taps)
-        return outputs.logits, outputs.features
-
+    forward = _forward(network, () if tap is None else (tap,))
     logits, features = [], []
     for some in variables:
         batches = _batches(network, source, batch_size, transform)
@@ -108,6 +103,16 @@ def observe(
         np.stack(logits),
         np.stack(features) if features else None,
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _forward(network: Network, taps: tuple[str, ...]) -> Any:
+    @jax.jit
+    def forward(variables: Variables, inputs: Inputs):
+        outputs, _ = network.apply(variables, inputs, taps=taps)
+        return outputs.logits, outputs.features
+
+    return forward
 
 
 def example_gradients(
