@@ -93,18 +93,8 @@ def claims(config: Config) -> list[Claim]:
             for low, high in pairwise(config.fractions)
         ]
         found.append(all_of(f"{config.title}KD gains less with every rise of f", falls))
-    setting = table(config, "random", 1.0)
-    found.append(
-        contrast(
-            "alpha 1",
-            "alpha 0",
-            accuracy,
-            0.005,
-            "equivalence",
-            setting=setting,
-            because=HALF_POINT,
-        )
-    )
+    whole = table(config, "random", 1.0)
+    found.append(contrast(gain(1.0), 0.005, accuracy, setting=whole, lower=True))
     for f in config.teacher_fractions[: 1 if config.teachers else 0]:
         found.append(
             contrast(
@@ -115,10 +105,10 @@ def claims(config: Config) -> list[Claim]:
             )
         )
     if config.ridge_repeats:
-        setting = RIDGE.format(1)
         falls = [
             contrast(
-                *(f"f_t = {x:g}" for x in (high, low)), "weight_error", setting=setting
+                *(f"f_t = {high:g}", f"f_t = {low:g}", "weight_error"),
+                setting=RIDGE.format(1),
             )
             for low, high in pairwise(TEACHER_PARTS)
         ]
