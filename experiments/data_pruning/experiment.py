@@ -99,7 +99,7 @@ def claims(config: Config) -> list[Claim]:
             *(gain(1.0), 0.005, accuracy),
             setting=whole,
             lower=True,
-            name="KD gains less than half a point",
+            name=f"KD gains less than half a point ({whole})",
         )
     )
     for f in config.teacher_fractions[: 1 if config.teachers else 0]:

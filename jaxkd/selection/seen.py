@@ -115,6 +115,7 @@ def _forward(network: Network, taps: tuple[str, ...]) -> Any:
     return forward
 
 
+@checked()
 def example_gradients(
     network: Network, variables: Variables, inputs: Inputs, labels: Any
 ) -> PyTree:
