@@ -127,20 +127,11 @@ def claims(config: Config) -> list[Claim]:
 
 def load(config: Config, seed: int) -> Classification:
     """Return the data set of a seed, to score, to prune and to test on."""
-    images = config.task.load(config.optimizer)
+    images = config.task.load(config.optimizer).divided(config.test_examples, seed)
+    if not config.train_examples:
+        return images
     train: Any = images.train
-    if config.test_examples:
-        test: Any = images.test
-        both = {
-            name: np.concatenate([array, test.arrays[name]])
-            for name, array in train.arrays.items()
-        }
-        whole = data.Source(train.name, both, train.classes)
-        train, test = data.split(whole, config.test_examples, seed=seed)
-        images = replace(images, test=test)
-    if config.train_examples:
-        train = train.subset(config.train_examples, seed=seed)
-    return replace(images, train=train)
+    return replace(images, train=train.subset(config.train_examples, seed=seed))
 
 
 def accuracies(history: History) -> Values:

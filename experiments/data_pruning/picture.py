@@ -54,7 +54,7 @@ def gains(records: list[Record], path: Path) -> None:
 
 def kept(scores: Path, path: Path) -> None:
     """Draw the first twelve digits that some rules keep, of seed 0."""
-    image = load(CONFIG, 0).train.arrays["image"]
+    train = load(CONFIG, 0).train
     with np.load(scores) as file:
         found = dict(file)
     rows = {}
@@ -66,7 +66,7 @@ def kept(scores: Path, path: Path) -> None:
             scores=found.get(score),
         )
         picks = np.asarray(choose(None, pool, 12))
-        rows[rule] = 1 - 2 * image[picks]
+        rows[rule] = 1 - 2 * train.take(picks)["image"]
     plot_images(rows, path, pixel=5)
 
 

@@ -120,18 +120,9 @@ def prepare(
     seed: int,
 ) -> Given:
     """Return a seed's division of the images, and the teacher that learnt its part."""
-    images = config.task.load(config.optimizer)
-    train: Any = images.train
-    if config.test_examples:
-        test: Any = images.test
-        both = {
-            name: np.concatenate([array, test.arrays[name]])
-            for name, array in train.arrays.items()
-        }
-        whole = data.Source(train.name, both, train.classes)
-        train, test = data.split(whole, config.test_examples, seed=seed)
-        images = replace(images, test=test)
-    train, validation = data.split(train, config.validation, seed=seed)
+    images = config.task.load(config.optimizer).divided(config.test_examples, seed)
+    whole: Any = images.train
+    train, validation = data.split(whole, config.validation, seed=seed)
     images = replace(images, train=train)
     labels = example_labels(train)
     of_teacher, of_student = SETTINGS[setting]
