@@ -30,11 +30,17 @@ from jaxkd.methods import cross_entropy
 from jaxkd.papers.data_pruning import pruned_kd, ridge_self_distill
 from jaxkd.reporting.claims import Claim, all_of, contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.quantities import Quantity, cell
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, History, Run, Task, Values, records, run_arms
 from jaxkd.selection import keep_fraction
 from jaxkd.types import Batch, Program
+
+declare(
+    classes_lost=Metric("classes lost %"),
+    weight_error=Metric("error of weights", higher_is_better=False),
+)
 
 RIDGE, TEACHER_PARTS = "ridge, α = {:g}", (0.2, 0.4, 0.7, 1.0)
 HALF_POINT = "half a point counts as no gain"

@@ -30,10 +30,17 @@ from jaxkd.methods import cross_entropy
 from jaxkd.network import Network
 from jaxkd.reporting.claims import Claim, contrast, observed
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, Clock, Run, Task, records
 from jaxkd.selection import Asked, Pool, Select
 from jaxkd.types import Batch, Program
+
+declare(
+    mean_accuracy=Metric("mean of rounds %", higher_is_better=True),
+    query_accuracy=Metric("queries right %", higher_is_better=True),
+    support=Metric("k*/n %"),
+)
 
 RULES: dict[str, Select] = {
     "uniform": selection.random_select,

@@ -48,10 +48,6 @@ METRICS = {
     "temperature": Metric("temperature"),
     "bytes": Metric("bytes"),
     "gradient_cosine": Metric("cosine of gradients"),
-    "classes_lost": Metric("classes lost %"),
-    "weight_error": Metric("error of weights", higher_is_better=False),
-    "query_accuracy": Metric("queries right %", higher_is_better=True),
-    "support": Metric("k*/n %"),
 }
 """Metrics in the order of a table's columns; another's name is its own."""
 
