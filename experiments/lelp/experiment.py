@@ -178,8 +178,9 @@ def divided(row: str, known: Known) -> tuple[Method, int, Values]:
 
 def described(found: SubclassDirections, known: Known) -> dict[str, float]:
     """Return what a class's directions found, and how far their identities hold."""
-    h, logits = known.outputs.features["pooled"], known.outputs.logits
-    targets = np.asarray(subclass_targets(h, logits, found, known.setting.beta))
+    h, logits = known.outputs.features["pooled"], jnp.asarray(known.outputs.logits)
+    log_t = subclass_targets(jnp.asarray(h), logits, found, known.setting.beta)
+    targets = np.asarray(log_t)
     own = targets[np.arange(len(h)), known.labels].argmax(-1)
     parts = known.labels * targets.shape[-1] + own
     p = np.asarray(jax.nn.softmax(logits))
