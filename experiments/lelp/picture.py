@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.lelp.experiment import last_kernel
 from experiments.lelp.settings import DIGITS, coarse
+from jaxkd.evaluation.classification import example_labels
 from jaxkd.evaluation.features import tapped
 from jaxkd.losses import subclass_targets
 from jaxkd.methods import cross_entropy
@@ -26,7 +27,7 @@ def draw(path: Path) -> None:
     right, mean r_cj of each digit with and without the rotation.
     """
     loaded = DIGITS.load()
-    fine = loaded.train.arrays["label"]
+    fine = example_labels(loaded.train)
     images = replace(
         loaded,
         train=coarse(loaded.train, 2),

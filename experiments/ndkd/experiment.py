@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -234,33 +235,38 @@ def programs_of(pair: str) -> Programs:
     return programs
 
 
-def alignment(images: Classification, student: Network, logits: np.ndarray):
-    """Return what measures a student's features of the test images.
+def aligned(
+    images: Classification, student: Network, labels: jax.Array, state: Any
+) -> dict[str, jax.Array]:
+    """Return each test image's cosine to its class's mean, and its feature's norm.
 
-    They are seen through ND's transform, in evaluation mode, where there is one; the
-    means are of the teacher's features of all batches.
+    Features are seen through ND's transform, in evaluation mode, where there is one;
+    the means are of the teacher's features of all batches.
     """
+    found = tapped(student, state.student, images.test, transform=images.test_transform)
+    last = max(state.method["params"], key=int)
+    params, stats = (state.method[kind][last] for kind in ("params", "state"))
+    means = class_means(stats["sums"], stats["counts"])
+    features = jnp.asarray(found.features["pooled"])
+    if "transform" in params:
+        sizes = features.shape[1], means.shape[1]
+        module = merge_module(
+            abstract_module(lambda: NDTransform(*sizes, 0.5, rngs=nnx.Rngs(0))),
+            params["transform"],
+            stats["transform"],
+        )
+        module.eval()
+        features = module(features)
+    return feature_alignment(features, means, labels)
+
+
+def alignment(images: Classification, student: Network, logits: np.ndarray):
+    """Return what measures `aligned` of a trained student, on average."""
     labels = jnp.asarray(example_labels(images.test))
 
     def measure(state: Any, history: History) -> Values:
-        found = tapped(
-            student, state.student, images.test, transform=images.test_transform
-        )
-        last = max(state.method["params"], key=int)
-        params, stats = (state.method[kind][last] for kind in ("params", "state"))
-        means = class_means(stats["sums"], stats["counts"])
-        features = jnp.asarray(found.features["pooled"])
-        if "transform" in params:
-            sizes = features.shape[1], means.shape[1]
-            module = merge_module(
-                abstract_module(lambda: NDTransform(*sizes, 0.5, rngs=nnx.Rngs(0))),
-                params["transform"],
-                stats["transform"],
-            )
-            module.eval()
-            features = module(features)
-        aligned = feature_alignment(features, means, labels)
-        return {f"mean_{name}": float(x.mean()) for name, x in aligned.items()}
+        found = aligned(images, student, labels, state)
+        return {f"mean_{name}": float(x.mean()) for name, x in found.items()}
 
     return measure
 
