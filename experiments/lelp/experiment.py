@@ -50,9 +50,18 @@ from jaxkd.networks.subclasses import SUBCLASS_TAP
 from jaxkd.papers.lelp import subclass_directions
 from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.paper import PaperValue
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Batch, Method, Outputs, Program
+
+
+declare(
+    purity=Metric("purity %", higher_is_better=True),
+    variance_ratio=Metric("variance ratio"),
+    target_error=Metric("error of marginals"),
+    read_share=Metric("read by the last layer"),
+)
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,17 @@ from jaxkd.methods.nd import NDTransform
 from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.paper import paper_table
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Batch, Method, Program
+
+
+declare(
+    mean_cosine=Metric("cosine to class mean"),
+    mean_norm=Metric("norm"),
+)
 
 
 @dataclass(frozen=True)

@@ -48,12 +48,6 @@ METRICS = {
     "temperature": Metric("temperature"),
     "bytes": Metric("bytes"),
     "gradient_cosine": Metric("cosine of gradients"),
-    "purity": Metric("purity %", higher_is_better=True),
-    "variance_ratio": Metric("variance ratio"),
-    "target_error": Metric("error of marginals"),
-    "read_share": Metric("read by the last layer"),
-    "mean_cosine": Metric("cosine to class mean"),
-    "mean_norm": Metric("norm"),
 }
 """Metrics in the order of a table's columns; another's name is its own."""
 
