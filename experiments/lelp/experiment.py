@@ -55,7 +55,6 @@ from jaxkd.reporting.paper import PaperValue
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Batch, Method, Outputs, Program
 
-
 declare(
     purity=Metric("purity %", higher_is_better=True),
     variance_ratio=Metric("variance ratio"),

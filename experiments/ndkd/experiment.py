@@ -44,7 +44,6 @@ from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Batch, Method, Program
 
-
 declare(
     mean_cosine=Metric("cosine to class mean"),
     mean_norm=Metric("norm"),
