@@ -3,6 +3,7 @@
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -59,7 +60,7 @@ class _Module(nnx.Module):
 
 @checked(dropout=fraction)
 def nd(
-    means: Float[Array, "classes channels"] | None = None,
+    means: Float[np.ndarray | Array, "classes channels"] | None = None,
     *,
     tap: str = "pooled",
     teacher_tap: str | None = None,
