@@ -172,6 +172,7 @@ def divided(row: str, known: Known) -> tuple[Method, int, Values]:
         return subclass_kd(parts, subclasses), classes * subclasses, values
     options = {
         "lelp": {"kernel": known.kernel},
+        "lelp_t4": {"kernel": known.kernel},
         "lelp_raw": {},
         "lelp_unrotated": {"kernel": known.kernel, "rotate": False},
     }
@@ -180,7 +181,8 @@ def divided(row: str, known: Known) -> tuple[Method, int, Values]:
         if row == "random_directions"
         else subclass_directions(*given, **options[row])
     )
-    method = lelp(found, known.setting.beta)
+    temperature = 4.0 if row == "lelp_t4" else 1.0
+    method = lelp(found, known.setting.beta, temperature)
     return method, classes * subclasses, described(found, known)
 
 

@@ -21,7 +21,7 @@ CLUSTERED = ("kmeans", "agglomerative", "tsne_kmeans", "random")
 ROWS = (
     *("cross_entropy", "kd", "kd_t1", "dkd", "fitnets", "crd"),
     *("subclass_distillation", *CLUSTERED, "random_directions"),
-    *("lelp", "lelp_raw", "lelp_unrotated", "oracle"),
+    *("lelp", "lelp_t4", "lelp_raw", "lelp_unrotated", "oracle"),
 )
 
 QUESTIONS = "trec"
@@ -156,8 +156,8 @@ DIGITS = Setting(
     methods=tuple(row for row in ROWS if row != "dkd"),
 )
 CORE = (
-    *("cross_entropy", "kd", "fitnets", "kmeans", "random", "random_directions"),
-    *("lelp", "lelp_unrotated", "oracle"),
+    *("cross_entropy", "kd", "kd_t1", "fitnets", "kmeans", "random"),
+    *("random_directions", "lelp", "lelp_t4", "lelp_unrotated", "oracle"),
 )
 CIFAR10 = Setting(
     NetworkConfig("cifar_resnet", {"depth": 92}),
