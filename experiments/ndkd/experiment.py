@@ -48,6 +48,7 @@ from jaxkd.types import Batch, Method, Program
 declare(
     mean_cosine=Metric("cosine to class mean"),
     mean_norm=Metric("norm"),
+    classified_norm=Metric("norm as classified"),
 )
 
 
@@ -249,13 +250,14 @@ def aligned(
     """Return each test image's cosine to its class's mean, and its feature's norm.
 
     Features are seen through ND's transform, in evaluation mode, where there is one;
-    the means are of the teacher's features of all batches.
+    the means are of the teacher's features of all batches. ``classified`` is the norm
+    of those that the student's classifier reads.
     """
     found = tapped(student, state.student, images.test, transform=images.test_transform)
     last = max(state.method["params"], key=int)
     params, stats = (state.method[kind][last] for kind in ("params", "state"))
     means = class_means(stats["sums"], stats["counts"])
-    features = jnp.asarray(found.features["pooled"])
+    features = classified = jnp.asarray(found.features["pooled"])
     if "transform" in params:
         sizes = features.shape[1], means.shape[1]
         module = merge_module(
@@ -265,7 +267,8 @@ def aligned(
         )
         module.eval()
         features = module(features)
-    return feature_alignment(features, means, labels)
+    norms = jnp.linalg.norm(classified, axis=-1)
+    return {**feature_alignment(features, means, labels), "classified": norms}
 
 
 def alignment(images: Classification, student: Network, logits: np.ndarray):
@@ -274,7 +277,12 @@ def alignment(images: Classification, student: Network, logits: np.ndarray):
 
     def measure(state: Any, history: History) -> Values:
         found = aligned(images, student, labels, state)
-        return {f"mean_{name}": float(x.mean()) for name, x in found.items()}
+        mean = {name: float(x.mean()) for name, x in found.items()}
+        return {
+            "mean_cosine": mean["cosine"],
+            "mean_norm": mean["norm"],
+            "classified_norm": mean["classified"],
+        }
 
     return measure
 
