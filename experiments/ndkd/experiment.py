@@ -113,7 +113,11 @@ COSINE = replace(CIFAR_SGD, schedule="cosine", milestones=())
 AUTHORS = Nesterov("sgd", 0.1, 5e-4, "steps", milestones=(150, 180, 210))
 PRESETS = {
     "small": Config(train_examples=(100,)),
-    "maps": Config(pairs=("cnn",), train_examples=(100,)),
+    "maps": Config(
+        pairs=("cnn",),
+        methods=("kd", "kd++", "reviewkd", "reviewkd++"),
+        train_examples=(100,),
+    ),
     "cifar": Config(
         pairs=("resnet20-resnet8",),
         methods=("kd", "kd++", "dkd", "dkd++"),
@@ -180,6 +184,7 @@ CLAIMS = [
             ),
         )
     ),
+    contrast("reviewkd++", "reviewkd", "last_accuracy", setting="cnn, 100 images"),
     # The paper's own: each distillation gains.
     *(
         contrast(f"{base}++", base, "last_accuracy", setting=setting)
