@@ -99,12 +99,20 @@ WEIGHTS = {
     "mlp": Weights(),
     "cnn": Weights(),
     "resnet20-resnet8": Weights(dkd=(1.0, 2.0, 2.0)),
-    "resnet56-resnet20": Weights((1, 2), (2.5, 4, 3.5), (2, 1), (1.2, 1)),
-    "wrn40_2-wrn40_1": Weights((1, 1.5), (1, 6, 1), (2.5, 3), (5, 4)),
-    "resnet32x4-resnet8x4": Weights((3.5, 2), (2, 8, 0.5), (1.5, 4), (8, 1)),
-    "resnet50-mobilenet_v2": Weights((3, 0.5), (0.5, 8, 1), (7, 1), (6, 2)),
-    "resnet32x4-shufflenet_v1": Weights((2.5, 1.5), (0.5, 8, 4), (2.5, 3), (7, 1)),
-    "resnet32x4-shufflenet_v2": Weights((4, 0.5), (0.5, 6, 0.5), (3, 4), (8, 1.5)),
+    "resnet56-resnet20": Weights((1.0, 2.0), (2.5, 4.0, 3.5), (2.0, 1.0), (1.2, 1.0)),
+    "wrn40_2-wrn40_1": Weights((1.0, 1.5), (1.0, 6.0, 1.0), (2.5, 3.0), (5.0, 4.0)),
+    "resnet32x4-resnet8x4": Weights(
+        (3.5, 2.0), (2.0, 8.0, 0.5), (1.5, 4.0), (8.0, 1.0)
+    ),
+    "resnet50-mobilenet_v2": Weights(
+        (3.0, 0.5), (0.5, 8.0, 1.0), (7.0, 1.0), (6.0, 2.0)
+    ),
+    "resnet32x4-shufflenet_v1": Weights(
+        (2.5, 1.5), (0.5, 8.0, 4.0), (2.5, 3.0), (7.0, 1.0)
+    ),
+    "resnet32x4-shufflenet_v2": Weights(
+        (4.0, 0.5), (0.5, 6.0, 0.5), (3.0, 4.0), (8.0, 1.5)
+    ),
 }
 """By pair; of the paper's six as its code has them."""
 
