@@ -48,28 +48,9 @@ TOKEN = {
 OTHERS = {
     *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
     *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
-    *(
-        "kdcl",
-        "labelled_cross_entropy",
-        "lelp",
-        "low_frequency",
-        "mgd",
-        "nst",
-        "ofakd",
-        "ofd",
-    ),
-    *(
-        "nd",
-        "one",
-        "pkt",
-        "reviewkd",
-        "rkd",
-        "self_distillation",
-        "simkd",
-        "sp",
-        "subclass_kd",
-    ),
-    *("tgeokd", "uld", "vid"),
+    *("kdcl", "labelled_cross_entropy", "low_frequency", "mgd", "nst", "ofakd", "ofd"),
+    *("nd", "one", "pkt", "reviewkd", "rkd", "self_distillation", "simkd", "sp"),
+    *("lelp", "subclass_kd", "tgeokd", "uld", "vid"),
 }
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}
