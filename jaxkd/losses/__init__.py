@@ -106,6 +106,11 @@ from jaxkd.losses.relations import pkt_loss as pkt_loss
 from jaxkd.losses.relations import rkd_loss as rkd_loss
 from jaxkd.losses.relations import sp_loss as sp_loss
 from jaxkd.losses.sinkd import sinkd_loss as sinkd_loss
+from jaxkd.losses.subclasses import SubclassDirections as SubclassDirections
+from jaxkd.losses.subclasses import hard_subclass_targets as hard_subclass_targets
+from jaxkd.losses.subclasses import subclass_log_probs as subclass_log_probs
+from jaxkd.losses.subclasses import subclass_loss as subclass_loss
+from jaxkd.losses.subclasses import subclass_targets as subclass_targets
 from jaxkd.losses.taid import TaidState as TaidState
 from jaxkd.losses.taid import taid_init as taid_init
 from jaxkd.losses.taid import taid_loss as taid_loss

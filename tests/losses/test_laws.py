@@ -105,6 +105,26 @@ def plackett_luce(s, t, y, w, theta):
     return losses.plackett_luce_loss(s, ranking, weights)
 
 
+def subclasses(s, t, y, w, theta):
+    """Return the loss of a student with two equal sub-classes of each class."""
+    targets = losses.hard_subclass_targets(2 * jnp.maximum(y, 0), t, 2, 0.1)
+    return losses.subclass_loss(jnp.repeat(s, 2, axis=-1), targets, 2.0)
+
+
+def lelp(s, t, y, w, theta):
+    classes = t.shape[-1]
+    found = losses.SubclassDirections(
+        jnp.zeros((classes, 1)), jnp.ones((classes, 1, 2))
+    )
+    # Features that say nothing: the marginal of equal shares is the teacher's.
+    targets = losses.subclass_targets(jnp.ones((len(t), 1)), t, found, 0.5)
+    return losses.kd_loss(
+        losses.subclass_log_probs(jnp.repeat(s, 2, -1), classes),
+        losses.subclass_log_probs(targets.reshape(len(t), -1), classes),
+        1.0,
+    )
+
+
 def edge(loss):
     """Return a law of a loss of edges, as one of the nodes that they start from."""
 
@@ -175,6 +195,8 @@ LAWS = {
     "fd": Law(fd, minimum=True),
     "fused wls": fused(losses.wls_alpha),
     "fused ada": fused(lambda s, t, y: losses.ada_alpha(t, y)),
+    "sub-classes": Law(subclasses),
+    "lelp": Law(lelp, minimum=True),
     "low frequency": edge(losses.edge_low_frequency_loss),
     "high frequency": edge(losses.edge_high_frequency_loss),
 }
