@@ -18,6 +18,7 @@ from jaxkd.losses.channels import class_activation_maps as class_activation_maps
 from jaxkd.losses.channels import ickd_loss as ickd_loss
 from jaxkd.losses.contrastive import crd_init as crd_init
 from jaxkd.losses.contrastive import crd_loss as crd_loss
+from jaxkd.losses.contrastive import info_nce_loss as info_nce_loss
 from jaxkd.losses.contrastive import sample_negatives as sample_negatives
 from jaxkd.losses.correlation import dist_loss as dist_loss
 from jaxkd.losses.diffusion import boot_bootstrap_loss as boot_bootstrap_loss
@@ -111,6 +112,15 @@ from jaxkd.losses.taid import taid_init as taid_init
 from jaxkd.losses.taid import taid_loss as taid_loss
 from jaxkd.losses.taid import taid_target as taid_target
 from jaxkd.losses.taid import taid_update as taid_update
+from jaxkd.losses.token_graphs import contextual_similarity as contextual_similarity
+from jaxkd.losses.token_graphs import dynamic_temperature as dynamic_temperature
+from jaxkd.losses.token_graphs import gather_tokens as gather_tokens
+from jaxkd.losses.token_graphs import knn_adjacency as knn_adjacency
+from jaxkd.losses.token_graphs import matched_tokens as matched_tokens
+from jaxkd.losses.token_graphs import sample_token_indices as sample_token_indices
+from jaxkd.losses.token_graphs import tokenize_feature_map as tokenize_feature_map
+from jaxkd.losses.token_graphs import trg_contextual_loss as trg_contextual_loss
+from jaxkd.losses.token_graphs import trg_local_loss as trg_local_loss
 from jaxkd.losses.topk import gather_log_probs as gather_log_probs
 from jaxkd.losses.topk import top_k_kd_loss as top_k_kd_loss
 from jaxkd.losses.topk import top_k_log_probs as top_k_log_probs

@@ -89,6 +89,11 @@ METRICS = {
     "kept_best": Metric("kept its best %"),
     "top5_mass": Metric("top-5 mass %"),
     "bytes": Metric("bytes"),
+    "head_accuracy": Metric("head %", higher_is_better=True),
+    "middle_accuracy": Metric("middle %", higher_is_better=True),
+    "tail_accuracy": Metric("tail %", higher_is_better=True),
+    "contextual_mismatch": Metric("contextual MSE", higher_is_better=False),
+    "global_loss": Metric("global loss", higher_is_better=False),
     "gradient_cosine": Metric("cosine of gradients"),
 }
 """Metrics in the order of a table's columns; another's name is its own."""

@@ -48,7 +48,7 @@ OTHERS = {
     *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
     *("kdcl", "labelled_cross_entropy", "low_frequency", "mgd", "nst", "ofakd", "ofd"),
     *("nd", "one", "pkt", "reviewkd", "rkd", "self_distillation", "simkd", "sp"),
-    *("tgeokd", "uld", "vid"),
+    *("tgeokd", "trg", "uld", "vid"),
 }
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}

@@ -41,7 +41,7 @@ HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
 LANGUAGE = {"minillm", "uld"}
 # Their losses compare the examples of a batch with one another.
-RELATE = {"cc", "dist", "diswot", "kdcl", "pkt", "rkd", "sinkd", "sp"}
+RELATE = {"cc", "dist", "diswot", "kdcl", "pkt", "rkd", "sinkd", "sp", "trg"}
 GRAPHS = {"ffg2m", "high_frequency", "low_frequency"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
@@ -99,6 +99,7 @@ BUILD = {
     "taid": lambda: methods.taid(10),
     "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
     "topk_kd": lambda: methods.topk_kd(3),
+    "trg": lambda: methods.trg("a", "b", steps=10, samples=2, k=3, dim=4),
     "vid": lambda: methods.vid(["a", "b"]),
 }
 
