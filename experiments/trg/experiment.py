@@ -50,6 +50,7 @@ class Setting:
         teacher_sees_all: whether the teacher learns from all images.
         samples: tokens of an image that are nodes.
         normalize: whether tokens are standardised where an image's are compared.
+        rows: the methods that are run; empty for all.
     """
 
     teacher: NetworkConfig
@@ -63,6 +64,7 @@ class Setting:
     teacher_sees_all: bool = False
     samples: int = 4
     normalize: bool = False
+    rows: tuple[str, ...] = ()
 
     def load(self) -> tuple[Classification, Classification]:
         """Return all images, and those with the tail."""
@@ -111,7 +113,9 @@ DIGITS = Setting(
 )
 SMALL = {
     "balanced teacher": replace(DIGITS, teacher_sees_all=True),
-    "long-tailed teacher": replace(DIGITS, teacher_epochs=100),
+    "long-tailed teacher": replace(
+        DIGITS, teacher_epochs=100, rows=("cross_entropy", "kd", "trg")
+    ),
 }
 
 
@@ -123,7 +127,7 @@ def _cifar(pair: str, dataset: str, imbalance: float, epochs: int) -> Setting:
     return Setting(
         spec.teacher,
         spec.student,
-        (spec.stages[-1],) * 2,
+        (spec.stages[-1], spec.stages[-1]),
         task,
         replace(optimizer, milestones=milestones),
         epochs,
@@ -223,7 +227,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
         yield replace(teacher, measure=by_frequency(rare, network)), task
         task = rare.task(name, rare.logits(teacher.deployed))
         measure = measured(config, setting, rare, student, teacher.deployed)
-        for method in methods:
+        for method in [name for name in methods if name in (setting.rows or methods)]:
             program = rare.distill(student, teacher.deployed, methods[method])
             yield Arm(method, program, student, measure=measure), task
 
@@ -264,33 +268,28 @@ def measured(
     def measure(state: Any, history: History) -> Values:
         if not taught:
             taught.extend(run(teacher.init(jax.random.key(0))) for run in of_teacher)
-        own = [run(deployed(state)) for run in of_student]
-        pairs = list(zip(own, taught, strict=True))
+        train, test = (
+            (run(deployed(state)), of_teacher)
+            for run, of_teacher in zip(of_student, taught, strict=True)
+        )
         return {
             **accuracies(state, history),
-            "contextual_mismatch": contextual_mismatch(*pairs[1], setting.normalize),
-            "global_loss": probe_loss(*pairs, config.probe_steps),
+            "contextual_mismatch": contextual_mismatch(test, setting.normalize),
+            "global_loss": probe_loss(train, test, config.probe_steps),
         }
 
     return measure
 
 
 def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:
-    """Return TRG's program of each pair, with the shapes of its batch."""
-    found = {}
-    for name in config.settings:
-        setting = SETTINGS[name]
-        if name not in PAPER_PAIRS:  # A tail changes the images alone.
-            continue
-        student, teacher = (
-            net.build(100) for net in (setting.student, setting.teacher)
-        )
-        epochs = setting.task.epochs
-        optimizer = setting.optimizer.build(epochs, epochs)
-        method = setting.methods(epochs)["trg"]
-        batch = image_batch(setting.task.batch_size, 32)
-        found[name] = distill(student, teacher, method, optimizer), batch
-    return found
+    """Return TRG's program of the first pair, with the shapes of its batch."""
+    name = config.settings[0]
+    setting = SETTINGS[name]
+    student, teacher = (net.build(100) for net in (setting.student, setting.teacher))
+    epochs = setting.task.epochs
+    optimizer = setting.optimizer.build(epochs, epochs)
+    program = distill(student, teacher, setting.methods(epochs)["trg"], optimizer)
+    return {name: (program, image_batch(setting.task.batch_size, 32))}
 
 
 EXPERIMENT = Experiment(

@@ -44,14 +44,15 @@ def tapped(
     return run
 
 
-@jax.jit(static_argnums=2)
-def _mismatch(student: Array, teacher: Array, normalize: bool) -> Array:
-    return trg_contextual_loss(*matched_tokens(student, teacher), normalize).mean()
-
-
-def contextual_mismatch(student: Array, teacher: Array, normalize: bool) -> float:
+def contextual_mismatch(features: Pair, normalize: bool) -> float:
     """Return the mean contextual loss of some images' features."""
-    return float(_mismatch(student, teacher, normalize))
+
+    @jax.jit
+    def mean(features: Pair) -> Array:
+        student, teacher = matched_tokens(*features)
+        return trg_contextual_loss(student, teacher, normalize).mean()
+
+    return float(mean(features))
 
 
 def probe_loss(train: Pair, test: Pair, steps: int) -> float:
@@ -79,7 +80,7 @@ def _probe(train: Pair, test: Pair, steps: int) -> Array:
         nodes = [
             gather_tokens(x, indices) @ p for x, p in zip(pair, params, strict=True)
         ]
-        return info_nce_loss(*nodes, TEMPERATURE).mean()
+        return info_nce_loss(nodes[0], nodes[1], TEMPERATURE).mean()
 
     def step(carry: Any, key: Array) -> tuple[Any, None]:
         params, state = carry

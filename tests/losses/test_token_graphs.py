@@ -163,8 +163,10 @@ def test_values_and_gradients_are_finite(student):
     @jax.grad
     def gradient(s):
         local = trg_local_loss(s, t, 3) + trg_local_loss(s, t, 3, normalize=False)
-        tokens = (x.reshape(3, 3, 6) for x in (s, t))
-        return (local + info_nce_loss(s, t)).sum() + trg_contextual_loss(*tokens).sum()
+        images = [x.reshape(3, 3, 6) for x in (s, t)]
+        return (local + info_nce_loss(s, t)).sum() + trg_contextual_loss(
+            images[0], images[1]
+        ).sum()
 
     assert np.isfinite(gradient(s)).all()
     if student == "teacher":
@@ -177,9 +179,9 @@ def test_the_teacher_gets_no_gradient_and_the_projection_does():
     @partial(jax.grad, argnums=(0, 1))
     def gradients(frozen, projected):
         student = jnp.float32(NODES_S)
-        tokens = (x.reshape(3, 3, -1) for x in (student, frozen))
+        images = [x.reshape(3, 3, -1) for x in (student, frozen)]
         loss = trg_local_loss(student, frozen, 3).sum()
-        loss += trg_contextual_loss(*tokens).sum()
+        loss += trg_contextual_loss(images[0], images[1]).sum()
         return loss + info_nce_loss(student, projected).sum()
 
     frozen, projected = gradients(*(jnp.float32(x) for x in (NODES_T, NODES_S + 1)))
