@@ -83,6 +83,7 @@ from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
 from jaxkd.losses.language import divergence_loss as divergence_loss
 from jaxkd.losses.language import relation_loss as relation_loss
 from jaxkd.losses.language import uld_loss as uld_loss
+from jaxkd.losses.modules import m2m_kd_loss as m2m_kd_loss
 from jaxkd.losses.online import balance_weights as balance_weights
 from jaxkd.losses.online import bdkd_loss as bdkd_loss
 from jaxkd.losses.online import dml_loss as dml_loss
@@ -106,6 +107,9 @@ from jaxkd.losses.relations import cc_loss as cc_loss
 from jaxkd.losses.relations import pkt_loss as pkt_loss
 from jaxkd.losses.relations import rkd_loss as rkd_loss
 from jaxkd.losses.relations import sp_loss as sp_loss
+from jaxkd.losses.routing import expert_load as expert_load
+from jaxkd.losses.routing import load_balance_loss as load_balance_loss
+from jaxkd.losses.routing import router_z_loss as router_z_loss
 from jaxkd.losses.sinkd import sinkd_loss as sinkd_loss
 from jaxkd.losses.taid import TaidState as TaidState
 from jaxkd.losses.taid import taid_init as taid_init

@@ -30,6 +30,7 @@ from jaxkd.methods.dist import dist as dist
 from jaxkd.methods.divergence_kd import divergence_kd as divergence_kd
 from jaxkd.methods.dkd import dkd as dkd
 from jaxkd.methods.dml import dml as dml
+from jaxkd.methods.expert_balance import expert_balance as expert_balance
 from jaxkd.methods.ffg2m import ffg2m as ffg2m
 from jaxkd.methods.ffg2m import high_frequency as high_frequency
 from jaxkd.methods.ffg2m import low_frequency as low_frequency
@@ -47,6 +48,7 @@ from jaxkd.methods.kd import kd as kd
 from jaxkd.methods.kdcl import kdcl as kdcl
 from jaxkd.methods.linear_kd import linear_kd as linear_kd
 from jaxkd.methods.lskd import lskd as lskd
+from jaxkd.methods.m2mkd import m2mkd as m2mkd
 from jaxkd.methods.mgd import mgd as mgd
 from jaxkd.methods.minillm import minillm as minillm
 from jaxkd.methods.nd import nd as nd
