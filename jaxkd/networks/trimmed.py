@@ -29,7 +29,7 @@ def trimmed(network: Network, inputs: Inputs) -> Network:
     read = _read(network, shapes, inputs)
 
     def only(variables: Variables) -> Variables:
-        flat = flatten_dict(variables)
+        flat = _flat(variables)
         kept = unflatten_dict({path: x for path, x in flat.items() if path in read})
         return {part: kept.get(part, {}) for part in ("params", "stats")}
 
@@ -40,10 +40,10 @@ def trimmed(network: Network, inputs: Inputs) -> Network:
         # Nothing reads the zeros: they are only there for the structure.
         zeros = {
             path: jnp.zeros(x.shape, x.dtype)
-            for path, x in flatten_dict(shapes).items()
+            for path, x in _flat(shapes).items()
             if path not in read
         }
-        filled = unflatten_dict(zeros | flatten_dict(variables))
+        filled = unflatten_dict(zeros | _flat(variables))
         whole = {part: filled.get(part, {}) for part in ("params", "stats")}
         outputs, changed = network.apply(whole, inputs, **kwargs)
         return outputs, only(changed)
@@ -53,7 +53,7 @@ def trimmed(network: Network, inputs: Inputs) -> Network:
 
 def _read(network: Network, shapes: Variables, inputs: Inputs) -> set[Any]:
     """Return the paths of the variables that the logits depend on."""
-    flat = flatten_dict(shapes)
+    flat = _flat(shapes)
 
     def logits(leaves: list[Any], inputs: Inputs) -> Any:
         variables = unflatten_dict(dict(zip(flat, leaves, strict=True)))
@@ -67,3 +67,7 @@ def _read(network: Network, shapes: Variables, inputs: Inputs) -> set[Any]:
             needed |= {id(x) for x in equation.invars}
     first = traced.invars[: len(flat)]
     return {path for path, x in zip(flat, first, strict=True) if id(x) in needed}
+
+
+def _flat(variables: Variables) -> dict[Any, Any]:
+    return flatten_dict(variables)  # type: ignore[return-value]

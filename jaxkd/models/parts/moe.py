@@ -14,14 +14,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxkd.arguments import checked, count
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import as_float
 from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.tokens import normal
-from jaxkd.sharding.axes import declare
+from jaxkd.sharding.axes import declare, on_devices
 
 Router = Callable[[Array, int], tuple[Array, Array]]
 """``(logits, k) -> (weights, experts)`` of each token's k experts, the best first."""
@@ -41,7 +41,8 @@ def top_of_softmax(logits: Array, k: int) -> tuple[Array, Array]:
 
     Riquelme et al. 2021, arXiv:2106.05974, Eq. 2, without noise.
     """
-    return jax.lax.top_k(jax.nn.softmax(logits), k)
+    weights, experts = jax.lax.top_k(jax.nn.softmax(logits), k)
+    return weights, experts
 
 
 def sigmoid_of_top(logits: Array, k: int) -> tuple[Array, Array]:
@@ -64,8 +65,8 @@ RouterName = Literal["softmax_of_top", "top_of_softmax", "sigmoid_of_top"]
 class MoE(nnx.Module):
     """A router and experts, each an MLP, or a gated one as language models have it.
 
-    Weights of experts declare the logical axes (expert, embed, hidden): they are split
-    as an MLP's are, and over a mesh's axis ``expert`` where it has one.
+    Weights of experts declare the logical axes (expert, embed, hidden): they are kept
+    split as an MLP's are, and over a mesh's axis ``expert`` where it has one.
 
     Args:
         width: features of a token.
@@ -122,40 +123,57 @@ class MoE(nnx.Module):
         self.down_bias = weight("expert", "embed") if use_bias else None
 
     def __call__(
-        self, x: Float[Array, "*places width"]
-    ) -> Float[Array, "*places width"]:
-        """Return the weighted sum of each token's experts, in x's dtype."""
-        logits = as_float(self.router(x)).reshape(-1, self.experts)
-        weights, experts = ROUTERS[self.kind](logits, self.k)
+        self, x: Float[Array, "batch *places width"]
+    ) -> Float[Array, "batch *places width"]:
+        """Return the weighted sum of each token's experts, in x's dtype.
+
+        On a mesh every device sorts its own tokens, and has all experts' weights
+        gathered while it does.
+        """
+        given = (x, self.router(x), self.up, self.up_bias, self.down, self.down_bias)
+        given = [
+            w.get_value().astype(x.dtype) if isinstance(w, nnx.Param) else w
+            for w in (*given, self.gate)
+        ]
+        tokens = ("batch", *[None] * (x.ndim - 1))
+        whole = [[None] * (0 if w is None else w.ndim) for w in given[2:]]
+        return on_devices(self._mix, given, (tokens, tokens, *whole))
+
+    def _mix(
+        self,
+        x: Array,
+        logits: Array,
+        up: Array,
+        up_bias: Array | None,
+        down: Array,
+        down_bias: Array | None,
+        gate: Array | None,
+    ) -> Array:
+        scores = as_float(logits).reshape(-1, self.experts)
+        weights, experts = ROUTERS[self.kind](scores, self.k)
         tokens = x.reshape(-1, x.shape[-1])
         # Token by token its k experts; sorted, every expert's rows are together.
         chosen = experts.reshape(-1)
         order = jnp.argsort(chosen, stable=True)
         sizes = jnp.bincount(chosen, length=self.experts)
-        rows, expert = jnp.repeat(tokens, self.k, axis=0)[order], chosen[order]
-        out = self._experts(rows, sizes, expert)
+        sorted_ = chosen[order]
+
+        def product(rows: Array, kernel: Array, bias: Array | None = None) -> Array:
+            out = jax.lax.ragged_dot(rows, kernel, sizes)
+            return out if bias is None else out + bias[sorted_]
+
+        rows = jnp.repeat(tokens, self.k, axis=0)[order]
+        hidden = product(rows, up, up_bias)
+        if gate is None:
+            hidden = self.activation(hidden)
+        else:
+            hidden = self.activation(product(rows, gate)) * hidden
+        out = product(hidden, down, down_bias)
         # Back in their places by the inverse order: a sum that scatters would be
         # another at every run on GPUs.
         out = out[jnp.argsort(order)].reshape(len(tokens), self.k, -1)
         out = jnp.einsum("tkd,tk->td", out, weights.astype(out.dtype))
         return out.reshape(x.shape)
-
-    def _experts(
-        self,
-        rows: Float[Array, "rows width"],
-        sizes: Int[Array, "experts"],
-        expert: Int[Array, "rows"],
-    ) -> Float[Array, "rows width"]:
-        def product(rows: Array, kernel: nnx.Param, bias: nnx.Param | None) -> Array:
-            out = jax.lax.ragged_dot(rows, kernel[...].astype(rows.dtype), sizes)
-            return out if bias is None else out + bias[...].astype(out.dtype)[expert]
-
-        hidden = product(rows, self.up, self.up_bias)
-        if self.gate is None:
-            hidden = self.activation(hidden)
-        else:
-            hidden = self.activation(product(rows, self.gate, None)) * hidden
-        return product(hidden, self.down, self.down_bias)
 
 
 @checked(k=count, experts=count)

@@ -21,7 +21,7 @@ PARTS = ("params", "stats")
 def hybrids(
     meta: Sequence[Network],
     modules: Mapping[int, Network],
-    meta_variables: Sequence[Variables],
+    meta_variables: Sequence[Variables] | None = None,
 ) -> Network:
     """Return the meta model with each module in its stage's place, as one network.
 
@@ -35,13 +35,13 @@ def hybrids(
     Args:
         meta: its stages, from `split_modules`.
         modules: by stage, any of them; each takes what its stage takes.
-        meta_variables: of each stage.
+        meta_variables: of each stage, trained; None for random ones.
 
     Raises:
         ValueError: no modules, a stage that the meta model does not have, or other
             numbers of stages and variables.
     """
-    if len(meta) != len(meta_variables):
+    if meta_variables is not None and len(meta) != len(meta_variables):
         raise ValueError(
             f"meta has {len(meta)} stages but meta_variables {len(meta_variables)}: "
             "give the variables of each"
@@ -57,8 +57,13 @@ def hybrids(
     def init(key: PRNGKeyArray) -> Variables:
         made = {i: modules[i].init(jax.random.fold_in(key, i)) for i in stages}
         own = {part: {str(i): made[i][part] for i in stages} for part in PARTS}
-        frozen = {str(i): v for i, v in enumerate(meta_variables)}
-        own["stats"]["meta"] = jax.tree.map(jnp.copy, frozen)
+        # Training donates its state, so it starts from a copy.
+        own["stats"]["meta"] = {
+            str(i): stage.init(jax.random.fold_in(key, len(meta) + i))
+            if meta_variables is None
+            else jax.tree.map(jnp.copy, meta_variables[i])
+            for i, stage in enumerate(meta)
+        }
         return own
 
     def apply(

@@ -83,8 +83,8 @@ def variables_of(module: Network, variables: Variables) -> Variables:
     Raises:
         ValueError: the variables lack one of the module's.
     """
-    own = flatten_dict(jax.eval_shape(module.init, jax.random.key(0)))
-    flat = flatten_dict(variables)
+    own = _flat(jax.eval_shape(module.init, jax.random.key(0)))
+    flat = _flat(variables)
     if lacking := [".".join(path) for path in own if path not in flat]:
         raise ValueError(
             f"variables lack {lacking[0]}, which the module reads: give those of the "
@@ -113,8 +113,8 @@ def assemble_modules(
         )
     found: dict[Any, Any] = {}
     for part in parts:
-        found |= flatten_dict(part)
-    whole = flatten_dict(jax.eval_shape(network.init, jax.random.key(0)))
+        found |= _flat(part)
+    whole = _flat(jax.eval_shape(network.init, jax.random.key(0)))
     if lacking := [".".join(path) for path in whole if path not in found]:
         raise ValueError(
             f"no module has {lacking[0]}: they must be all of the network's"
@@ -152,10 +152,10 @@ def load_modules(
     Raises:
         ValueError: nothing of any module fits.
     """
-    mine = flatten_dict(variables)
+    mine = _flat(variables)
     loaded, unused = {}, []
     for number, module in enumerate(modules):
-        for path, value in flatten_dict(module).items():
+        for path, value in _flat(module).items():
             inside = path[:1] + path[2:] if path[1] == "module" else path
             if inside in mine and mine[inside].shape == value.shape:
                 loaded[inside] = value
@@ -174,3 +174,7 @@ def load_modules(
 def _nested(flat: dict[Any, Any]) -> Variables:
     nested = unflatten_dict(flat)
     return {part: nested.get(part, {}) for part in ("params", "stats")}
+
+
+def _flat(variables: Variables) -> dict[Any, Any]:
+    return flatten_dict(variables)  # type: ignore[return-value]
