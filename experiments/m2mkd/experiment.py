@@ -97,7 +97,7 @@ METHODS = (
 )
 PRESETS = {
     "small": Config(
-        ImagesConfig("digits", epochs=15, batch_size=30, evaluate_every=5),
+        ImagesConfig("digits", epochs=15, batch_size=100, evaluate_every=5),
         OptimizerConfig("adamw", 2e-3, 1e-4),
         methods=METHODS,
     ),

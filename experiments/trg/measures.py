@@ -36,6 +36,7 @@ def tapped(
     """Return ``variables -> features`` of the first examples of a source."""
     count = min(len(source), examples)
     inputs, _ = next(labelled_inputs(network, source, count, transform))
+    inputs = jax.device_put(inputs)
 
     @jax.jit
     def run(variables: Variables) -> Array:

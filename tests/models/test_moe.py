@@ -1,6 +1,7 @@
 """Mixtures of experts: sorted products are the plain sum, on a mesh too; routers."""
 
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,8 @@ def every_expert(moe: MoE, x):
             if moe.gate is None:
                 h = gelu(up)
             else:
-                h = np.asarray(moe.activation(x[place] @ np.asarray(moe.gate)[e])) * up
+                gated = jnp.asarray(x[place] @ np.asarray(moe.gate)[e])
+                h = np.asarray(moe.activation(gated)) * up
             y = h @ np.asarray(moe.down)[e]
             if moe.down_bias is not None:
                 y = y + np.asarray(moe.down_bias)[e]
@@ -174,7 +176,7 @@ def test_v_moe_is_a_vit_whose_mlps_are_mixtures():
     [
         (lambda: MoE(4, 4, 2, 3, rngs=nnx.Rngs(0)), "k is 3, but there are 2 experts"),
         (
-            lambda: MoE(4, 4, 2, router="softmax_of_to", rngs=nnx.Rngs(0)),
+            lambda: MoE(4, 4, 2, router=cast(Any, "softmax_of_to"), rngs=nnx.Rngs(0)),
             "unknown router 'softmax_of_to': did you mean 'softmax_of_top'",
         ),
         (lambda: models.vmoe("tiny", experts=2, k=3), "k is 3, but there are 2"),
