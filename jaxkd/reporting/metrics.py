@@ -94,6 +94,7 @@ METRICS = {
     "tail_accuracy": Metric("tail %", higher_is_better=True),
     "contextual_mismatch": Metric("contextual MSE", higher_is_better=False),
     "global_loss": Metric("global loss", higher_is_better=False),
+    "least_load": Metric("least load of an expert %", higher_is_better=True),
     "gradient_cosine": Metric("cosine of gradients"),
 }
 """Metrics in the order of a table's columns; another's name is its own."""
