@@ -40,6 +40,7 @@ from jaxkd.papers.m2mkd import (
 )
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Batch, Method, Program, Variables
 
@@ -122,6 +123,7 @@ PRESETS = {
     ),
 }
 
+declare(least_load=Metric("least load of an expert %", higher_is_better=True))
 CLAIMS = [
     *(
         contrast(name, "scratch", "last_accuracy", setting="student")

@@ -29,6 +29,7 @@ from jaxkd.methods import combine, cross_entropy, kd, trg
 from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.paper import PaperValue
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Batch, Method, Program, deployed
@@ -180,6 +181,13 @@ PRESETS = {
     "gpu": Config(tuple(GPU), MAIN),
 }
 
+declare(
+    head_accuracy=Metric("head %", higher_is_better=True),
+    middle_accuracy=Metric("middle %", higher_is_better=True),
+    tail_accuracy=Metric("tail %", higher_is_better=True),
+    contextual_mismatch=Metric("contextual MSE", higher_is_better=False),
+    global_loss=Metric("global loss", higher_is_better=False),
+)
 CLAIMS = [
     contrast("trg", "kd", "contextual_mismatch", setting="balanced teacher"),
     contrast("kd", "cross_entropy", "contextual_mismatch", setting="balanced teacher"),

@@ -18,7 +18,6 @@ from jaxkd.arguments import checked, count, positive, probability
 from jaxkd.losses.basics import (
     as_float,
     check_array,
-    check_positive,
     frozen,
     l2_normalize,
     log_softmax,
@@ -147,7 +146,6 @@ def knn_adjacency(
         ValueError: k is not below the number of nodes, or σ not above 0.
     """
     check_array("nodes", nodes, 2)
-    check_positive("sigma", sigma)
     count_, everyone = len(nodes), jnp.arange(len(nodes))
     if k >= count_:
         raise ValueError(

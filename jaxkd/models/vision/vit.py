@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps, Tap, unchanged
-from jaxkd.arguments import checked, positive
+from jaxkd.arguments import checked, fraction, positive
 from jaxkd.models.parts.blocks import Image
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import (
@@ -188,7 +188,7 @@ def check_heads(size: tuple[int, ...]) -> None:
         )
 
 
-@checked(epsilon=positive)
+@checked(epsilon=positive, drop_path=fraction)
 @recorded
 def vit(
     size: str | Sequence[int] = "tiny",
@@ -222,8 +222,6 @@ def vit(
     """
     width, depth, heads = named_size(size, SIZES, "ViT")
     check_heads((width, depth, heads))
-    if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
     return Network.from_nnx(
         lambda rngs: ViT(
             (width, depth, heads),

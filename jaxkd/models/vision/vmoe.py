@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from flax import nnx
 
-from jaxkd.arguments import checked, count, positive
+from jaxkd.arguments import checked, count, fraction, positive
 from jaxkd.models.parts.moe import MoE, RouterName, check_experts
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import named_size
@@ -15,7 +15,7 @@ from jaxkd.models.vision.vit import SIZES, ViT, check_heads
 from jaxkd.network import Network
 
 
-@checked(experts=count, k=count, every=count, epsilon=positive)
+@checked(experts=count, k=count, every=count, epsilon=positive, drop_path=fraction)
 @recorded
 def vmoe(
     size: str | Sequence[int] = "base",
