@@ -15,6 +15,7 @@ GROUPS = ("head", "middle", "tail")
 """Groups of classes, from frequent to rare."""
 
 
+@checked()
 def class_accuracies(
     predictions: Integer[np.ndarray, "examples"],
     labels: Integer[np.ndarray, "examples"],
@@ -69,6 +70,7 @@ def class_groups(
     return {name: np.sort(part) for name, part in zip(GROUPS, parts, strict=True)}
 
 
+@checked()
 def group_accuracies(
     predictions: Integer[np.ndarray, "examples"],
     labels: Integer[np.ndarray, "examples"],

@@ -27,6 +27,7 @@ Router = Callable[[Array, int], tuple[Array, Array]]
 """``(logits, k) -> (weights, experts)`` of each token's k experts, the best first."""
 
 
+@checked(k=count)
 def softmax_of_top(logits: Array, k: int) -> tuple[Array, Array]:
     """Return the k best experts, weighed by the softmax among them (Mixtral, fastmoe).
 
@@ -36,6 +37,7 @@ def softmax_of_top(logits: Array, k: int) -> tuple[Array, Array]:
     return jax.nn.softmax(best), experts
 
 
+@checked(k=count)
 def top_of_softmax(logits: Array, k: int) -> tuple[Array, Array]:
     """Return the k best experts, weighed by the softmax over all (Switch, V-MoE).
 
@@ -45,6 +47,7 @@ def top_of_softmax(logits: Array, k: int) -> tuple[Array, Array]:
     return weights, experts
 
 
+@checked(k=count)
 def sigmoid_of_top(logits: Array, k: int) -> tuple[Array, Array]:
     """Return the k best experts, weighed by their sigmoids over these' sum.
 

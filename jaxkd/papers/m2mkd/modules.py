@@ -73,6 +73,7 @@ def split_modules(
     return modules
 
 
+@checked()
 def variables_of(module: Network, variables: Variables) -> Variables:
     """Return a module's own of the whole network's variables.
 
@@ -93,6 +94,7 @@ def variables_of(module: Network, variables: Variables) -> Variables:
     return _nested({path: flat[path] for path in own})
 
 
+@checked()
 def assemble_modules(
     network: Network, modules: Sequence[Network], parts: Sequence[Variables]
 ) -> Variables:
@@ -137,6 +139,7 @@ class LoadReport(NamedTuple):
     unused: tuple[str, ...]
 
 
+@checked()
 def load_modules(
     variables: Variables, modules: Sequence[Variables]
 ) -> tuple[Variables, LoadReport]:
