@@ -12,6 +12,7 @@ V-MoE-Base on ImageNet that ViT-L teaches in four.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -61,6 +62,8 @@ class Config:
         module_epochs: of the student's modules.
         methods: the rows beside the meta model, the teacher and its hybrids.
         mixed: whether training images are mixed, as the paper's are.
+        label_smoothing: of all phases.
+        half: whether networks compute in bfloat16.
     """
 
     task: ImagesConfig
@@ -74,6 +77,8 @@ class Config:
     module_epochs: int = 30
     methods: tuple[str, ...] = ()
     mixed: bool = False
+    label_smoothing: float = 0.0
+    half: bool = False
 
     @property
     def builds(self) -> tuple[Build, Build, Build]:
@@ -120,6 +125,8 @@ PRESETS = {
         module_epochs=100,
         methods=("scratch", "m2mkd"),
         mixed=True,
+        label_smoothing=0.1,
+        half=True,
     ),
 }
 
@@ -170,6 +177,9 @@ class Phases:
         """Return a trained network as an arm, to be tested or learnt from."""
         examples = self.config.student_examples if few else 0
         images = replace(self.images.subset(examples), epochs=epochs)
+        if self.config.half:
+            network = network.computing_in(jnp.bfloat16)
+            teacher = teacher and teacher.astype(jnp.bfloat16)
         arm = Arm(name, images.distill(network, teacher, method), network)
         return self.run.teacher(arm, images.task("phases"), self.seed)
 
@@ -206,7 +216,10 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
     meta, teacher, student = (build(images.classes) for build in config.builds)
     shape = (1, *images.image_shape)
     inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
-    labels, alone = cross_entropy(), m2mkd(stages, alpha=0.0)
+    smoothing = config.label_smoothing
+    labels = cross_entropy(smoothing)
+    pairs_of = partial(m2mkd, stages, label_smoothing=smoothing)
+    alone = pairs_of(alpha=0.0)
 
     trained = phases.train("meta", meta, labels, config.meta_epochs)
     meta_stages = split_modules(meta, [1] * config.modules, inputs)
@@ -246,9 +259,9 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
         others = of_teacher
     distilled = {
         "ce_modules": (None, alone),
-        "m2mkd": (of_teacher, m2mkd(stages)),
-        "m2mkd_batchmean": (of_teacher, m2mkd(stages, reduction="batchmean")),
-        "other_teacher": (others, m2mkd(stages, reduction="batchmean")),
+        "m2mkd": (of_teacher, pairs_of()),
+        "m2mkd_batchmean": (of_teacher, pairs_of(reduction="batchmean")),
+        "other_teacher": (others, pairs_of(reduction="batchmean")),
     }
     mine = images.subset(config.student_examples)
     whole_budget = replace(
@@ -268,6 +281,8 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
             begun = student.with_variables(load_modules(fresh, modules)[0])
             seconds = pairs.seconds
         budget = whole_budget if long else mine
+        if config.half:
+            begun = begun.computing_in(jnp.bfloat16)
         program = budget.distill(begun, None, labels)
         arm = Arm(name, program, student, measure=experts_used(student, mine))
         arm = replace(arm, seconds=seconds)
@@ -278,7 +293,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
 def experts_used(student: Network, images: Classification):
     """Return what measures the least share of test images that an expert gets."""
     taps = tuple(tap for tap in student.taps if tap.endswith(".router"))
-    batch = images.test.take(np.arange(min(len(images.test), 797)))
+    batch = images.test.take(np.arange(min(len(images.test), 256)))
     if images.test_transform is not None:
         batch = images.test_transform(batch, None)
     routed = loads(student, jnp.asarray(batch["image"]), taps)
@@ -313,9 +328,8 @@ def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:
     program = distill(
         pair(mine[1]).computing_in(jnp.bfloat16),
         pair(taught[1]).astype(jnp.bfloat16),
-        m2mkd([1], label_smoothing=0.1),
+        m2mkd([1], label_smoothing=config.label_smoothing),
         optimizer,
-        accumulate=2,
     )
     return {"vit_l-vmoe_b, module 1": (program, batch)}
 
