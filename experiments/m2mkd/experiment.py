@@ -181,11 +181,19 @@ class Phases:
             network = network.computing_in(jnp.bfloat16)
             teacher = teacher and teacher.astype(jnp.bfloat16)
         arm = Arm(name, images.distill(network, teacher, method), network)
-        return self.run.teacher(arm, images.task("phases"), self.seed)
+        return self.run.teacher(arm, task_of(images, "phases"), self.seed)
 
     def variables(self, arm: Arm) -> Variables:
         """Return what an arm was trained to."""
         return arm.deployed.init(jax.random.key(0))
+
+
+def task_of(
+    images: Classification, setting: str, teacher: np.ndarray | None = None
+) -> Task:
+    """Return a task; of a phase of seconds nothing is kept but its end."""
+    task = images.task(setting, teacher)
+    return replace(task, checkpoint_every=None) if images.steps < 1000 else task
 
 
 def parts_of(variables: Variables, stages: int) -> list[Variables]:
@@ -244,7 +252,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
         return in_meta(own)
 
     of_teacher = taught_by(phases.variables(tuned))
-    task = images.task("teacher")
+    task = task_of(images, "teacher")
     yield trained, task
     yield tuned, task
     for i in stages:
@@ -267,7 +275,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
     whole_budget = replace(
         mine, epochs=mine.epochs + config.modules * config.module_epochs
     )
-    task = mine.task("student", images.logits(tuned.deployed))
+    task = task_of(mine, "student", images.logits(tuned.deployed))
     for name in methods:
         begun, seconds, long = student, 0.0, name == "scratch_long"
         if name in distilled:
@@ -286,7 +294,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
         program = budget.distill(begun, None, labels)
         arm = Arm(name, program, student, measure=experts_used(student, mine))
         arm = replace(arm, seconds=seconds)
-        longer = replace(whole_budget.task("student"), evaluate=task.evaluate)
+        longer = replace(task_of(whole_budget, "student"), evaluate=task.evaluate)
         yield arm, longer if long else task
 
 
