@@ -17,6 +17,8 @@ from jaxkd.data.graphs import GRAPHS as GRAPHS
 from jaxkd.data.graphs import GraphDataset as GraphDataset
 from jaxkd.data.graphs import load_graph as load_graph
 from jaxkd.data.graphs import repeated as repeated
+from jaxkd.data.long_tail import long_tailed as long_tailed
+from jaxkd.data.long_tail import long_tailed_counts as long_tailed_counts
 from jaxkd.data.mixture import mixture_batches as mixture_batches
 from jaxkd.data.mixture import mixture_weights as mixture_weights
 from jaxkd.data.partitions import Kind as Kind
@@ -39,6 +41,7 @@ from jaxkd.data.sources import Examples as Examples
 from jaxkd.data.sources import RecordSource as RecordSource
 from jaxkd.data.sources import Source as Source
 from jaxkd.data.sources import Subset as Subset
+from jaxkd.data.sources import example_labels as example_labels
 from jaxkd.data.sources import split as split
 from jaxkd.data.text.corpora import TEXT_CLASSIFICATION as TEXT_CLASSIFICATION
 from jaxkd.data.text.corpora import ag_news as ag_news

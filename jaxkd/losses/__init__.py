@@ -18,6 +18,7 @@ from jaxkd.losses.channels import class_activation_maps as class_activation_maps
 from jaxkd.losses.channels import ickd_loss as ickd_loss
 from jaxkd.losses.contrastive import crd_init as crd_init
 from jaxkd.losses.contrastive import crd_loss as crd_loss
+from jaxkd.losses.contrastive import info_nce_loss as info_nce_loss
 from jaxkd.losses.contrastive import sample_negatives as sample_negatives
 from jaxkd.losses.correlation import dist_loss as dist_loss
 from jaxkd.losses.diffusion import boot_bootstrap_loss as boot_bootstrap_loss
@@ -82,6 +83,7 @@ from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
 from jaxkd.losses.language import divergence_loss as divergence_loss
 from jaxkd.losses.language import relation_loss as relation_loss
 from jaxkd.losses.language import uld_loss as uld_loss
+from jaxkd.losses.modules import m2m_kd_loss as m2m_kd_loss
 from jaxkd.losses.online import balance_weights as balance_weights
 from jaxkd.losses.online import bdkd_loss as bdkd_loss
 from jaxkd.losses.online import dml_loss as dml_loss
@@ -105,6 +107,9 @@ from jaxkd.losses.relations import cc_loss as cc_loss
 from jaxkd.losses.relations import pkt_loss as pkt_loss
 from jaxkd.losses.relations import rkd_loss as rkd_loss
 from jaxkd.losses.relations import sp_loss as sp_loss
+from jaxkd.losses.routing import expert_load as expert_load
+from jaxkd.losses.routing import load_balance_loss as load_balance_loss
+from jaxkd.losses.routing import router_z_loss as router_z_loss
 from jaxkd.losses.sinkd import sinkd_loss as sinkd_loss
 from jaxkd.losses.subclasses import SubclassDirections as SubclassDirections
 from jaxkd.losses.subclasses import hard_subclass_targets as hard_subclass_targets
@@ -116,6 +121,15 @@ from jaxkd.losses.taid import taid_init as taid_init
 from jaxkd.losses.taid import taid_loss as taid_loss
 from jaxkd.losses.taid import taid_target as taid_target
 from jaxkd.losses.taid import taid_update as taid_update
+from jaxkd.losses.token_graphs import contextual_similarity as contextual_similarity
+from jaxkd.losses.token_graphs import dynamic_temperature as dynamic_temperature
+from jaxkd.losses.token_graphs import gather_tokens as gather_tokens
+from jaxkd.losses.token_graphs import knn_adjacency as knn_adjacency
+from jaxkd.losses.token_graphs import matched_tokens as matched_tokens
+from jaxkd.losses.token_graphs import sample_token_indices as sample_token_indices
+from jaxkd.losses.token_graphs import tokenize_feature_map as tokenize_feature_map
+from jaxkd.losses.token_graphs import trg_contextual_loss as trg_contextual_loss
+from jaxkd.losses.token_graphs import trg_local_loss as trg_local_loss
 from jaxkd.losses.topk import gather_log_probs as gather_log_probs
 from jaxkd.losses.topk import top_k_kd_loss as top_k_kd_loss
 from jaxkd.losses.topk import top_k_log_probs as top_k_log_probs

@@ -26,6 +26,7 @@ TOKEN = {
     "dist": methods.dist,
     "divergence_kd": methods.divergence_kd,
     "dkd": methods.dkd,
+    "expert_balance": lambda: methods.expert_balance(["block0"]),
     "first": lambda: methods.first(2.0, k=3),
     "first of sequences": lambda: methods.first(2.0, reduction="sequence"),
     "hidden_kd": lambda: methods.hidden_kd(["block0", "block1"]),
@@ -45,13 +46,14 @@ TOKEN = {
     "topk_kd": lambda: methods.topk_kd(reverse=True),
 }
 # Of images, graphs and peers, or with tokens of its own (below).
-OTHERS = {
-    *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
-    *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
-    *("kdcl", "labelled_cross_entropy", "low_frequency", "mgd", "nst", "ofakd", "ofd"),
-    *("nd", "one", "pkt", "reviewkd", "rkd", "self_distillation", "simkd", "sp"),
-    *("lelp", "subclass_kd", "tgeokd", "uld", "vid"),
-}
+OTHERS = set(
+    """
+    ab at bdkd cc crd cwd denoising dhkd dho diswot dml ffg2m fitnets fsp ft
+    fused_kd glnn high_frequency kdcl labelled_cross_entropy lelp low_frequency
+    m2mkd mgd nd nst ofakd ofd one pkt reviewkd rkd self_distillation simkd sp
+    subclass_kd tgeokd trg uld vid
+    """.split()
+)
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}
 # Those that read the teacher from the batch alone.

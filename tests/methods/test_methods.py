@@ -44,7 +44,18 @@ HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
 LANGUAGE = {"minillm", "uld"}
 # Their losses compare the examples of a batch with one another.
-RELATE = {"cc", "dist", "diswot", "kdcl", "pkt", "rkd", "sinkd", "sp"}
+RELATE = {
+    "cc",
+    "dist",
+    "diswot",
+    "expert_balance",
+    "kdcl",
+    "pkt",
+    "rkd",
+    "sinkd",
+    "sp",
+    "trg",
+}
 GRAPHS = {"ffg2m", "high_frequency", "low_frequency"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
 KINDS = SubclassDirections(jnp.zeros((CLASSES, 6)), jnp.ones((CLASSES, 6, 2)))
@@ -69,6 +80,7 @@ BUILD = {
     "divergence_kd": lambda: methods.divergence_kd(jensen_shannon(0.3), 2.0),
     "dkd": lambda: methods.dkd(),
     "dml": lambda: methods.dml(3),
+    "expert_balance": lambda: methods.expert_balance(["block0"], k=2),
     "ffg2m": lambda: methods.ffg2m(),
     "first": lambda: methods.first(2.0, k=3, reduction="sequence"),
     "fitnets": lambda: methods.fitnets("a"),
@@ -85,6 +97,7 @@ BUILD = {
     "labelled_cross_entropy": lambda: methods.labelled_cross_entropy(),
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
+    "m2mkd": lambda: methods.m2mkd([0, 1]),
     "mgd": lambda: methods.mgd("b"),
     "nd": lambda: methods.nd(),
     "nst": lambda: methods.nst(["b"]),
@@ -106,6 +119,7 @@ BUILD = {
     "taid": lambda: methods.taid(10),
     "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
     "topk_kd": lambda: methods.topk_kd(3),
+    "trg": lambda: methods.trg("a", "b", steps=10, samples=2, k=3, dim=4),
     "vid": lambda: methods.vid(["a", "b"]),
 }
 
