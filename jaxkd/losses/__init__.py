@@ -40,6 +40,7 @@ from jaxkd.losses.divergences import ctkd_temperature as ctkd_temperature
 from jaxkd.losses.divergences import dkd_loss as dkd_loss
 from jaxkd.losses.divergences import kd_loss as kd_loss
 from jaxkd.losses.divergences import kl_divergence as kl_divergence
+from jaxkd.losses.divergences import logit_deviation as logit_deviation
 from jaxkd.losses.divergences import ofa_loss as ofa_loss
 from jaxkd.losses.divergences import prediction_entropy as prediction_entropy
 from jaxkd.losses.divergences import reverse_kd_loss as reverse_kd_loss

@@ -49,6 +49,7 @@ from jaxkd.methods.linear_kd import linear_kd as linear_kd
 from jaxkd.methods.lskd import lskd as lskd
 from jaxkd.methods.mgd import mgd as mgd
 from jaxkd.methods.minillm import minillm as minillm
+from jaxkd.methods.mixstd import mixstd as mixstd
 from jaxkd.methods.nd import nd as nd
 from jaxkd.methods.nst import nst as nst
 from jaxkd.methods.ofakd import exit_logits as exit_logits

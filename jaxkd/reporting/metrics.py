@@ -90,6 +90,12 @@ METRICS = {
     "top5_mass": Metric("top-5 mass %"),
     "bytes": Metric("bytes"),
     "gradient_cosine": Metric("cosine of gradients"),
+    "entropy": Metric("entropy"),
+    "mixed_entropy": Metric("entropy of mixed"),
+    "logit_deviation": Metric("logit deviation"),
+    "mixed_confidence": Metric("confidence of mixed %"),
+    "fgsm_accuracy": Metric("FGSM %", higher_is_better=True),
+    "noisy_accuracy": Metric("noisy %", higher_is_better=True),
 }
 """Metrics in the order of a table's columns; another's name is its own."""
 

@@ -33,6 +33,7 @@ TOKEN = {
     "linear_kd": lambda: methods.linear_kd(label_weight=0.5),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "minillm": methods.minillm,
+    "mixstd": methods.mixstd,
     "pld": methods.pld,
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),
     "shared_vocabulary": lambda: methods.shared_vocabulary(methods.kd(), 3),

@@ -81,6 +81,7 @@ BUILD = {
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "mgd": lambda: methods.mgd("b"),
+    "mixstd": lambda: methods.mixstd(),
     "nd": lambda: methods.nd(),
     "nst": lambda: methods.nst(["b"]),
     "ofakd": lambda: methods.ofakd(["a", "b"], gamma=1.3),
