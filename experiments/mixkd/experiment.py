@@ -178,7 +178,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
         measure = measured(images, student, table.attack)
         mine = {row: rows[row] for row in table.rows or rows if row in rows}
         settings = {name: mine}
-        if name == config.tables[0]:
+        if name == config.tables[0] and seed < config.grid_seeds:
             settings[GRID] = config.grid()
         for setting, students in settings.items():
             for label, row in students.items():

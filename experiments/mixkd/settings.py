@@ -168,6 +168,7 @@ class Config:
         alpha: weight of the teacher.
         temperatures: of the grid of temperatures and mixed shares on the first table.
         shares: of that grid.
+        grid_seeds: at most so many for that grid.
     """
 
     tables: tuple[str, ...] = ("digits", "cifar10")
@@ -175,7 +176,8 @@ class Config:
     gamma: float = 0.1
     alpha: float = 0.9
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 20.0)
-    shares: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    shares: tuple[float, ...] = (0.0, 0.1, 0.5, 1.0)
+    grid_seeds: int = 3
 
     def grid(self) -> dict[str, Row]:
         """Return the grid's rows by name."""
@@ -190,6 +192,8 @@ PRESETS = {
     "small": Config(),
     "gpu": Config(("cifar100 on one GPU",), temperatures=()),
     "paper": Config(
-        PAPER_PAIRS, temperatures=(*(float(t) for t in (1, 2, 4, 8, 12, 16, 20)),)
+        PAPER_PAIRS,
+        temperatures=(1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0),
+        shares=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
     ),
 }
