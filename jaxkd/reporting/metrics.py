@@ -96,6 +96,10 @@ METRICS = {
     "mixed_confidence": Metric("confidence of mixed %"),
     "fgsm_accuracy": Metric("FGSM %", higher_is_better=True),
     "noisy_accuracy": Metric("noisy %", higher_is_better=True),
+    "classes_lost": Metric("classes lost %"),
+    "weight_error": Metric("error of weights", higher_is_better=False),
+    "query_accuracy": Metric("queries right %", higher_is_better=True),
+    "support": Metric("k*/n %"),
 }
 """Metrics in the order of a table's columns; another's name is its own."""
 
