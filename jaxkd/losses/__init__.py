@@ -73,6 +73,7 @@ from jaxkd.losses.fusion import ada_alpha as ada_alpha
 from jaxkd.losses.fusion import class_average_predictions as class_average_predictions
 from jaxkd.losses.fusion import fused_kd_loss as fused_kd_loss
 from jaxkd.losses.fusion import trilateral_features as trilateral_features
+from jaxkd.losses.fusion import weighted_kd_loss as weighted_kd_loss
 from jaxkd.losses.fusion import wls_alpha as wls_alpha
 from jaxkd.losses.graphs import edge_difference_log_probs as edge_difference_log_probs
 from jaxkd.losses.graphs import edge_high_frequency_loss as edge_high_frequency_loss
