@@ -122,22 +122,22 @@ TABLES = {
     ),
     "cifar10": Table(
         PairSpec(
-            NetworkConfig("cnn", {"channels_in": 3, "channels": (24, 48, 96)}),
+            NetworkConfig("cnn", {"channels_in": 3, "channels": (16, 32, 64)}),
             NetworkConfig("cnn", {"channels_in": 3, "channels": (8, 16)}),
         ),
         ImagesConfig(
             "cifar10",
-            test_examples=4000,
+            test_examples=2000,
             shrink=2,
-            epochs=10,
+            epochs=6,
             batch_size=64,
-            evaluate_every=10,
+            evaluate_every=6,
         ),
         OptimizerConfig("adam", 3e-3),
         rows=MAIN,
         train_examples=5000,
         teacher_examples=5000,
-        teacher_epochs=15,
+        teacher_epochs=10,
     ),
     **{
         pair: Table(
