@@ -28,6 +28,10 @@ Losses = Callable[[PyTree, Batch], Array]
 """``(params, batch) ->`` one loss an example, without dropout and the like."""
 
 
+DENSE = 2000
+"""Rows of the largest Hessian that `last_layer_influence` makes."""
+
+
 class Inverse(NamedTuple):
     """The solution s of (H + λI) s = v.
 
@@ -241,8 +245,9 @@ def last_layer_influence(
 ) -> Float[Array, "examples"]:
     """Return every example's influence through the last linear layer: HIGH harms.
 
-    The gradient is (∂ℓ_i/∂z_i) ⊗ [h_i; 1], the Hessian exact, see
-    `inverse_hvp_last_layer`. With several networks it is the mean over them.
+    The gradient is (∂ℓ_i/∂z_i) ⊗ [h_i; 1], and the Hessian exact. It is inverted by
+    `inverse_hvp_last_layer`, or by conjugate gradients where it has over 2,000 rows.
+    With several networks the influence is the mean over them.
 
     Args:
         seen: ``logits`` and ``features`` h of the training examples.
@@ -265,13 +270,20 @@ def last_layer_influence(
     def one(z: Array, h: Array, z_val: Array, h_val: Array) -> Array:
         h, h_val = (jnp.pad(x, ((0, 0), (0, 1)), constant_values=1) for x in (h, h_val))
         slope = jax.grad(lambda z: trained(z).sum())
-        # An example's loss reads its own logits alone: one direction serves all.
-        curvature = jax.vmap(
-            lambda e: jax.jvp(slope, (z,), (jnp.broadcast_to(e, z.shape),))[1],
-            out_axes=1,
-        )(jnp.eye(z.shape[-1], dtype=z.dtype))
         vector = jax.grad(lambda z: held_out_losses(z).mean())(z_val).T @ h_val
-        solution = inverse_hvp_last_layer(curvature, h, vector, damping=damping)[0]
+
+        def curved(direction: Array) -> Array:
+            return jax.jvp(slope, (z,), (jnp.broadcast_to(direction, z.shape),))[1]
+
+        if vector.size > DENSE:
+            solution = inverse_hvp_cg(
+                lambda v: curved(h @ v.T).T @ h / len(h), vector, damping=damping
+            )[0]
+        else:
+            # An example's loss reads its own logits alone: one direction serves all.
+            eye = jnp.eye(z.shape[-1], dtype=z.dtype)
+            curvature = jax.vmap(curved, out_axes=1)(eye)
+            solution = inverse_hvp_last_layer(curvature, h, vector, damping=damping)[0]
         return -jnp.sum((slope(z) @ solution) * h, axis=-1)
 
     arrays = [as_float(x) for x in (*train, *held_out)]

@@ -220,8 +220,8 @@ def test_all_ways_to_the_inverse_agree(fitted):
         np.testing.assert_allclose(scores, exact, rtol=1e-2, atol=1e-3)
 
 
-def test_a_distillation_loss_has_its_own_influence(fitted):
-    """Against the dense Hessian of the loss in all parameters."""
+def test_a_distillation_loss_has_its_own_influence(fitted, monkeypatch):
+    """Against the dense Hessian of the loss; also where it is never made."""
     ones, labels, fit, _ = fitted
     theta = jnp.asarray(fit(np.ones(N)), "f4")
     teacher = jnp.asarray(np.random.default_rng(1).normal(size=(N, CLASSES)), "f4")
@@ -247,6 +247,9 @@ def test_a_distillation_loss_has_its_own_influence(fitted):
     train, held_out = (seen(ones, labels, theta, r) for r in rows)
     found = selection.last_layer_influence(train, held_out, trained, damping=0.05)
     np.testing.assert_allclose(found, dense(theta), rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr("jaxkd.selection.influence.DENSE", 1)
+    found = selection.last_layer_influence(train, held_out, trained, damping=0.05)
+    np.testing.assert_allclose(found, dense(theta), rtol=1e-2, atol=1e-3)
 
 
 def test_weights_favour_what_helps_and_keep_the_mean():
