@@ -61,6 +61,7 @@ class Config:
         teacher_fractions: one table each.
         scoring: of examples.
         ridge_repeats: simulated regressions a seed; 0 for none.
+        title: before the tables' names.
     """
 
     task: ImagesConfig = ImagesConfig(batch_size=64)
@@ -79,6 +80,7 @@ class Config:
     teacher_fractions: tuple[float, ...] = (0.03, 0.1, 0.3)
     scoring: ScoringConfig = ScoringConfig()
     ridge_repeats: int = 60
+    title: str = ""
 
 
 # DeepCore's recipe, 200 epochs of CIFAR at a batch size of 128.
@@ -95,6 +97,7 @@ FULL = Config(
     teacher_fractions=(0.1, 0.3, 0.5),
     scoring=ScoringConfig(10, 7800, 200, 20),
     ridge_repeats=0,
+    title="CIFAR-100, ",
 )
 
 PRESETS = {
@@ -105,13 +108,14 @@ PRESETS = {
         train_examples=5000,
         network="resnet8",
         optimizer=OptimizerConfig("sgd", 0.05, weight_decay=5e-4),
-        steps=300,
-        fractions=(0.1, 1.0),
+        steps=250,
+        fractions=(1.0,),
         alphas=(0.0, 1.0),
         rules=("random", "el2n"),
         rule_fractions=(0.1, 0.3),
         teachers=(),
-        scoring=ScoringConfig(3, 60, 2, 0),
+        scoring=ScoringConfig(3, 25),
+        title="5,000 of CIFAR-10, ",
     ),
     "gpu": replace(
         FULL,
@@ -124,7 +128,8 @@ PRESETS = {
         rule_fractions=(0.1, 0.3),
         teachers=("resnet8", "resnet20", "resnet56"),
         teacher_fractions=(0.1,),
-        scoring=ScoringConfig(5, 400, 20, 0),
+        scoring=ScoringConfig(5, 400),
+        title="20,000 of CIFAR-10, ",
     ),
     "paper": FULL,
 }

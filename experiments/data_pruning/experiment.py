@@ -1,4 +1,4 @@
-"""Data pruning with a teacher of all the data.
+"""Data pruning: train on a part, with a teacher of all the data.
 
 Ben-Baruch et al. 2025 (arXiv:2403.07854) keep a fraction f of the training data, and
 let a teacher that was trained on all of them help. It lifts every rule of pruning, at
@@ -30,106 +30,114 @@ from jaxkd.methods import cross_entropy
 from jaxkd.papers.data_pruning import pruned_kd, ridge_self_distill
 from jaxkd.reporting.claims import Claim, all_of, contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.quantities import Quantity, cell
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, History, Run, Task, Values, records, run_arms
 from jaxkd.selection import keep_fraction
 from jaxkd.types import Batch, Program
 
+declare(
+    classes_lost=Metric("classes lost %"),
+    weight_error=Metric("error of weights", higher_is_better=False),
+)
+
 RIDGE, TEACHER_PARTS = "ridge, α = {:g}", (0.2, 0.4, 0.7, 1.0)
-HALF_POINT = "half a point is what the card calls no gain"
+HALF_POINT = "half a point counts as no gain"
 
 
-def random_table(fraction: float) -> str:
-    """Return the table of a fraction that is kept at random."""
-    return f"random, f = {fraction:g}"
+def table(config: Config, kind: str, fraction: float) -> str:
+    """Return a table's name; ``kind`` is random, rules or teachers."""
+    return f"{config.title}{kind}, f = {fraction:g}"
 
 
-def rule_table(fraction: float) -> str:
-    """Return the table of a fraction that is kept by each rule."""
-    return f"rules, f = {fraction:g}"
+def claims(config: Config) -> list[Claim]:
+    """Return what a preset's tables are to show; margins were set before any run."""
+    accuracy, rules = "last_accuracy", config.rules or tuple(RULES)
 
+    def gain(f: float) -> Quantity:
+        """Return by how much the teacher's labels alone beat the labels alone."""
+        setting = table(config, "random", f)
+        return cell("alpha 1", setting=setting) - cell("alpha 0", setting=setting)
 
-def gain(fraction: float) -> Quantity:
-    """Return by how much the teacher's labels alone beat the labels alone."""
-    table = random_table(fraction)
-    return cell("alpha 1", setting=table) - cell("alpha 0", setting=table)
-
-
-def claims() -> list[Claim]:
-    """Return what the tables are to show; margins were set before any run."""
-    accuracy, small = "last_accuracy", PRESETS["small"]
     found = [
-        contrast(f"alpha {alpha:g}", "alpha 0", accuracy, setting=random_table(f))
-        for f in (0.02, 0.05, 0.1)
-        for alpha in (0.5, 1)
+        contrast(
+            *(f"alpha {alpha:g}", "alpha 0", accuracy),
+            setting=table(config, "random", f),
+        )
+        for f in config.fractions
+        for alpha in config.alphas
+        if f <= 0.1 and alpha in (0.5, 1.0)
     ]
-    for f in small.rule_fractions:
-        table = rule_table(f)
+    for f in config.rule_fractions:
+        setting = table(config, "rules", f)
         found += [
-            contrast("el2n + KD", "el2n", accuracy, setting=table),
+            contrast("el2n + KD", "el2n", accuracy, setting=setting),
             all_of(
-                f"KD lifts every rule at f = {f:g}",
-                [
-                    contrast(f"{rule} + KD", rule, accuracy, setting=table)
-                    for rule in RULES
-                ],
+                f"KD lifts every rule ({setting})",
+                [contrast(f"{r} + KD", r, accuracy, setting=setting) for r in rules],
             ),
-            contrast("random + KD", "el2n + KD", accuracy, setting=table),
+            contrast("random + KD", "el2n + KD", accuracy, setting=setting),
             *(
                 contrast(
                     *("random + KD", f"{rule} + KD", accuracy, 0.005),
                     "non-inferiority",
-                    setting=table,
+                    setting=setting,
                     because=HALF_POINT,
                 )
                 for rule in ("grand", "forgetting", "memorization")
+                if rule in rules
             ),
         ]
-    found += [
-        all_of(
-            "KD's gain falls with every rise of f",
-            [
-                contrast(gain(low), gain(high), accuracy, lower=False)
-                for low, high in pairwise(small.fractions)
-            ],
-        ),
-        contrast(gain(1.0), 0.005, accuracy, lower=True),
+    if len(config.fractions) > 1:
+        falls = [
+            contrast(
+                *(gain(low), gain(high), accuracy),
+                setting=table(config, "random", low),
+                lower=False,
+            )
+            for low, high in pairwise(config.fractions)
+        ]
+        found.append(all_of(f"{config.title}KD gains less with every rise of f", falls))
+    whole = table(config, "random", 1.0)
+    found.append(
         contrast(
-            *("mlp64", "mlp512", accuracy, 0.005, "non-inferiority"),
-            setting="teachers, f = 0.03",
-            because=HALF_POINT,
-        ),
-        all_of(
-            "ridge: the error falls with every rise of the teacher's part",
-            [
-                contrast(
-                    *(f"f_t = {high:g}", f"f_t = {low:g}", "weight_error"),
-                    setting=RIDGE.format(1),
-                )
-                for low, high in pairwise(TEACHER_PARTS)
-            ],
-        ),
-    ]
+            *(gain(1.0), 0.005, accuracy),
+            setting=whole,
+            lower=True,
+            name=f"KD gains less than half a point ({whole})",
+        )
+    )
+    for f in config.teacher_fractions[: 1 if config.teachers else 0]:
+        found.append(
+            contrast(
+                *(config.network, config.teachers[-1], accuracy, 0.005),
+                "non-inferiority",
+                setting=table(config, "teachers", f),
+                because=HALF_POINT,
+            )
+        )
+    if config.ridge_repeats:
+        falls = [
+            contrast(
+                *(f"f_t = {high:g}", f"f_t = {low:g}", "weight_error"),
+                setting=RIDGE.format(1),
+            )
+            for low, high in pairwise(TEACHER_PARTS)
+        ]
+        found.append(
+            all_of("ridge: the error falls as the teacher's part grows", falls)
+        )
     return found
 
 
 def load(config: Config, seed: int) -> Classification:
     """Return the data set of a seed, to score, to prune and to test on."""
-    images = config.task.load(config.optimizer)
+    images = config.task.load(config.optimizer).divided(config.test_examples, seed)
+    if not config.train_examples:
+        return images
     train: Any = images.train
-    if config.test_examples:
-        test: Any = images.test
-        both = {
-            name: np.concatenate([array, test.arrays[name]])
-            for name, array in train.arrays.items()
-        }
-        whole = data.Source(train.name, both, train.classes)
-        train, test = data.split(whole, config.test_examples, seed=seed)
-        images = replace(images, test=test)
-    if config.train_examples:
-        train = train.subset(config.train_examples, seed=seed)
-    return replace(images, train=train)
+    return replace(images, train=train.subset(config.train_examples, seed=seed))
 
 
 def accuracies(history: History) -> Values:
@@ -176,12 +184,13 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
     own, file = config.network, run.folder / "scores" / f"seed{seed}.npz"
     pool = pools(config, images, teacher(own).deployed, seed, file)
     for f in config.fractions:
-        table = task(
-            random_table(f), keep_fraction(RULES["random"][1], key, pool["random"], f)
+        pruned = task(
+            table(config, "random", f),
+            keep_fraction(RULES["random"][1], key, pool["random"], f),
         )
-        yield teacher(own), table
+        yield teacher(own), pruned
         for alpha in config.alphas:
-            yield Arm(f"alpha {alpha:g}", program(own, alpha), student), table
+            yield Arm(f"alpha {alpha:g}", program(own, alpha), student), pruned
     for f in config.rule_fractions:
         for rule, (_, select) in rules.items():
             kept = keep_fraction(select, key, pool[rule], f)
@@ -193,7 +202,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
                     student,
                     measure=lambda *_, missing=missing: {"classes_lost": missing},
                 )
-                yield arm, task(rule_table(f), kept)
+                yield arm, task(table(config, "rules", f), kept)
     for f in config.teacher_fractions if config.teachers else ():
         kept = keep_fraction(RULES["random"][1], key, pool["random"], f)
         for name in config.teachers:
@@ -205,7 +214,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
                 student,
                 measure=lambda *_, a=own_accuracy: {"teacher_accuracy": a},
             )
-            yield arm, task(f"teachers, f = {f:g}", kept)
+            yield arm, task(table(config, "teachers", f), kept)
 
 
 def ridge(config: Config, seed: int, folder: Path) -> list[Record]:
@@ -261,7 +270,7 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
 EXPERIMENT = Experiment(
     presets=PRESETS,
     run=run,
-    claims=claims(),
+    claims=[claim for config in PRESETS.values() for claim in claims(config)],
     full_scale=full_scale,
     seeds={"small": 5},
     varies=("split", "teacher", "student", "order"),

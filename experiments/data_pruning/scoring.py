@@ -74,7 +74,7 @@ def pools(
 def scores(
     config: Config, images: Classification, teacher: Network, seed: int
 ) -> dict[str, np.ndarray]:
-    """Return all scores, with the labels and the teacher's features."""
+    """Return the scores that the rules need, the labels and the teacher's features."""
     scoring, train = config.scoring, images.train
     network = NETWORKS[config.network].build(images.classes)
     optimizer = config.optimizer.build(config.steps)
@@ -89,35 +89,38 @@ def scores(
         state, _ = fit(program, found, key=jax.random.key(key), steps=steps, **options)
         return jax.device_get(state.student)
 
-    early = [learn(scoring.steps) for _ in range(scoring.runs)]
-    options: Any = {"transform": images.test_transform}
-    seen = selection.observe(network, early, train, **options)
-    seen = seen._replace(
-        gradient_norms=selection.gradient_norms(
-            network, early, train, batch_size=scoring.chunk, **options
-        )
-    )
     last = [teacher.init(jax.random.key(0))]
+    options: Any = {"transform": images.test_transform}
     learnt = selection.observe(teacher, last, train, tap="pooled", **options)
-    found = {
+    found: dict[str, Any] = {
         "labels": labels,
         "features": learnt.features[0],
-        "el2n": selection.el2n_scores(seen),
-        "grand": selection.grand_scores(seen),
         "moderate": selection.moderate_scores(learnt),
     }
-    watched: list[np.ndarray] = []
+    needed = {RULES[rule][0] for rule in config.rules or RULES}
+    early: list[Any] = []
+    if needed & {"el2n", "grand"}:
+        early = [learn(scoring.steps) for _ in range(scoring.runs)]
+        seen = selection.observe(network, early, train, **options)
+        found["el2n"] = selection.el2n_scores(seen)
+    if "grand" in needed:
+        norms = selection.gradient_norms(
+            network, early, train, batch_size=scoring.chunk, **options
+        )
+        found["grand"] = selection.grand_scores(Seen(labels, gradient_norms=norms))
+    if needed & {"forgetting", "aum"}:
+        watched: list[np.ndarray] = []
 
-    def watch(state: Any) -> dict[str, float]:
-        watched.append(predict(state.student))
-        return {}
+        def watch(state: Any) -> dict[str, float]:
+            watched.append(predict(state.student))
+            return {}
 
-    every = config.steps // scoring.evaluations
-    learn(config.steps, evaluate=watch, evaluate_every=every)
-    seen = Seen(labels, np.stack(watched))
-    found["forgetting"] = selection.forgetting_scores(seen)
-    found["aum"] = selection.aum_scores(seen)
-    if scoring.subsets:
+        every = config.steps // scoring.evaluations
+        learn(config.steps, evaluate=watch, evaluate_every=every)
+        seen = Seen(labels, np.stack(watched))
+        found["forgetting"] = selection.forgetting_scores(seen)
+        found["aum"] = selection.aum_scores(seen)
+    if "memorization" in needed:
         rng = np.random.default_rng(seed)
         inside = rng.random((scoring.subsets, len(labels))) < scoring.share
         right = [

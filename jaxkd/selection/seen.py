@@ -4,6 +4,7 @@ The networks are several checkpoints of one run, or of several runs; scores say 
 Any network and any source will do, and one forward pass is compiled for all.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -87,29 +88,34 @@ def observe(
         tap: the features' name, such as ``"pooled"``; None for logits alone.
         batch_size: examples in one forward pass.
         transform: of each batch, without randomness, such as ``Normalize``.
-    """
-    taps = () if tap is None else (tap,)
 
+    Raises:
+        ValueError: no variables, or a source without labels.
+    """
+    _check(variables)
+    forward, size = _forward(network, () if tap is None else (tap,)), len(source)
+    labels, logits, features = np.zeros(0), [], []
+    for some in variables:
+        batches = _batches(network, source, batch_size, transform)
+        parts = [(*jax.device_get(forward(some, x)), label) for x, label in batches]
+        logits.append(np.concatenate([z for z, _, _ in parts])[:size])
+        labels = np.concatenate([label for _, _, label in parts])[:size]
+        if tap is not None:
+            features.append(np.concatenate([f[tap] for _, f, _ in parts])[:size])
+    return Seen(labels, np.stack(logits), np.stack(features) if features else None)
+
+
+@functools.lru_cache(maxsize=8)
+def _forward(network: Network, taps: tuple[str, ...]) -> Any:
     @jax.jit
     def forward(variables: Variables, inputs: Inputs):
         outputs, _ = network.apply(variables, inputs, taps=taps)
         return outputs.logits, outputs.features
 
-    logits, features = [], []
-    for some in variables:
-        batches = _batches(network, source, batch_size, transform)
-        found = [jax.device_get(forward(some, inputs)) for inputs, _ in batches]
-        rows = len(source)
-        logits.append(np.concatenate([z for z, _ in found])[:rows])
-        if tap is not None:
-            features.append(np.concatenate([f[tap] for _, f in found])[:rows])
-    return Seen(
-        _labels(source, batch_size),
-        np.stack(logits),
-        np.stack(features) if features else None,
-    )
+    return forward
 
 
+@checked()
 def example_gradients(
     network: Network, variables: Variables, inputs: Inputs, labels: Any
 ) -> PyTree:
@@ -153,7 +159,11 @@ def gradient_norms(
         batch_size: examples at a time, whose gradients are in memory together: as much
             as that many copies of the network. It changes no result.
         transform: of each batch, without randomness, such as ``Normalize``.
+
+    Raises:
+        ValueError: no variables, or a source without labels.
     """
+    _check(variables)
 
     @jax.jit
     def norms(variables: Variables, inputs: Inputs, labels: Array) -> Array:
@@ -168,6 +178,14 @@ def gradient_norms(
     return np.stack(found)
 
 
+def _check(variables: Sequence[Variables]) -> None:
+    if not variables:
+        raise ValueError(
+            "variables is empty: give those of at least one network, such as "
+            "[state.student]"
+        )
+
+
 def _batches(
     network: Network, source: Examples, size: int, transform: Transform | None
 ) -> Iterator[tuple[Inputs, Any]]:
@@ -179,9 +197,3 @@ def _batches(
         if "label" not in batch:
             raise ValueError(f"data set {source.name!r} has no label to score by")
         yield network.read(batch), batch["label"]
-
-
-def _labels(source: Examples, size: int) -> np.ndarray:
-    starts = range(0, len(source), size)
-    rows = [np.arange(i, min(i + size, len(source))) for i in starts]
-    return np.concatenate([source.take(some)["label"] for some in rows])

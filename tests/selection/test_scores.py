@@ -132,3 +132,5 @@ def test_a_source_without_labels_is_refused(source):
     network = Network.from_nnx(Net)
     with pytest.raises(ValueError, match="'bare' has no label"):
         selection.observe(network, [network.init(jax.random.key(0))], bare)
+    with pytest.raises(ValueError, match="variables is empty"):
+        selection.gradient_norms(network, [], source)

@@ -31,7 +31,7 @@ def test_the_loss_weighs_labels_and_teacher():
         student, teacher = (Outputs(jnp.asarray(x, jnp.float32)) for x in (z, t))
         batch = {"label": jnp.asarray(y)}
         variables = method.init(jax.random.key(0), student, teacher, batch)
-        loss, _ = call(method, variables, student, teacher, batch)
+        loss, _ = call(method, variables, student, teacher, batch, jax.random.key(0))
         right = (1 - alpha) * ce + alpha * 4 * kl
         assert float(loss) == pytest.approx(right, rel=1e-5)
 
