@@ -42,10 +42,20 @@ from jaxkd.network import Network
 from jaxkd.papers.kdaif import Models, kd_aif_round
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, Run, Task, run_arms
 from jaxkd.types import Batch, Program
+
+declare(
+    detection_auc=Metric("AUC", higher_is_better=True),
+    right_weight=Metric("weight, label right"),
+    wrong_weight=Metric("weight, label wrong"),
+    class_weight_gap=Metric("gap of classes"),
+    loo_correlation=Metric("correlation", higher_is_better=True),
+    loo_slope=Metric("slope"),
+)
 
 CLAIMS = [
     contrast("sigmoid", "uniform", "last_accuracy", setting=NOISY),
@@ -64,7 +74,7 @@ CLAIMS = [
     contrast("rounds_s", "uniform", "last_accuracy", setting=NOISY),
     contrast("sigmoid", "uniform", "last_accuracy", setting=PSEUDO),
     contrast("rounds_ts", "uniform", "last_accuracy", setting=PSEUDO),
-    contrast("influence", 0.9, "correlation", setting=LEAVE_ONE_OUT),
+    contrast("influence", 0.9, "loo_correlation", setting=LEAVE_ONE_OUT),
 ]
 
 

@@ -39,8 +39,8 @@ def left_out(
         changes.append(_loss(after, x_val, y_val) - before)
     expected = -np.asarray(scores)[chosen] / len(x)
     values = {
-        "correlation": float(np.corrcoef(expected, changes)[0, 1]),
-        "slope": float(np.polyfit(changes, expected, 1)[0]),
+        "loo_correlation": float(np.corrcoef(expected, changes)[0, 1]),
+        "loo_slope": float(np.polyfit(changes, expected, 1)[0]),
     }
     return records(LEAVE_ONE_OUT, "influence", seed, values, 0.0)
 

@@ -36,10 +36,20 @@ from jaxkd.methods import cross_entropy, mixstd
 from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.paper import paper_table
 from jaxkd.reporting.quantities import NotComparable, cell, derived, values_of
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.types import Batch, Program, deployed
+
+declare(
+    entropy=Metric("entropy"),
+    mixed_entropy=Metric("entropy of mixed"),
+    logit_deviation=Metric("logit deviation"),
+    mixed_confidence=Metric("confidence of mixed %"),
+    fgsm_accuracy=Metric("FGSM %", higher_is_better=True),
+    noisy_accuracy=Metric("noisy %", higher_is_better=True),
+)
 
 GRID = "temperature and share"
 

@@ -57,8 +57,8 @@ def test_a_short_run_has_all_rows(tmp_path):
             assert {"last_accuracy", "detection_auc", "wrong_weight"} <= set(found)
             assert all(map(np.isfinite, found.values()))
     assert {r.metric for r in records if r.setting == LEAVE_ONE_OUT} == {
-        "correlation",
-        "slope",
+        "loo_correlation",
+        "loo_slope",
     }
     with pytest.raises(ValueError, match=r"unknown row 'sigmod'.*did you mean"):
         EXPERIMENT.records(replace(config, rows=("sigmod",)), [0], Run(tmp_path))
