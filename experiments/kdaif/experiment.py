@@ -196,9 +196,9 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
         label = example_labels(images.train)
         truth = getattr(images.train, "arrays", {}).get("true_label", label)
         wrong = label != truth
-        for name in names:
-            found, arm = scores, first
-            weights = np.ones(len(label))
+        mine = config.pseudo_rows if setting == PSEUDO else names
+        for name in (row for row in names if row in mine):
+            arm, own, found, weights = first, task, scores, np.ones(len(label))
             if name in ROUNDS:
                 arm, weights, found = in_rounds(
                     config, name, images, score, student, teacher.deployed, train_part
@@ -207,13 +207,13 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
                 if name == "gradients":
                     found = score(models, plain=True)
                 weights = weights_of(name, found, wrong)
-                mine = weighted(images, weights)
-                program = mine.distill(student, teacher.deployed, objective(config))
-                arm = Arm(name, program, student)
-            measure = measured(found, weights, wrong, label)
-            arm = replace(arm, measure=measure)
-            own = task if arm.program is None else replace(task, batches=mine.batches)
-            yield arm, own
+                some = weighted(images, weights)
+                program = some.distill(student, teacher.deployed, objective(config))
+                arm, own = (
+                    Arm(name, program, student),
+                    replace(task, batches=some.batches),
+                )
+            yield replace(arm, measure=measured(found, weights, wrong, label)), own
 
 
 def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:

@@ -20,6 +20,7 @@ class Config:
     Attributes:
         settings: tables: which labels are wrong.
         rows: the weights, and the rounds that find them anew.
+        pseudo_rows: those of them that the pseudo-labels' table has.
         teacher: the network to learn from.
         student: the network to train.
         task: the images, and how long students learn them.
@@ -41,6 +42,9 @@ class Config:
 
     settings: tuple[str, ...] = (NOISY, PSEUDO)
     rows: tuple[str, ...] = ("uniform", *WEIGHTS, *ROUNDS)
+    pseudo_rows: tuple[str, ...] = (
+        *("uniform", "released", "sigmoid", "oracle", "rounds_ts"),
+    )
     teacher: NetworkConfig = NetworkConfig("mlp", {"features": 64, "widths": (128,)})
     student: NetworkConfig = NetworkConfig("mlp", {"features": 64, "widths": (24,)})
     task: ImagesConfig = ImagesConfig("digits", epochs=60, evaluate_every=60)
