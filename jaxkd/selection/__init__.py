@@ -1,10 +1,12 @@
 """Which examples to label, to train on, or to keep: active learning and pruning.
 
 Scores have one form, ``score(seen) -> (examples,)``, of what networks say of the
-examples (`Seen`, made by `observe`). Selections have another, ``select(key, pool, q) ->
-positions``, of what is known of those to choose among (`Pool`): in rounds of active
-learning (`label_picked`, `ask_teacher`), or once for a share of a data set
-(`keep_fraction`). `few_shot_teacher` learns from what was labelled.
+examples (`Seen`, made by `observe`); `last_layer_influence` takes what they say of
+validation examples too, and `influence_weights` makes weights of it. Selections have
+another form, ``select(key, pool, q) -> positions``, of what is known of those to choose
+among (`Pool`): in rounds of active learning (`label_picked`, `ask_teacher`), or once
+for a share of a data set (`keep_fraction`). `few_shot_teacher` learns from what was
+labelled.
 """
 
 from jaxkd.selection.coverage import cover_radius as cover_radius
