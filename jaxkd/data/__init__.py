@@ -11,6 +11,8 @@ from jaxkd.data.datasets import fashion_mnist as fashion_mnist
 from jaxkd.data.datasets import load as load
 from jaxkd.data.datasets import mnist as mnist
 from jaxkd.data.datasets import tfds_dataset as tfds_dataset
+from jaxkd.data.folders import folder_classes as folder_classes
+from jaxkd.data.folders import image_folder as image_folder
 from jaxkd.data.graphs import GRAPHS as GRAPHS
 from jaxkd.data.graphs import GraphDataset as GraphDataset
 from jaxkd.data.graphs import load_graph as load_graph
