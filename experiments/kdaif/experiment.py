@@ -79,6 +79,14 @@ CLAIMS = [
 ]
 
 
+def own_seed(seed: int) -> int:
+    """Return a seed of the labels, by which no epoch is shuffled.
+
+    An epoch's order is drawn by the run's own seed: it would begin with wrong labels.
+    """
+    return 1000 + seed
+
+
 def divided(config: Config, seed: int) -> tuple[Classification, data.Source]:
     """Return the data with true labels, and the validation examples."""
     images = config.task.load(config.optimizer)
@@ -94,7 +102,8 @@ def pseudo_labelled(
 ) -> tuple[Classification, Arm]:
     """Return the data with a teacher's labels for all but a few, and that teacher."""
     train: Any = images.train
-    few = np.random.default_rng(seed).permutation(len(train))[: config.labelled]
+    rng = np.random.default_rng(own_seed(seed))
+    few = rng.permutation(len(train))[: config.labelled]
     learnt = replace(
         images,
         train=data.Source("labelled", {k: x[few] for k, x in train.arrays.items()}, 10),
@@ -174,7 +183,7 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
         else:
             if setting == NOISY:
                 train: Any = images.train
-                noisy = corrupted(train, config.corrupted, seed)
+                noisy = corrupted(train, config.corrupted, own_seed(seed))
                 images = replace(images, train=noisy)
             learnt = replace(
                 images,

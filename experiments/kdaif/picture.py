@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common.classification import corrupted
-from experiments.kdaif.experiment import EXPERIMENT, divided
+from experiments.kdaif.experiment import EXPERIMENT, divided, own_seed
 from experiments.kdaif.weights import influence, objective, weights_of
 from jaxkd.papers.kdaif import Models
 from jaxkd.reporting.run import Arm, Run
@@ -23,7 +23,7 @@ def draw(path: Path) -> None:
     config = EXPERIMENT.presets["small"]
     images, validation = divided(config, 0)
     clean: Any = images.train
-    noisy = corrupted(clean, config.corrupted, 0)
+    noisy = corrupted(clean, config.corrupted, own_seed(0))
     images, arrays = replace(images, train=noisy), noisy.arrays
     student, network = (
         net.build(images.classes) for net in (config.student, config.teacher)
