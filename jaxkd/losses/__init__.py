@@ -41,6 +41,7 @@ from jaxkd.losses.divergences import ctkd_temperature as ctkd_temperature
 from jaxkd.losses.divergences import dkd_loss as dkd_loss
 from jaxkd.losses.divergences import kd_loss as kd_loss
 from jaxkd.losses.divergences import kl_divergence as kl_divergence
+from jaxkd.losses.divergences import logit_deviation as logit_deviation
 from jaxkd.losses.divergences import ofa_loss as ofa_loss
 from jaxkd.losses.divergences import prediction_entropy as prediction_entropy
 from jaxkd.losses.divergences import reverse_kd_loss as reverse_kd_loss
@@ -73,6 +74,7 @@ from jaxkd.losses.fusion import ada_alpha as ada_alpha
 from jaxkd.losses.fusion import class_average_predictions as class_average_predictions
 from jaxkd.losses.fusion import fused_kd_loss as fused_kd_loss
 from jaxkd.losses.fusion import trilateral_features as trilateral_features
+from jaxkd.losses.fusion import weighted_kd_loss as weighted_kd_loss
 from jaxkd.losses.fusion import wls_alpha as wls_alpha
 from jaxkd.losses.graphs import edge_difference_log_probs as edge_difference_log_probs
 from jaxkd.losses.graphs import edge_high_frequency_loss as edge_high_frequency_loss

@@ -53,6 +53,7 @@ from jaxkd.methods.lskd import lskd as lskd
 from jaxkd.methods.m2mkd import m2mkd as m2mkd
 from jaxkd.methods.mgd import mgd as mgd
 from jaxkd.methods.minillm import minillm as minillm
+from jaxkd.methods.mixstd import mixstd as mixstd
 from jaxkd.methods.nd import nd as nd
 from jaxkd.methods.nst import nst as nst
 from jaxkd.methods.ofakd import exit_logits as exit_logits

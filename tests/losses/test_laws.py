@@ -145,6 +145,7 @@ LAWS = {
     "dkd": Law(lambda s, t, y, w, _: losses.dkd_loss(s, t, y), minimum=True),
     "ofa": Law(lambda s, t, y, w, _: losses.ofa_loss(s, t, y, 1.4, 2.0)),
     "lskd": Law(lskd, minimum=True),
+    "deviation": Law(lambda s, t, y, w, _: losses.logit_deviation(s)),
     "ctkd": Law(ctkd, minimum=True),
     "pld": Law(lambda s, t, y, w, _: losses.pld_loss(s, t, y, 2.0)),
     "plackett luce": Law(plackett_luce),

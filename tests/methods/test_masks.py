@@ -35,6 +35,7 @@ TOKEN = {
     "linear_kd": lambda: methods.linear_kd(label_weight=0.5),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "minillm": methods.minillm,
+    "mixstd": methods.mixstd,
     "pld": methods.pld,
     "pruned_kd": lambda: pruned_kd(0.7),
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),

@@ -99,6 +99,7 @@ BUILD = {
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "m2mkd": lambda: methods.m2mkd([0, 1]),
     "mgd": lambda: methods.mgd("b"),
+    "mixstd": lambda: methods.mixstd(),
     "nd": lambda: methods.nd(),
     "nst": lambda: methods.nst(["b"]),
     "ofakd": lambda: methods.ofakd(["a", "b"], gamma=1.3),
