@@ -61,7 +61,7 @@ class PadCrop:
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Shift every image by its own offset."""
-        image = _images(batch)
+        image = batch_images(batch)
         if rng is None:
             return batch
         p, (examples, height, width, _) = self.padding, image.shape
@@ -78,7 +78,7 @@ class Flip:
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Mirror each image with probability one half."""
-        image = _images(batch)
+        image = batch_images(batch)
         if rng is None:
             return batch
         mirrored = rng.random(len(image)) < 0.5
@@ -106,7 +106,7 @@ class Normalize:
         Raises:
             ValueError: an image that is not uint8, or has other channels.
         """
-        image = _images(batch)
+        image = batch_images(batch)
         if image.dtype != np.uint8 or image.shape[-1] != len(self.mean):
             raise ValueError(
                 f"batch['image'] is {image.dtype} of shape {image.shape}, but "
@@ -142,7 +142,7 @@ class Mixup:
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Return share · batch + (1 − share) · shuffled batch."""
-        image = _images(batch, floating=True)
+        image = batch_images(batch, floating=True)
         if rng is None:
             return batch
         share = np.float32(rng.beta(self.alpha, self.alpha))
@@ -173,7 +173,7 @@ class CutMix:
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Return the batch with one box of every image from the shuffled batch."""
-        image = _images(batch)
+        image = batch_images(batch)
         if rng is None:
             return batch
         height, width = image.shape[1:3]
@@ -267,7 +267,8 @@ def _random_box(
     return 0.0, 0.0, float(width), float(height)
 
 
-def _images(batch: Arrays, floating: bool = False) -> np.ndarray:
+@checked()
+def batch_images(batch: Arrays, floating: bool = False) -> np.ndarray:
     """Return the batch's images.
 
     Raises:
