@@ -11,6 +11,7 @@ from flax import nnx
 from experiments.common.classification import Classification, ImagesConfig
 from experiments.common.configs import NetworkConfig, OptimizerConfig
 from jaxkd import data
+from jaxkd.data.corruptions import SEVERITIES
 from jaxkd.network import Network
 from jaxkd.papers import hard
 from jaxkd.papers.hard import Augmenter, Controller
@@ -198,7 +199,7 @@ SETTINGS = {
         teacher_epochs=60,
         train_examples=0,
         augmenter_rate=1e-4,
-        severities=data.SEVERITIES,
+        severities=SEVERITIES,
         corrupted=0,
     ),
     "cifar10-full": Setting(
@@ -210,6 +211,6 @@ SETTINGS = {
         OptimizerConfig("sgd", 0.1, 5e-4),
         PHOTO_ROWS,
         augmenter_rate=1e-4,
-        severities=data.SEVERITIES,
+        severities=SEVERITIES,
     ),
 }

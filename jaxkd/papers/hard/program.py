@@ -332,7 +332,10 @@ def hard(
         ), disjoint(learnt.metrics, theirs, own)
 
     def frozen(state: HardState) -> Any:
-        return state.distillation.teacher, state.augmenter["frozen"]
+        return {
+            "teacher": state.distillation.teacher,
+            "augmenter": state.augmenter["frozen"],
+        }
 
     def check(state: HardState, batch: Batch) -> None:
         check_training(state.distillation.classes, batch, student, teacher)
