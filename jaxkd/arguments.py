@@ -85,7 +85,8 @@ def unknown_name(kind: str, given: str, valid: Iterable[str]) -> str:
     """
     valid, given = list(valid), given[:100]
     message = f"unknown {kind} {given!r}"
-    match = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
+    within = sorted((name for name in valid if given and given in name), key=len)
+    match = within or difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
     if match:
         message += f": did you mean {match[0]!r}?"
     return f"{message} Valid: {', '.join(valid) or 'none'}"

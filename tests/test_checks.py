@@ -18,6 +18,12 @@ from jaxkd.graphs import edge_dot
             ["mlp", "cnn"],
             "unknown model 'cnm': did you mean 'cnn'? Valid: mlp, cnn",
         ),
+        (
+            "resnet",
+            ["lenet", "resnet110", "resnet20"],
+            "unknown model 'resnet': did you mean 'resnet20'? Valid: lenet, resnet110, "
+            "resnet20",
+        ),
         ("xyz", iter(["mlp", "cnn"]), "unknown model 'xyz' Valid: mlp, cnn"),
         ("mlp", {}, "unknown model 'mlp' Valid: none"),
     ],

@@ -36,9 +36,14 @@ from jaxkd.methods import bdkd, cross_entropy, from_loss, kdcl
 from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, History, Run, Task, Values, records, run_arms
 from jaxkd.types import Batch, Method, Program
+
+declare(
+    entropy_gap=Metric("entropy gap", higher_is_better=False),
+)
 
 MECHANISM = "single updates"
 TAPS = ("0.logits", "1.logits")

@@ -23,9 +23,15 @@ from experiments.boot.images import digits, full_scale, run_images, train_classi
 from experiments.common.configs import choose
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Run
+
+declare(
+    teacher_mse=Metric("MSE to teacher", higher_is_better=False),
+    condition_accuracy=Metric("condition %", higher_is_better=True),
+)
 
 SAMPLES, TO_TEACHER = "sliced_wasserstein", "teacher_mse"
 

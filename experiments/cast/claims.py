@@ -6,9 +6,18 @@ from itertools import pairwise
 from experiments.cast.config import PRESETS, decayed, trained_for
 from jaxkd.evaluation.scaling import fit_scaling_law
 from jaxkd.reporting.claims import Claim, all_of, contrast, observed
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.quantities import NotComparable, cell, derived, values_of
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.tables import metric_name
+
+declare(
+    dense_nll=Metric("NLL before pruning"),
+    pruning_gap=Metric("pruning gap"),
+    int8_cost=Metric("lost to int8"),
+    int4_cost=Metric("lost to int4"),
+    magnitude_ratio=Metric("dropped / kept %"),
+)
 
 SMALL, FULL = "tiny_shakespeare", "llama2-7b"
 

@@ -37,10 +37,20 @@ from jaxkd.methods.shared_vocabulary import shared_vocabulary
 from jaxkd.network import Network
 from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, History, Run, Task
 from jaxkd.training import fit_intervals
 from jaxkd.types import Batch, Program
+
+declare(
+    worst_ratio=Metric("worst ratio", higher_is_better=False),
+    mean_ratio=Metric("mean ratio", higher_is_better=False),
+    worst_gain=Metric("worst ratio below KD's by", higher_is_better=True),
+    hardest_share=Metric("first share of the hardest %"),
+    weight_change=Metric("change of weights"),
+    weight_slack=Metric("slack of weights"),
+)
 
 
 @dataclass(frozen=True)

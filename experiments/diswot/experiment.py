@@ -42,10 +42,16 @@ from jaxkd.network import Network
 from jaxkd.papers.diswot import diswot
 from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, Run, Task, records, run_arms
 from jaxkd.reporting.tables import PaperValue
 from jaxkd.types import Batch, Method, Program
+
+declare(
+    best_score=Metric("best score", higher_is_better=True),
+    chosen_accuracy=Metric("accuracy of the chosen %", higher_is_better=True),
+)
 
 COST = "cost"
 CLAIMS = [

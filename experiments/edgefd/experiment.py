@@ -41,9 +41,17 @@ from jaxkd.network import Network
 from jaxkd.programs import Client, fd_client, federated_distillation
 from jaxkd.reporting.claims import Claim, contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.records import Record, select
 from jaxkd.reporting.run import Arm, History, Run, Task, run_arms
 from jaxkd.types import Batch, Program, Variables
+
+declare(
+    filter_precision=Metric("filter precision %", higher_is_better=True),
+    filter_recall=Metric("filter recall %", higher_is_better=True),
+    upload_kb=Metric("upload kB a round"),
+    filter_ms=Metric("filter ms", higher_is_better=False),
+)
 
 BEFORE = "fixed before the first run, by an earlier trial"
 

@@ -36,10 +36,15 @@ from jaxkd.network import Network
 from jaxkd.programs import BestState, with_best
 from jaxkd.reporting.claims import Claim, all_of, contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.paper import paper_table
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, History, Run, Task, run_arms
 from jaxkd.types import Batch, Method, Program, Variables
+
+declare(
+    high_frequency_kl=Metric("high-frequency KL", higher_is_better=False),
+)
 
 CHIPS = 8
 

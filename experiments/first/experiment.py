@@ -14,9 +14,16 @@ from collections.abc import Sequence
 from experiments.first import answers, digits
 from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Run, run_arms
+
+declare(
+    validation_ece10=Metric("validation ECE₁₀ %", higher_is_better=False),
+    kept_best=Metric("kept its best %"),
+    top5_mass=Metric("top-5 mass %"),
+)
 
 Config = digits.Config | answers.Config
 

@@ -45,6 +45,7 @@ from jaxkd.network import Network
 from jaxkd.programs import with_average
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import (
     Arm,
@@ -57,6 +58,11 @@ from jaxkd.reporting.run import (
     run_arms,
 )
 from jaxkd.types import Batch, Program
+
+declare(
+    **{f"exit{i}_accuracy": Metric(f"exit {i} %") for i in range(1, 5)},
+    **{f"cka_stage{i}": Metric(f"CKA stage {i} %") for i in range(1, 5)},
+)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,16 @@ from experiments.pcoreset.images import load_images, teacher_accuracy
 from experiments.pcoreset.rounds import Learner, activekd, student_network
 from jaxkd.reporting.claims import Claim, contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Run, records
 from jaxkd.types import Batch, Program
+
+declare(
+    mean_accuracy=Metric("mean of rounds %", higher_is_better=True),
+    **{f"round{i}_accuracy": Metric(f"round {i} %") for i in range(6)},
+)
 
 TEACHERS = ("zero-shot", "few-shot")
 RULES = ("random", "entropy", "coreset", "badge", "class-balanced", "pcoreset")

@@ -31,9 +31,14 @@ from jaxkd.losses import kd_loss, taid_target, weighted_mean
 from jaxkd.losses.divergences import kl_divergence
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.paper import PaperValue
 from jaxkd.reporting.run import History
 from jaxkd.types import Method
+
+declare(
+    target_nearer=Metric("target nearer by", higher_is_better=True),
+)
 
 SETTING = "tiny_shakespeare"
 CLAIMS = [

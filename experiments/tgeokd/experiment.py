@@ -31,10 +31,16 @@ from jaxkd.network import Network
 from jaxkd.programs import bilevel
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
+from jaxkd.reporting.metrics import Metric, declare
 from jaxkd.reporting.quantities import cell
 from jaxkd.reporting.run import Arm, History, Run, Task, Values
 from jaxkd.reporting.tables import PaperValue
 from jaxkd.types import Batch, Method, Program
+
+declare(
+    alpha_right=Metric("α, teacher right"),
+    alpha_wrong=Metric("α, teacher wrong"),
+)
 
 BAD_TEACHER, BAD_LABELS, CLEAN = SETTINGS = ("bad teacher", "bad labels", "clean")
 FIXED = {"cross_entropy": 0.0, "fixed_0.2": 0.2, "fixed_0.5": 0.5, "fixed_0.9": 0.9}

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jaxkd.arguments import checked, fraction
+from jaxkd.arguments import checked, count, fraction
 from jaxkd.compression.prune.sparsity import (
     NMReport,
     check_sparse,
@@ -142,7 +142,7 @@ class MaskedStats:
     masks: PyTree
 
 
-@checked(decay=fraction)
+@checked(decay=fraction, mask_every=count)
 def straight_through(
     network: Network,
     scope: str,
@@ -169,8 +169,6 @@ def straight_through(
         ValueError: ``mask_every`` below 1; from ``init``, nothing in scope, or inputs
             that m does not divide.
     """
-    if mask_every < 1:
-        raise ValueError(f"mask_every must be at least 1, got {mask_every}")
 
     def init(key: PRNGKeyArray) -> Variables:
         variables = network.init(key)

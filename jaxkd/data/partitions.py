@@ -4,13 +4,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jaxkd.arguments import checked, own_check, probability
+from jaxkd.arguments import checked, count, own_check, positive_share
 from jaxkd.checks import unknown_name
 
 Kind = Literal["strong", "weak", "dirichlet", "iid"]
 
 
-@checked(kind=own_check)
+@checked(kind=own_check, clients=count)
 def partition(
     labels: np.ndarray,
     clients: int,
@@ -44,8 +44,6 @@ def partition(
     """
     if kind not in get_args(Kind):
         raise ValueError(unknown_name("kind of partition", kind, get_args(Kind)))
-    if clients < 1:
-        raise ValueError(f"clients must be at least 1, got {clients}")
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     if kind == "iid":
         parts = np.array_split(rng.permutation(len(labels)), clients)
@@ -100,7 +98,7 @@ def _by_shares(
     return [np.concatenate(part) for part in parts]
 
 
-@checked(share=probability)
+@checked(share=positive_share)
 def build_proxy(
     parts: list[np.ndarray], share: float, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -119,8 +117,6 @@ def build_proxy(
     Raises:
         ValueError: a share out of range.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}")
     chosen = [
         np.sort(
             np.random.default_rng([seed, client]).choice(

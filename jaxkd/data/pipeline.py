@@ -8,7 +8,7 @@ import grain
 import jax
 import numpy as np
 
-from jaxkd.arguments import checked, integer
+from jaxkd.arguments import checked, count, integer
 from jaxkd.data.conditions import Conditions
 from jaxkd.data.sources import Examples, Source
 from jaxkd.data.transforms import Transform
@@ -116,7 +116,7 @@ def steps_per_epoch(source: Examples, batch_size: int) -> int:
     return len(source) // batch_size
 
 
-@checked(batch_size=integer)
+@checked(batch_size=integer, epochs=count)
 def batches(
     source: Examples,
     batch_size: int,
@@ -144,8 +144,6 @@ def batches(
             epochs.
     """
     steps_per_epoch(source, batch_size)
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
     processes = jax.process_count()
     if batch_size % processes:
         raise ValueError(

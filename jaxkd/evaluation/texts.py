@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Sequence
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 
 WORD = re.compile(r"[^\W_]+")
 
@@ -79,7 +79,7 @@ def _f_measure(found: list[str], wanted: list[str], beta: float) -> float:
     return (1 + beta**2) * recall * precision / (recall + beta**2 * precision)
 
 
-@checked()
+@checked(n=count)
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
     """Return the share of n-grams that are distinct, over all texts together.
 
@@ -96,7 +96,5 @@ def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
     Raises:
         ValueError: n below 1.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
     found = [tuple(t[i : i + n]) for t in texts for i in range(len(t) - n + 1)]
     return len(set(found)) / len(found) if found else 0.0

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.losses.basics import as_float
 
 
@@ -41,7 +41,7 @@ def nearest_centroid_distance(
     return jnp.sqrt(nearest)
 
 
-@checked()
+@checked(k=count)
 def kmeans_fit(
     x: Float[Array, "samples features"], k: int, key: PRNGKeyArray, iterations: int = 25
 ) -> tuple[Float[Array, "k features"], Float[Array, ""]]:
@@ -62,8 +62,6 @@ def kmeans_fit(
     Raises:
         ValueError: k or the number of samples is below 1, or ``x`` is no matrix.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     if jnp.ndim(x) != 2 or len(x) < 1:
         raise ValueError(
             f"x has shape {jnp.shape(x)}: give at least one sample, as (samples, "

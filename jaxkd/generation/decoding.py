@@ -11,7 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxkd.arguments import checked, natural
+from jaxkd.arguments import checked, count, natural
 from jaxkd.checks import TOKENS, check_tokens, unknown_name
 from jaxkd.generation.sampling import Sampling, sample, sampling_log_prob
 from jaxkd.network import Apply, Network
@@ -37,7 +37,7 @@ class Generated(NamedTuple):
     sampled_log_probs: Float[Array, "batch new"]
 
 
-@checked(eos=natural)
+@checked(eos=natural, max_new_tokens=count)
 def generate(
     network: Network,
     variables: Variables,
@@ -82,8 +82,6 @@ def generate(
             f"{unknown_name('tap', 'cache', network.taps)}: generation needs a "
             "language model that returns its cache, such as jaxkd.models.llama"
         )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     _check_prompts(inputs)
     for name in TOKENS:
         check_tokens(f"inputs[{name!r}]", inputs.get(name), network.vocabulary)

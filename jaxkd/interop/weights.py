@@ -79,9 +79,14 @@ def load_weights(path: str | Path) -> PyTree:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or not of `save_weights`.
+        ValueError: it is a folder, damaged, or not of `save_weights`.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"path {path} is a folder, but save_weights writes one file: name it, or "
+            "read a folder of transformers' with jaxkd.interop.load_pretrained"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:

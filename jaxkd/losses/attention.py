@@ -13,7 +13,6 @@ from jaxkd.losses.basics import (
     absolute,
     as_float,
     check_array,
-    check_positive,
     check_same_shape,
     frozen,
     l2_normalize,
@@ -151,7 +150,6 @@ def cwd_loss(
     """
     check_array("student", student, rank=4)
     check_same_shape(student, teacher, "features")
-    check_positive("temperature", temperature)
 
     def log_distribution(x: Array) -> Array:
         channels_first = jnp.moveaxis(x, -1, 1).reshape(x.shape[0], x.shape[-1], -1)

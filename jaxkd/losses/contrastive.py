@@ -14,7 +14,6 @@ from jaxkd.losses.basics import (
     as_float,
     check_array,
     check_class_indices,
-    check_positive,
     check_same_shape,
     frozen,
     l2_normalize,
@@ -85,7 +84,6 @@ def crd_loss(
     """
     check_same_shape(student_embedding, teacher_embedding, "embedding")
     check_array("student_embedding", student_embedding, 2)
-    check_positive("temperature", temperature)
     batch, dim = jnp.shape(student_embedding)
     examples, bank_dim = state["student_bank"].shape
     if dim != bank_dim:

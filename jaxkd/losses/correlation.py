@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 from jaxkd.arguments import checked, positive
 from jaxkd.losses.basics import (
     as_float,
-    check_positive,
     check_same_shape,
     expand_weights,
     frozen,
@@ -52,7 +51,6 @@ def dist_loss(
         ValueError: shapes differ, there is only one row, or T is not above 0.
     """
     check_same_shape(student_logits, teacher_logits, "logits")
-    check_positive("temperature", temperature)
     *rows, classes = jnp.shape(student_logits)
     count = jnp.ones(rows) if weights is None else expand_weights(weights, (*rows,))
     if count.size < 2:

@@ -16,9 +16,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, positive
 from jaxkd.checks import unknown_name
-from jaxkd.losses.basics import EPS, as_float, check_positive, check_same_shape, frozen
+from jaxkd.losses.basics import EPS, as_float, check_same_shape, frozen
 
 Schedule = Literal["cosine", "linear_beta"]
 Prediction = Literal["x", "eps", "v"]
@@ -255,7 +255,7 @@ def boot_target(
     return jax.lax.stop_gradient(signal + coef * (direction - signal))
 
 
-@checked()
+@checked(delta=positive)
 def boot_bootstrap_loss(
     student: SignalFunction,
     teacher: SignalFunction,
@@ -289,7 +289,6 @@ def boot_bootstrap_loss(
     Raises:
         ValueError: δ is not above 0, a time below δ, or an unknown weighting or order.
     """
-    check_positive("delta", delta)
     if not isinstance(time, Tracer) and np.any(np.asarray(time) < delta):
         raise ValueError(f"time must be at least delta ({delta}), got {time}")
     next_time = time - delta

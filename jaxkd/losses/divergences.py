@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkd.arguments import checked, finite, positive, probability
+from jaxkd.arguments import checked, finite, fraction, positive
 from jaxkd.kernels.linear_distill.divergences import forward_kl, times
 from jaxkd.losses.basics import (
     as_float,
@@ -24,7 +24,7 @@ from jaxkd.losses.basics import (
 )
 
 
-@checked(label_smoothing=probability)
+@checked(label_smoothing=fraction)
 def cross_entropy_loss(
     logits: Float[Array, "*batch classes"],
     labels: Int[Array, "*batch"] | Float[Array, "*batch classes"],
@@ -55,8 +55,6 @@ def cross_entropy_loss(
             "labels must be class indices, one an example, or as many probabilities "
             "as logits"
         )
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     log_p = log_softmax(as_float(logits))
     if soft:
         loss = -times(as_float(labels), log_p).sum(-1)
@@ -165,7 +163,6 @@ def prediction_entropy(
     Raises:
         ValueError: T is not above 0.
     """
-    check_positive("temperature", temperature)
     log_p = log_softmax(as_float(logits), temperature)
     return -times(jnp.exp(log_p), log_p).sum(-1)
 
@@ -202,7 +199,6 @@ def dkd_loss(
             indices, or T is not above 0.
     """
     check_same_shape(student_logits, teacher_logits, "logits")
-    check_positive("temperature", temperature)
     check_class_indices(labels)
     classes = jnp.shape(student_logits)[-1]
     if classes < 2:

@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float
 from jaxkd.arguments import checked, positive, probability
 from jaxkd.losses.basics import (
     as_float,
-    check_positive,
     frozen,
     log_softmax,
     zero_masked,
@@ -69,7 +68,6 @@ def era_sharpen(
     Raises:
         ValueError: T is not above 0.
     """
-    check_positive("temperature", temperature)
     return jax.nn.softmax(as_float(probabilities) / temperature)
 
 
@@ -90,8 +88,6 @@ def ambiguity_filter(
     Raises:
         ValueError: a threshold out of range.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     return as_float(probabilities).max(-1) >= threshold
 
 
@@ -123,7 +119,6 @@ def fd_distill_loss(
             f"logits has shape {jnp.shape(logits)} but targets {jnp.shape(targets)}: "
             "give one row of probabilities a sample, over the same classes"
         )
-    check_positive("temperature", temperature)
     targets, logits = zero_masked(frozen(targets), valid), zero_masked(logits, valid)
     log_q = log_softmax(as_float(logits), temperature)
     positive = targets > 0

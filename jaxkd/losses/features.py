@@ -16,7 +16,6 @@ from jaxkd.arguments import checked, positive, probability
 from jaxkd.losses.basics import (
     as_float,
     check_array,
-    check_positive,
     check_same_shape,
     frozen,
 )
@@ -127,7 +126,7 @@ def vid_loss(
     return _example_mean(0.5 * (square / variance + jnp.log(variance)))
 
 
-@checked()
+@checked(margin=positive)
 def ab_loss(
     student: Float[Array, "batch *features"],
     teacher: Float[Array, "batch *features"],
@@ -151,7 +150,6 @@ def ab_loss(
         ValueError: shapes differ, or the margin is not above 0.
     """
     _check_features(student, teacher)
-    check_positive("margin", margin)
     # The hinge faces the side the teacher is on: −1 if active, +1 if not.
     side = jnp.where(frozen(teacher) > 0, -1, 1)
     return _example_sum(jax.nn.relu(margin + side * as_float(student)) ** 2)
@@ -333,8 +331,6 @@ def mgd_mask(
     """
     if len(shape) != 4:
         raise ValueError(f"shape must be (batch, height, width, channels), got {shape}")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must be in [0, 1], got {ratio}")
     batch, height, width, channels = shape
     shapes = {"spatial": (batch, height, width, 1), "channel": (batch, 1, 1, channels)}
     if kind not in shapes:

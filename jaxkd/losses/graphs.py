@@ -15,7 +15,6 @@ from jaxkd.losses.basics import (
     EPS,
     absolute,
     as_float,
-    check_positive,
     check_same_shape,
     frozen,
     l2_normalize,
@@ -77,7 +76,6 @@ def edge_difference_log_probs(
     Raises:
         ValueError: τ is not above 0, or the ends' shapes differ.
     """
-    check_positive("temperature", temperature)
     _check_ends(senders, receivers)
     logits = as_float(logits)
     exists = ~jnp.isneginf(logits)

@@ -13,7 +13,6 @@ from jaxkd.kernels.linear_distill.divergences import Divergence, forward_kl
 from jaxkd.losses.basics import (
     absolute,
     as_float,
-    check_positive,
     frozen,
 )
 from jaxkd.losses.divergences import kl_divergence, tempered
@@ -131,8 +130,6 @@ def uld_loss(
         ValueError: a temperature that is not above 0, or batches or masks that differ
             in size.
     """
-    check_positive("student_temperature", student_temperature)
-    check_positive("teacher_temperature", teacher_temperature)
     for name, mask, logits in (
         ("student_mask", student_mask, student_logits),
         ("teacher_mask", teacher_mask, teacher_logits),

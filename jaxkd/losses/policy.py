@@ -71,8 +71,6 @@ def length_normalized_returns(
     Raises:
         ValueError: γ is outside [0, 1].
     """
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount must be in [0, 1], got {discount}")
     mask, rewards = as_float(mask), zero_masked(frozen(rewards), mask)
     segments = jnp.ones(mask.shape, int) if segments is None else segments
     last = segments != jnp.roll(segments, -1, axis=1)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.arguments import checked
-from jaxkd.losses.basics import as_float, check_positive, frozen
+from jaxkd.arguments import checked, positive
+from jaxkd.losses.basics import as_float, frozen
 
 
-@checked()
+@checked(beta=positive)
 def dpo_loss(
     chosen: Float[Array, "*batch"],
     rejected: Float[Array, "*batch"],
@@ -37,7 +37,6 @@ def dpo_loss(
     Raises:
         ValueError: β is not above 0.
     """
-    check_positive("beta", beta)
     gain = as_float(chosen) - frozen(reference_chosen)
     other = as_float(rejected) - frozen(reference_rejected)
     return -jax.nn.log_sigmoid(beta * (gain - other))

@@ -14,7 +14,6 @@ from jaxkd.kernels.linear_distill.divergences import times
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
-    check_positive,
     check_same_shape,
     frozen,
     log_softmax,
@@ -110,7 +109,6 @@ def pld_loss(
             0.
     """
     check_same_shape(student_logits, teacher_logits, "logits")
-    check_positive("temperature", temperature)
     ranking = teacher_ranking(teacher_logits, labels)
     teacher = jnp.exp(log_softmax(frozen(teacher_logits), temperature))
     weights = jnp.take_along_axis(teacher, ranking, axis=-1)

@@ -50,8 +50,6 @@ def sinkd_loss(
         ValueError: shapes differ, or epsilon, iterations or T are not above 0.
     """
     check_same_shape(student_logits, teacher_logits, "logits")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
     if weights is None:
         weights = jnp.ones(student_logits.shape[:-1])
     real = as_float(weights) > 0

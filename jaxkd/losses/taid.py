@@ -32,7 +32,7 @@ class TaidState:
     momentum: Any
 
 
-@checked()
+@checked(t_start=fraction)
 def taid_init(t_start: float = 0.4) -> TaidState:
     """Return the state before the first step.
 
@@ -42,8 +42,6 @@ def taid_init(t_start: float = 0.4) -> TaidState:
     Raises:
         ValueError: ``t_start`` outside [0, 1).
     """
-    if not 0 <= t_start < 1:
-        raise ValueError(f"t_start must be in [0, 1), got {t_start}")
     return TaidState(
         jnp.full((), t_start, float), jnp.full((), jnp.inf, float), jnp.zeros(())
     )

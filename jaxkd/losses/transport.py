@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.arguments import checked, positive
-from jaxkd.losses.basics import absolute, as_float, check_positive
+from jaxkd.arguments import checked, count, positive
+from jaxkd.losses.basics import absolute, as_float
 
 LOWEST = -1e30
 """The logarithm of no mass: finite, so that sums of such are."""
@@ -47,7 +47,7 @@ def pairwise_distances(
     return jnp.sum(gap if order == 1 else gap**order, axis=-1)
 
 
-@checked(epsilon=positive)
+@checked(epsilon=positive, iterations=count)
 def sinkhorn_plan(
     cost: Float[Array, "*batch rows columns"],
     *,
@@ -75,9 +75,6 @@ def sinkhorn_plan(
     Raises:
         ValueError: epsilon is not positive, no iteration, or masses of another shape.
     """
-    check_positive("epsilon", epsilon)
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
     scores = -as_float(cost) / epsilon
     rows = _log_mass("row_mass", row_mass, scores.shape[:-1])
     columns = _log_mass(

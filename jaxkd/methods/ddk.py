@@ -48,9 +48,6 @@ def ddk(
     Raises:
         ValueError: γ below 0, or T not above 0.
     """
-    if gamma < 0:
-        raise ValueError(f"gamma must be at least 0, got {gamma}")
-    check_positive("temperature", temperature)
     if from_heads and gamma:
         fused = linear_kd(divergence, temperature=temperature, label_weight=1 / gamma)
         return combine((gamma, fused))
@@ -103,8 +100,6 @@ def discrepancy_update(
         factor.min() < 0 or abs(factor.sum() - 1) > 1e-4
     ):
         raise ValueError(f"factor must be a distribution, got {factor}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     ratio = _ratio(student, teacher)
     if factor.shape != ratio.shape:
         raise ValueError(

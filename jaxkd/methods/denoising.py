@@ -7,7 +7,7 @@ teachers for `jaxkd.papers.boot.boot`.
 import jax
 import jax.numpy as jnp
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, fraction
 from jaxkd.checks import unknown_name
 from jaxkd.losses.diffusion import (
     PREDICTIONS,
@@ -22,7 +22,7 @@ from jaxkd.methods.base import from_loss
 from jaxkd.types import Method
 
 
-@checked()
+@checked(condition_dropout=fraction)
 def denoising(
     prediction: Prediction = "x",
     *,
@@ -48,10 +48,6 @@ def denoising(
     """
     if prediction not in PREDICTIONS:
         raise ValueError(unknown_name("prediction", prediction, PREDICTIONS))
-    if not 0 <= condition_dropout < 1:
-        raise ValueError(
-            f"condition_dropout must be in [0, 1), got {condition_dropout}"
-        )
 
     def prepare(key, batch):
         clean = batch["image"]

@@ -9,16 +9,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxkd.arguments import checked, positive
+from jaxkd.arguments import checked, positive, probability
 from jaxkd.graphs import Graph
-from jaxkd.losses.basics import check_positive, weighted_loss, zero_masked
+from jaxkd.losses.basics import weighted_loss, zero_masked
 from jaxkd.losses.graphs import edge_high_frequency_loss, edge_low_frequency_loss
 from jaxkd.methods.base import batch_weights, combine, from_loss
-from jaxkd.methods.glnn import check_label_weight, labelled_cross_entropy
+from jaxkd.methods.glnn import labelled_cross_entropy
 from jaxkd.types import Batch, Method, Outputs
 
 
-@checked(temperature=positive)
+@checked(label_weight=probability, temperature=positive)
 def ffg2m(label_weight: float = 0.4, temperature: float = 1.5) -> Method:
     """Return λ·(labels) + (1 − λ)·(low frequency + high frequency).
 
@@ -31,7 +31,6 @@ def ffg2m(label_weight: float = 0.4, temperature: float = 1.5) -> Method:
     Raises:
         ValueError: λ is outside [0, 1], or τ not above 0.
     """
-    check_label_weight(label_weight)
     return combine(
         (label_weight, labelled_cross_entropy()),
         (1 - label_weight, low_frequency()),
@@ -67,7 +66,6 @@ def high_frequency(temperature: float = 1.5) -> Method:
     Raises:
         ValueError: τ is not above 0.
     """
-    check_positive("temperature", temperature)
 
     def loss(student, teacher, batch):
         graph, nodes = batch["graph"], _node_weights(batch, student)

@@ -5,7 +5,7 @@ and ``labelled`` (1 for the nodes whose labels may be used), and ``mask`` where 
 are padding.
 """
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, probability
 from jaxkd.losses.basics import as_float, weighted_loss, zero_masked
 from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.methods.base import batch_weights, combine, from_loss
@@ -13,7 +13,7 @@ from jaxkd.methods.kd import kd
 from jaxkd.types import Method
 
 
-@checked()
+@checked(label_weight=probability)
 def glnn(label_weight: float = 0.0) -> Method:
     """Return λ·(labels) + (1 − λ)·KL(teacher ‖ student), the mean over all nodes.
 
@@ -23,7 +23,6 @@ def glnn(label_weight: float = 0.0) -> Method:
     Raises:
         ValueError: λ is outside [0, 1].
     """
-    check_label_weight(label_weight)
     return combine(
         (label_weight, labelled_cross_entropy()),
         (1 - label_weight, kd(temperature=1.0)),
@@ -51,14 +50,3 @@ def labelled_cross_entropy() -> Method:
         return weighted_loss(cross_entropy_loss(logits, batch["label"]), weights)
 
     return from_loss(loss, name="labels")
-
-
-@checked()
-def check_label_weight(label_weight: float) -> None:
-    """Refuse a weight of the labels outside [0, 1].
-
-    Raises:
-        ValueError: it names the argument and the value.
-    """
-    if not 0 <= label_weight <= 1:
-        raise ValueError(f"label_weight must be in [0, 1], got {label_weight}")

@@ -130,7 +130,17 @@ def masked(method: Method) -> Method:
 
     def loss(variables, student, teacher, batch, key, step):
         clean = finite_where_masked(student, teacher, batch)
-        return method.loss(variables, *clean, key, step)
+        try:
+            return method.loss(variables, *clean, key, step)
+        except KeyError as error:
+            name = error.args[0] if error.args else None
+            if not isinstance(name, str) or name in batch:
+                raise
+            raise ValueError(
+                f"the method asks for {name!r}, but the batch holds {sorted(batch)} "
+                f"and the student's features are {sorted(student.features)}: name your "
+                "data as the method does"
+            ) from error
 
     return method._replace(loss=loss)
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.kernels.linear_distill import soft_cross_entropy
 from jaxkd.losses.taid import taid_init, taid_loss, taid_update
 from jaxkd.methods.base import masked_loss
@@ -12,7 +12,7 @@ from jaxkd.methods.masks import masked
 from jaxkd.types import Loss, Method, MethodVariables
 
 
-@checked()
+@checked(total_steps=count)
 def taid(
     total_steps: int,
     *,
@@ -40,9 +40,6 @@ def taid(
     Raises:
         ValueError: ``total_steps`` below 1, or numbers outside their ranges.
     """
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be at least 1, got {total_steps}")
-
     nothing = Loss(jnp.zeros(()), jnp.zeros(()))
 
     def update(state, step):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import check_teacher_ids
 from jaxkd.losses.basics import OTHER_WIDTHS, expand_weights
 from jaxkd.losses.topk import (
@@ -90,7 +90,7 @@ def checking_targets(method: Method) -> Method:
     return method._replace(init=init, loss=loss)
 
 
-@checked()
+@checked(k=count)
 def topk_kd(
     k: int | None = None, *, reverse: bool = False, rest: bool = True
 ) -> Method:
@@ -111,8 +111,6 @@ def topk_kd(
         ValueError: k is below 1; from ``loss``, as `top_k_targets`; from both, tokens
             of the teacher that the student has not.
     """
-    if k is not None and k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     loss = top_k_reverse_kd_loss if reverse else top_k_kd_loss
     return checking_targets(
         from_loss(

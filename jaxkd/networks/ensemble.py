@@ -38,8 +38,6 @@ def ensemble(
     """
     if not networks:
         raise ValueError("networks is empty: an ensemble needs at least one network")
-    if mean not in ("logits", "probabilities"):
-        raise ValueError(unknown_name("mean", mean, ["logits", "probabilities"]))
     valid = tuple(
         f"{i}.{tap}" for i, n in enumerate(networks) for tap in ("logits", *n.taps)
     )

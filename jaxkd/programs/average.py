@@ -51,8 +51,6 @@ def with_average(
     Raises:
         ValueError: a decay out of range.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
 
     def init(key: PRNGKeyArray, batch: Batch) -> AveragedState:
         state = program.init(key, batch)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import check_batch, disjoint
 from jaxkd.types import Batch, Metrics, Program, deployed
 
@@ -41,7 +41,7 @@ class BestState:
         return self.best
 
 
-@checked()
+@checked(every=count)
 def with_best(
     program: Program,
     score: Callable[[Any, Batch], Array],
@@ -72,8 +72,6 @@ def with_best(
     Raises:
         ValueError: ``every`` below 1, or a validation batch that is none.
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1 step, got {every}")
     if validation is not None:
         check_batch(validation)
 

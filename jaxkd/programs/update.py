@@ -347,7 +347,7 @@ def as_metric(metric: Any) -> Any:
     return metric if isinstance(metric, Loss) else jnp.asarray(metric)
 
 
-@checked()
+@checked(parts=count)
 def split_batch(batch: Batch, parts: int) -> Batch:
     """Return the batch in parts: every array (examples, ...) as (parts, rest, ...).
 
@@ -357,8 +357,6 @@ def split_batch(batch: Batch, parts: int) -> Batch:
         ValueError: a number of parts below 1 or that does not divide the examples, or a
             graph, which is one example.
     """
-    if parts < 1:
-        raise ValueError(f"accumulate must be at least 1, got {parts}")
 
     def split(path: Any, x: Any) -> Array:
         name = f"batch{jax.tree_util.keystr(path)}"

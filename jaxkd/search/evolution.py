@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from jaxkd.arguments import checked, finite
+from jaxkd.arguments import checked, count, finite
 
 ATTEMPTS = 1000
 """Draws in a row that a constraint may refuse before a search gives up."""
@@ -111,7 +111,7 @@ def regularized_evolution[A](
     return SearchResult(tuple(history))
 
 
-@checked()
+@checked(budget=count)
 def random_search[A: Hashable](
     key: PRNGKeyArray,
     random_arch: Callable[[np.random.Generator], A],
@@ -133,8 +133,6 @@ def random_search[A: Hashable](
         ValueError: ``budget`` is less than 1.
         RuntimeError: nothing new was drawn, or the constraint refused everything.
     """
-    if budget < 1:
-        raise ValueError(f"budget must be at least 1, got {budget}")
     rng = _generator(key)
     seen: dict[A, float] = {}
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import check_read_tokens
 from jaxkd.network import Network
 from jaxkd.types import Batch, Variables
@@ -55,7 +55,7 @@ def _whole(leaf: Any) -> np.ndarray:
     return jax.device_get(leaf)
 
 
-@checked()
+@checked(k=count)
 def network_targets(
     teacher: Network,
     variables: Variables,
@@ -92,8 +92,6 @@ def network_targets(
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if k is not None and k < 1:
-        raise ValueError(f"k must be at least 1, or None for all logits, got {k}")
 
     def stored(values: Any) -> Any:
         limit = float(jnp.finfo(dtype).max)

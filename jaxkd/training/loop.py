@@ -350,8 +350,13 @@ def _begin(
     return found, about
 
 
-def _check_names(who: str, metrics: Mapping[str, Any], *taken: str) -> None:
-    """Refuse a metric that would overwrite what the history has by that name."""
+def _check_names(who: str, metrics: Any, *taken: str) -> None:
+    """Refuse what is no dict, and a metric that would overwrite the history's own."""
+    if not isinstance(metrics, Mapping):
+        raise ValueError(
+            f"{who} must return a dict of metrics, got {type(metrics).__name__}: "
+            f"{metrics!r:.80}"
+        )
     for name in metrics:
         if name == "step" or name.startswith(taken[1:]):
             raise ValueError(

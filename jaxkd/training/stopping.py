@@ -5,13 +5,13 @@ from typing import Literal
 
 import numpy as np
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import unknown_name
 
 History = Sequence[Mapping[str, int | float]]
 
 
-@checked()
+@checked(evaluations=count)
 def patience(
     metric: str, evaluations: int, mode: Literal["max", "min"] = "max"
 ) -> Callable[[History], bool]:
@@ -26,10 +26,6 @@ def patience(
         ValueError: less than one evaluation, another mode; from the function returned,
             a metric that the evaluations lack.
     """
-    if evaluations < 1:
-        raise ValueError(f"evaluations must be at least 1, got {evaluations}")
-    if mode not in ("max", "min"):
-        raise ValueError(unknown_name("mode", mode, ("max", "min")))
 
     def stop(history: History) -> bool:
         if metric not in history[-1]:

@@ -129,6 +129,8 @@ def test_no_damaged_file_is_loaded(tmp_path):
 def test_a_missing_file_and_a_full_disk_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing is missing"):
         jaxkd.load_weights(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"is a folder, .*load_pretrained"):
+        jaxkd.load_weights(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written"):
         jaxkd.save_weights(tmp_path / "file" / "x", {"a": ONE})

@@ -7,6 +7,8 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from jaxkd.reporting import metrics
+from jaxkd.reporting.metrics import METRICS, Metric
 from jaxkd.reporting.paper import PaperValue, paper_table
 from jaxkd.reporting.records import Record, methods, select, settings, summarize
 from jaxkd.reporting.tables import (
@@ -209,3 +211,14 @@ def test_metrics_to_compare_by_are_the_known_ones_in_order():
     assert measured(some) == (["nll", "ece"], ["first_loss"])
     assert measured(some[:1]) == (["first_loss"], [])
     assert measured([]) == ([], [])
+
+
+def test_an_experiments_own_column_has_one_meaning(monkeypatch):
+    monkeypatch.setattr(metrics, "METRICS", dict(METRICS))
+    own = Metric("drift %", higher_is_better=False)
+    for _ in range(2):
+        metrics.declare(drift=own)
+    assert list(metrics.METRICS)[-1] == "drift"
+    assert metrics.higher_is_better("drift") is False
+    with pytest.raises(ValueError, match=r"'nll' is a column already, .*another name"):
+        metrics.declare(nll=own)

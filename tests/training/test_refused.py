@@ -102,6 +102,20 @@ def test_a_metric_does_not_overwrite_the_historys(name, tmp_path):
     assert checkpoints.latest == 2  # what was trained is not lost
 
 
+def test_an_evaluation_returns_metrics():
+    with pytest.raises(
+        ValueError, match=r"evaluate must return a dict .* got NoneType"
+    ):
+        fit(PROGRAM, [images()], key=KEY, evaluate=lambda state: None)
+
+
+def test_a_method_names_what_the_batch_does_not_hold():
+    batch = images()
+    batch["labels"] = batch.pop("label")
+    with pytest.raises(ValueError, match=r"asks for 'label', .*'labels'\] and"):
+        fit(PROGRAM, [batch], key=KEY)
+
+
 @pytest.mark.parametrize(
     "program",
     [

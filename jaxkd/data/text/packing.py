@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Integer
 
-from jaxkd.arguments import checked, natural
+from jaxkd.arguments import checked, count, natural
 from jaxkd.checks import unknown_name
 from jaxkd.data.shown import brief
 from jaxkd.data.text.documents import Documents
@@ -151,7 +151,7 @@ class Packed:
         return f"{total:08x}"
 
 
-@checked()
+@checked(length=count)
 def pack(
     documents: Documents,
     length: int,
@@ -175,8 +175,6 @@ def pack(
     Raises:
         ValueError: a length below 1, an unknown ``too_long``, or no document left.
     """
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
     if too_long not in ("split", "cut", "drop"):
         raise ValueError(unknown_name("too_long", too_long, ("split", "cut", "drop")))
     places = documents.lengths - 1

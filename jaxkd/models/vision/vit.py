@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps, Tap, unchanged
-from jaxkd.arguments import checked, positive
+from jaxkd.arguments import checked, fraction, positive
 from jaxkd.models.parts.blocks import Image
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import (
@@ -166,7 +166,7 @@ class ViT(nnx.Module):
         return (logits + learnt) / 2 if self.deterministic else logits
 
 
-@checked(epsilon=positive)
+@checked(epsilon=positive, drop_path=fraction)
 @recorded
 def vit(
     size: str | Sequence[int] = "tiny",
@@ -204,8 +204,6 @@ def vit(
             f"size is (width, blocks, heads), the width a multiple of the heads, got "
             f"{(width, depth, heads)}"
         )
-    if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
     return Network.from_nnx(
         lambda rngs: ViT(
             (width, depth, heads),

@@ -158,8 +158,6 @@ def boot(
             f"times must be an interval within [0, 1] and delta between 0 and its "
             f"length, got times {times} and delta {delta}"
         )
-    if boundary < 0:
-        raise ValueError(f"boundary must be at least 0, got {boundary}")
     if order not in (1, 2):
         raise ValueError(f"order must be 1 (DDIM) or 2 (Heun), got {order}")
     for kind, name, valid in (

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxkd.arguments import checked, positive
+from jaxkd.arguments import checked, count, positive
 from jaxkd.compression.prune.sparsity import (
     named,
     nested,
@@ -24,7 +24,6 @@ from jaxkd.compression.prune.sparsity import (
     prune,
     weights_in_scope,
 )
-from jaxkd.losses.basics import check_positive
 
 Pull = Callable[[Array, Array, Array], Array]
 """``(first moment, weights, step) ->`` the direction of the weights that are dropped"""
@@ -47,7 +46,7 @@ class MaskedAdamState(NamedTuple):
     mask: PyTree
 
 
-@checked(eps=positive)
+@checked(eps=positive, decay=positive)
 def adams(
     learning_rate: float | optax.Schedule,
     decay: float,
@@ -86,7 +85,6 @@ def adams(
     Raises:
         ValueError: λ that is not above 0, or what `masked_adam` refuses.
     """
-    check_positive("decay", decay)
 
     def pull(mu: Array, weights: Array, step: Array) -> Array:
         alpha = share(step)
@@ -145,7 +143,7 @@ def ast_adam(
     )
 
 
-@checked(eps=positive)
+@checked(eps=positive, mask_every=count)
 def masked_adam(
     learning_rate: float | optax.Schedule,
     pull: Pull,
@@ -180,8 +178,6 @@ def masked_adam(
             m does not divide, or weights of less than 32 bits, in which the pull would
             be lost; from ``update``, no ``params``.
     """
-    if mask_every < 1:
-        raise ValueError(f"mask_every must be at least 1, got {mask_every}")
 
     def init(params: PyTree) -> MaskedAdamState:
         for name, weight in weights_in_scope(params, scope).items():
