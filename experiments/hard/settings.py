@@ -168,15 +168,15 @@ class Setting:
 
 ADAMW = OptimizerConfig("adamw", 2e-3, weight_decay=1e-4, schedule="constant")
 CIFAR = Setting(
-    ImagesConfig("cifar10", 2000, 2, epochs=8, batch_size=64, evaluate_every=2),
+    ImagesConfig("cifar10", 2000, 2, epochs=5, batch_size=64, evaluate_every=1),
     replace(ADAMW, schedule="cosine"),
     NetworkConfig("cifar_resnet", {"depth": 8, "widths": (8, 8, 16, 32)}),
     NetworkConfig("cifar_resnet", {"depth": 8}),
-    6,
+    4,
     OptimizerConfig("adamw", 4e-3, weight_decay=1e-2),
     PHOTO_ROWS,
     train_examples=5000,
-    corrupted=500,
+    corrupted=300,
 )
 SETTINGS = {
     "digits": Setting(
@@ -187,8 +187,8 @@ SETTINGS = {
         27,
         ADAMW,
         DIGITS_ROWS,
+        corrupted=300,
         canvas=True,
-        seeds=5,
     ),
     "cifar": CIFAR,
     "cifar32": replace(

@@ -136,7 +136,8 @@ def test_augmentations_are_their_formulas():
 
 @pytest.mark.slow
 def test_a_vae_learns_and_its_halves_are_the_whole():
-    batch = {"image": np.asarray(IMAGES)}
+    grey = jax.random.uniform(KEY, (64, 1, 1, 1))
+    batch = {"image": np.broadcast_to(grey, IMAGES.shape)}
     program = distill(VAE, None, hard.elbo(), optax.adam(1e-2))
     state, history = training.fit(
         program,
@@ -147,7 +148,7 @@ def test_a_vae_learns_and_its_halves_are_the_whole():
         evaluate_every=20,
     )
     course = [entry["train_elbo"] for entry in history]
-    assert course[-1] < 0.7 * course[0]
+    assert course[-1] < 0.3 * course[0]
     latents = VAE.segment(stop="latent").apply(state.student, IMAGES)[0].logits
     assert latents.shape == (64, 6)
     whole = VAE.apply(state.student, IMAGES)[0].logits

@@ -95,7 +95,7 @@ def control(params: PyTree, x: Images, eps: Noise) -> Float[Array, "batch contro
         x: images.
         eps: noise, drawn from a normal distribution.
     """
-    size = tuple(min(side, GRID) for side in x.shape[1:3])
+    size = min(x.shape[1], GRID), min(x.shape[2], GRID)
     seen = adaptive_average_pool(x, size).reshape(len(x), -1).astype(jnp.float32)
     both = jnp.concatenate([seen, eps], axis=-1)
     hidden = jax.nn.relu(both @ params["hidden"] + params["hidden_bias"])
