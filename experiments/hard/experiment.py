@@ -252,7 +252,8 @@ def full_scale(config: Config) -> dict[str, tuple[Program, Batch]]:
         setting = SETTINGS[name]
         row, optimizer = setting.rows["hard_affine"], setting.optimizer.build(1)
         made = program(setting, row, optimizer, setting.networks(10), row.augmenter)
-        found[name] = made, image_batch(setting.images.batch_size, 32)
+        side = 32 // setting.images.shrink
+        found[name] = made, image_batch(setting.images.batch_size, side)
     return found
 
 
