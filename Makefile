@@ -26,7 +26,7 @@ OLDEST := --with jax==0.11.2
 OLDEST_TESTS := tests/programs/test_update.py tests/sharding/test_mesh.py \
   tests/training/test_checkpoint.py tests/kernels/test_nm_matmul.py
 
-.PHONY: demo test test-all test-slow test-oldest check docs bench setup clean
+.PHONY: demo test test-all test-slow test-oldest test-wheel check docs bench setup clean
 
 setup: .venv/.ready
 
@@ -52,6 +52,13 @@ test-slow: setup  ## whole small runs, several processes, programs that compile 
 
 test-oldest: setup  ## a choice of tests with the oldest JAX that is supported
 	$(RUN) $(OLDEST) pytest -n 2 --dist loadfile -m "not slow" $(OLDEST_TESTS)
+
+test-wheel: setup  ## the package as others install it, far from the repository
+	rm -rf dist
+	$(UV) build --quiet --wheel --out-dir dist
+	cd dist && env -u PYTHONPATH $(if $(filter .%,$(UV)),../)$(UV) run --quiet \
+	  --no-project --isolated --python ../.venv/bin/python --with ./*.whl \
+	  jaxkd show pld | grep "results  none yet"
 
 check: setup  ## format, lint, types
 	$(RUN) ruff format --check .

@@ -1,5 +1,14 @@
 """Knowledge distillation in JAX: pure losses, composable methods, one compiled step."""
 
+from importlib import metadata as _metadata
+
+if any(_metadata.distributions(name="jaxkd")):
+    # Both write to the folder jaxkd, so that files of one are missing.
+    raise ImportError(
+        "the package jaxkd of the Python index, a k-d tree, is installed over this "
+        "library: pip uninstall jaxkd jaxkd-distill, and install jaxkd-distill alone"
+    )
+
 from jaxkd import losses as losses
 from jaxkd import methods as methods
 from jaxkd import models as models

@@ -116,6 +116,11 @@ def report(
     experiment = load_experiment(slug)
     experiment.preset(preset)
     committed = experiment.committed(preset)
+    if results is None and not committed.is_file():
+        raise FileNotFoundError(
+            f"there are no committed results of {slug}, preset {preset} (an installed "
+            "package has none): name a run's file by --results"
+        )
     found = read_results(results or committed)
     if found.experiment != slug:
         raise ValueError(
@@ -133,7 +138,7 @@ def report(
     if results is not None:
         folder = report_folder(results)
     elif commit_results:
-        folder = report_folder(committed)
+        folder = report_folder(experiment.to_commit(preset))
     show_results(experiment, found, folder)
 
 
@@ -181,7 +186,7 @@ def compile_(
     topology, mesh = topology or experiment.topology, mesh or experiment.mesh
     path = RUNS / f"{slug}-compiled.json"
     if commit_results:
-        path = experiment.committed("compiled")
+        path = experiment.to_commit("compiled")
     plans, failures = {}, 0
     for name in programs if only is None else [only]:
         console.print(f"{name} for {topology}, mesh {mesh} …", soft_wrap=True)

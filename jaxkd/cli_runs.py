@@ -85,6 +85,8 @@ def run_command(arguments: Sequence[str]) -> Callable[..., None]:
         seeds = usual if seeds is None else seeds
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {seeds}")
+        if commit_results:
+            experiment.to_commit(preset)
         if commit_results and (config, seeds) != (default, usual):
             raise ValueError(
                 f"--commit-results is for preset {preset!r} as it is, with {usual} "
@@ -177,7 +179,7 @@ def _execute(
     )
     folders = [folder]
     if commit_results:
-        committed = experiment.committed(preset)
+        committed = experiment.to_commit(preset)
         write_atomically(committed, results.read_text())
         folders.append(report_folder(committed))
     show_results(experiment, read_results(results), *folders)

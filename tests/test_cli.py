@@ -1,6 +1,9 @@
 """The command line, from a run to a report, a resumed run and an exported student."""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,13 @@ import pytest
 import jaxkd
 from jaxkd import data, interop, models
 from jaxkd.cli import main
-from jaxkd.reporting.experiment import load_experiment
+from jaxkd.reporting import experiment
+from jaxkd.reporting.experiment import (
+    PACKAGED,
+    experiments_folder,
+    load_experiment,
+    slugs,
+)
 from jaxkd.reporting.results import read_results
 
 
@@ -181,6 +190,36 @@ def test_a_report_of_committed_results_goes_to_the_runs(tmp_path, monkeypatch):
     assert main(["report", "pld"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == "pld-small-report"
+
+
+def test_an_installed_package_has_its_experiments(tmp_path, monkeypatch, capsys):
+    packaged = tmp_path / "site" / PACKAGED
+    copied = packaged / "experiments"
+    for name in ("common", "pld"):
+        files = shutil.ignore_patterns("results", "__pycache__")
+        shutil.copytree(experiments_folder() / name, copied / name, ignore=files)
+    (tmp_path / "experiments").mkdir()  # somebody's own, of another kind
+    monkeypatch.chdir(tmp_path)
+    installed = tmp_path / "site" / "jaxkd" / "reporting" / "experiment.py"
+    monkeypatch.setattr(experiment, "__file__", str(installed))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.startswith("experiments")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert slugs() == ["pld"]
+    assert main(["show", "pld"]) == 0
+    assert Path(sys.modules["experiments.pld.experiment"].__file__) == (
+        copied / "pld" / "experiment.py"
+    )
+    capsys.readouterr()
+    for command, why in {
+        "report pld": "no committed results of pld, preset small (an installed",
+        "report pld --commit-results": "no committed results of pld",
+        "run pld --commit-results": "--commit-results writes to the repository",
+        "compile pld --commit-results": "--commit-results writes to the repository",
+    }.items():
+        assert main(command.split()) == 1
+        assert why in capsys.readouterr().err.replace("\n", " ")
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 def test_the_version_is_said(capsys):

@@ -19,6 +19,9 @@ from jaxkd.reporting.records import Record
 from jaxkd.reporting.run import Arm, Run, Task, run_arms
 from jaxkd.types import Batch, Program
 
+PACKAGED = "jaxkd_experiments"
+"""What holds the experiments of an installed package, without their results."""
+
 SEEDS = 3
 """Of a run, where an experiment does not say otherwise."""
 
@@ -76,6 +79,19 @@ class Experiment:
         """Return the file of results that is part of the source, such as a preset's."""
         return self.folder / "results" / f"{name}.json"
 
+    def to_commit(self, name: str) -> Path:
+        """Return `committed`, where the source can be written to.
+
+        Raises:
+            ValueError: the experiment is an installed package's.
+        """
+        if PACKAGED in self.folder.parts:
+            raise ValueError(
+                f"--commit-results writes to the repository, but {self.slug} is an "
+                "installed package's: run it in a clone, or leave the flag out"
+            )
+        return self.committed(name)
+
     def records(self, config: Any, seeds: Sequence[int], run: Run) -> list[Record]:
         """Return what a run of all arms measures.
 
@@ -96,17 +112,18 @@ class Experiment:
 
 
 def experiments_folder() -> Path:
-    """Return the folder of experiments: ``./experiments``, or the source checkout's.
+    """Return the experiments here, those of the source checkout, or the package's.
 
     Raises:
-        FileNotFoundError: neither exists.
+        FileNotFoundError: there are none.
     """
-    checkout = Path(__file__).resolve().parents[2] / "experiments"
-    for folder in (Path("experiments"), checkout):
-        if folder.is_dir():
-            return folder
+    root = Path(__file__).resolve().parents[2]
+    for parent in (Path(), root, root / PACKAGED):
+        if any(parent.glob("experiments/*/experiment.py")):
+            return parent / "experiments"
     raise FileNotFoundError(
-        "there is no folder experiments here: run jaxkd from a clone of its repository"
+        "no folder experiments holds an experiment.py: install jaxkd anew, or run it "
+        "from a clone of its repository"
     )
 
 

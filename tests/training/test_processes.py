@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,23 +85,46 @@ def free_port():
         return found.getsockname()[1]
 
 
+def begin(folder, count, steps, fatal=()):
+    """Start processes that train as one."""
+    port = free_port()
+    return [
+        start(
+            folder,
+            *("--steps", steps, "--plain"),
+            *("--processes", count, index, port),
+            *(fatal if index == 0 else ()),
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.mark.slow
+def test_who_outlives_another_process_says_why_and_both_go_on(tmp_path):
+    survivor, other = begin(tmp_path, 2, steps=1000)
+    log = tmp_path / "metrics.jsonl"
+    while not log.exists() or len(logged(tmp_path)) < 6:
+        assert survivor.poll() is None
+        time.sleep(0.1)
+    other.kill()
+    status, errors = finish(survivor)
+    other.communicate()
+    assert status != 0
+    assert "another process has ended" in errors
+    assert "make room" not in errors
+    done = logged(tmp_path)[-1]["step"]
+    for status, errors in map(finish, begin(tmp_path, 2, steps=done + 5)):
+        assert status == 0, errors
+    steps = [line["step"] for line in logged(tmp_path)]
+    assert steps[:-1] == list(range(1, done + 6))
+
+
 @pytest.mark.slow
 def test_joined_processes_are_preempted_together_and_resume_as_four(tmp_path):
     """Two processes are told to stop, four go on, one checks the numbers."""
 
-    def joined(count, *arguments, fatal=()):
-        port = free_port()
-        processes = [
-            start(
-                tmp_path,
-                *("--steps", 12, "--plain"),
-                *("--processes", count, index, port),
-                *(fatal if index == 0 else ()),
-                *arguments,
-            )
-            for index in range(count)
-        ]
-        return [finish(process) for process in processes]
+    def joined(count, fatal=()):
+        return [finish(process) for process in begin(tmp_path, count, 12, fatal)]
 
     for status, errors in joined(2, fatal=("--fatal", "SIGTERM", 3)):
         assert status == 128 + signal.SIGTERM, errors

@@ -115,7 +115,9 @@ def main() -> None:
     mesh = None
     if given.processes:
         count, index, port = given.processes
-        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+        jax.distributed.initialize(
+            f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=10
+        )
         mesh = make_mesh(MeshShape(data=-1, fsdp=2))
     writers = []
     if given.fatal:
