@@ -23,10 +23,10 @@ from experiments.hard.settings import SETTINGS, SHIFTS, Row, Setting, on_canvas
 from jaxkd import data
 from jaxkd.evaluation.classification import evaluator
 from jaxkd.evaluation.robustness import robustness_evaluator
-from jaxkd.methods import cross_entropy, kd
+from jaxkd.methods import cross_entropy, from_loss, kd
 from jaxkd.network import Network
 from jaxkd.papers import hard
-from jaxkd.papers.hard import Augmenter, elbo, vae
+from jaxkd.papers.hard import Augmenter, elbo_loss, vae
 from jaxkd.programs import distill
 from jaxkd.reporting.claims import contrast
 from jaxkd.reporting.experiment import Experiment
@@ -58,6 +58,11 @@ GROUPS = {
 
 TEMPERATURE = 2.0
 LATENTS = 16
+ELBO = from_loss(
+    lambda student, teacher, batch: elbo_loss(student, batch["image"]),
+    name="elbo",
+    student_taps=("mean", "log_variance"),
+)
 WINDOW = (20, 400)
 """Steps over which disagreement and drift are averaged."""
 
@@ -195,7 +200,7 @@ def latent_augmenter(
     """Return HARD-VAE in the latents of a VAE of the training images."""
     network = vae(int(np.prod(images.image_shape)), LATENTS)
     optimizer = images.optimizer.build(images.steps)
-    arm = Arm("vae", distill(network, None, elbo(), optimizer), network)
+    arm = Arm("vae", distill(network, None, ELBO, optimizer), network)
     trained = run.teacher(arm, images.task(name), seed).deployed
     halves = trained.segment(stop="latent"), trained.segment("latent")
     return hard.latent(*halves, LATENTS, radius)

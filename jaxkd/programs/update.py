@@ -166,7 +166,7 @@ def descend(
             found = {**found, "grad_norm": jnp.zeros_like(found["grad_norm"])}
             return Descent(params, opt_state, carry, found)
 
-        return jax.lax.cond(moves, move, look)
+        return look() if moves is False else jax.lax.cond(moves, move, look)
     own = player.own(params)
 
     def evaluated(own: Params, carry: Any, part: Batch, keys: Keys):

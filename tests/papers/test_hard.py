@@ -203,13 +203,18 @@ def test_what_is_masked_reaches_nothing():
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_run(tmp_path):
-    """With augmenter, its Adam, phase and replay, bit for bit."""
+@pytest.mark.parametrize("augmenter", ["affine", "latent"])
+def test_a_resumed_run_is_the_run(tmp_path, augmenter):
+    """With augmenter, its Adam, phase and replay, bit for bit; a VAE is frozen."""
+    network = hard.vae(SIDE**2, 5)
+    network = network.with_variables(network.init(jax.random.key(3)))
+    halves = network.segment(stop="latent"), network.segment("latent")
+    chosen = {"affine": hard.affine(), "latent": hard.latent(*halves, 5, 1.0)}
     batches = [
         {name: np.asarray(x) for name, x in make_batch().items()} for _ in range(3)
     ]
     made = program(
-        hard.affine(),
+        chosen[augmenter],
         optax.adam(1e-2),
         schedule="threshold",
         thresholds=(0.05, 0.2),
@@ -225,6 +230,8 @@ def test_a_resumed_run_is_the_run(tmp_path):
     whole = train("whole", 8)
     stopped = train("part", 5)
     assert int(stopped.replay.added) == 40
+    frozen = jax.tree.leaves(made.frozen(whole)["augmenter"])
+    assert bool(frozen) == (augmenter == "latent")
     chex.assert_trees_all_equal(train("part", 8), whole)
 
 

@@ -20,5 +20,5 @@ from jaxkd.papers.hard.mixing import mix_augment as mix_augment
 from jaxkd.papers.hard.program import HardState as HardState
 from jaxkd.papers.hard.program import hard as hard
 from jaxkd.papers.hard.program import phase_update as phase_update
-from jaxkd.papers.hard.vae import elbo as elbo
+from jaxkd.papers.hard.vae import elbo_loss as elbo_loss
 from jaxkd.papers.hard.vae import vae as vae

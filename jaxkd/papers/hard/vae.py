@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from jaxkd.adapters import Steps
 from jaxkd.arguments import checked, count, positive
 from jaxkd.losses.basics import as_float
-from jaxkd.methods.base import from_loss
+from jaxkd.models.parts.recorded import recorded
 from jaxkd.network import Network
-from jaxkd.types import Method, Outputs
+from jaxkd.types import Outputs
 
 
 class VAE(nnx.Module):
@@ -61,8 +61,9 @@ class VAE(nnx.Module):
 
 
 @checked(features=count, latents=count, width=count)
+@recorded
 def vae(features: int, latents: int = 16, width: int = 256) -> Network:
-    """Return a variational autoencoder of images in [0, 1], to be trained with `elbo`.
+    """Return a variational autoencoder of images in [0, 1], trained with `elbo_loss`.
 
     Args:
         features: values in one flattened image.
@@ -73,24 +74,24 @@ def vae(features: int, latents: int = 16, width: int = 256) -> Network:
 
 
 @checked(noise=positive)
-def elbo(noise: float = 0.1, reads: str = "image") -> Method:
-    """Return the negative evidence lower bound, up to a constant, in nats.
+def elbo_loss(
+    outputs: Outputs, images: Float[Array, "batch *shape"], noise: float = 0.1
+) -> Float[Array, "batch"]:
+    """Return the negative evidence lower bound of each image, up to a constant.
 
-    ‖x̂ − x‖² / 2σ² + KL(N(mean, variance) ‖ N(0, 1)), for pixels of deviation σ.
+    ‖x̂ − x‖² / 2σ² + KL(N(mean, variance) ‖ N(0, 1)), in nats. A method is made of it by
+    ``from_loss(lambda student, _, batch: elbo_loss(student, batch["image"]),
+    name="elbo", student_taps=("mean", "log_variance"))``.
 
     Args:
-        noise: σ.
-        reads: the images' name in the batch.
+        outputs: of `vae`, with the taps ``mean`` and ``log_variance``.
+        images: x.
+        noise: σ, the deviation of a pixel.
     """
-
-    def loss(student: Outputs, teacher: Outputs, batch) -> Array:
-        made = as_float(student.logits)
-        target = as_float(batch[reads]).reshape(made.shape)
-        mean, log_variance = (
-            as_float(student.features[tap]) for tap in ("mean", "log_variance")
-        )
-        divergence = 0.5 * (jnp.exp(log_variance) + mean**2 - 1 - log_variance)
-        error = ((made - target) ** 2).sum(-1) / (2 * noise**2)
-        return error + divergence.sum(-1)
-
-    return from_loss(loss, name="elbo", student_taps=("mean", "log_variance"))
+    made = as_float(outputs.logits)
+    error = ((made - as_float(images).reshape(made.shape)) ** 2).sum(-1)
+    mean, log_variance = (
+        as_float(outputs.features[tap]) for tap in ("mean", "log_variance")
+    )
+    divergence = 0.5 * (jnp.exp(log_variance) + mean**2 - 1 - log_variance)
+    return error / (2 * noise**2) + divergence.sum(-1)
