@@ -1,5 +1,7 @@
 """HARD: two players in one step, whose turn it is, what is kept and what refused."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,9 @@ def make_batch(examples=8):
     }
 
 
-def program(augmenter=BRIGHTER, moved=SGD, method=KD, student=STUDENT, **options):
+def program(
+    augmenter=BRIGHTER, moved: Any = SGD, method=KD, student=STUDENT, **options: Any
+):
     return hard.hard(
         student, TEACHER, method, SGD, augmenter, moved, **{"replay": 0, **options}
     )

@@ -133,7 +133,8 @@ def hard(
             leaves the augmenter as it is, as one made by hand.
         schedule: ``"joint"``, both move in every step, or ``"threshold"``, one at a
             time: the student until the two agree on x̃, then the augmenter until they
-            do not. The other's losses are then only reported.
+            do not. The other's losses are then only reported; the method's own
+            schedules count the steps of both.
         thresholds: of `phase_update`, in units of the disagreement.
         decay: of the average of the disagreement that the thresholds are for.
         temperature: T of the augmenter's loss.
