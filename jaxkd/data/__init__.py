@@ -13,6 +13,8 @@ from jaxkd.data.datasets import fashion_mnist as fashion_mnist
 from jaxkd.data.datasets import load as load
 from jaxkd.data.datasets import mnist as mnist
 from jaxkd.data.datasets import tfds_dataset as tfds_dataset
+from jaxkd.data.folders import folder_classes as folder_classes
+from jaxkd.data.folders import image_folder as image_folder
 from jaxkd.data.graphs import GRAPHS as GRAPHS
 from jaxkd.data.graphs import GraphDataset as GraphDataset
 from jaxkd.data.graphs import load_graph as load_graph
@@ -62,6 +64,8 @@ from jaxkd.data.text.padding import Prompts as Prompts
 from jaxkd.data.text.padding import label_texts as label_texts
 from jaxkd.data.text.padding import left_pad as left_pad
 from jaxkd.data.text.padding import prompts_of_chats as prompts_of_chats
+from jaxkd.data.text.templates import JinjaTemplate as JinjaTemplate
+from jaxkd.data.text.templates import load_chat_template as load_chat_template
 from jaxkd.data.text.tokenizers import ByteTokenizer as ByteTokenizer
 from jaxkd.data.text.tokenizers import FileTokenizer as FileTokenizer
 from jaxkd.data.text.tokenizers import Tokenizer as Tokenizer
