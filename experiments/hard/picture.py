@@ -19,11 +19,12 @@ from jaxkd.papers import hard
 
 SHOWN, EXAMPLES = 8, 200
 SETTING = SETTINGS["digits"]
+TRAINED = Row(trained=True)
 LEARNED = {
-    "HARD-Affine": SETTING.rows["hard_affine"],
-    "elastic": Row(hard.elastic(0.35), trained=True),
-    "colour": Row(hard.within(hard.colour(0.5, 0.4), 0.0, 1.0), trained=True),
-    "HARD-Mix": Row(hard.mix(), trained=True, consistency=0.0),
+    "HARD-Affine": (hard.affine(0.5), TRAINED),
+    "elastic": (hard.elastic(0.35), TRAINED),
+    "colour": (hard.within(hard.colour(0.5, 0.4), 0.0, 1.0), TRAINED),
+    "HARD-Mix": (hard.mix(), Row(trained=True, consistency=0.0)),
 }
 
 
@@ -44,10 +45,10 @@ def draw(path: Path) -> None:
     clean = jnp.asarray(images.test.take(np.arange(EXAMPLES))["image"])
     rows = {"test digits": clean}
     found = {}
-    for name, row in LEARNED.items():
-        made = program(SETTING, row, optimizer, (student, teacher), row.augmenter)
+    for name, (augmenter, row) in LEARNED.items():
+        made = program(SETTING, row, optimizer, (student, teacher), augmenter)
         state, _ = training.fit(made, images.batches(0), key=jax.random.key(0))
-        changed = row.augmenter.apply(state.augmenter, clean, jax.random.key(1))
+        changed = augmenter.apply(state.augmenter, clean, jax.random.key(1))
         rows[name], found[name] = changed.images, state.student
     figure = Figure((SHOWN + 1.5, len(rows) * 1.25), layout="constrained")
     taught = state.distillation.teacher

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkd.arguments import checked, positive, probability
-from jaxkd.losses.basics import as_float, check_positive, check_same_shape, log_softmax
+from jaxkd.losses.basics import as_float, check_same_shape, log_softmax
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss, kl_divergence
 
 
@@ -36,7 +36,6 @@ def disagreement(
         ValueError: shapes differ, or T is not above 0.
     """
     check_same_shape(student_logits, teacher_logits, "logits")
-    check_positive("temperature", temperature)
     log_t, log_s = (
         log_softmax(as_float(z), temperature) for z in (teacher_logits, student_logits)
     )
@@ -73,7 +72,6 @@ def hard_augmenter_loss(
     Raises:
         ValueError: shapes differ, or T or the cap is not above 0.
     """
-    check_positive("cap", cap)
     drift = kd_loss(teacher_logits, clean_teacher_logits, temperature)
     found = disagreement(teacher_logits, student_logits, temperature)
     loss = consistency * drift - jnp.minimum(found, cap)
