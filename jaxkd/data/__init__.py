@@ -1,6 +1,8 @@
 """Data sets, transforms, and the grain pipelines that feed programs."""
 
 from jaxkd.data.conditions import Conditions as Conditions
+from jaxkd.data.corruptions import CORRUPTIONS as CORRUPTIONS
+from jaxkd.data.corruptions import Corrupt as Corrupt
 from jaxkd.data.datasets import DATA_VARIABLE as DATA_VARIABLE
 from jaxkd.data.datasets import DATASETS as DATASETS
 from jaxkd.data.datasets import cifar10 as cifar10

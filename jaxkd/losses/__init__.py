@@ -80,6 +80,9 @@ from jaxkd.losses.graphs import edge_difference_log_probs as edge_difference_log
 from jaxkd.losses.graphs import edge_high_frequency_loss as edge_high_frequency_loss
 from jaxkd.losses.graphs import edge_low_frequency_loss as edge_low_frequency_loss
 from jaxkd.losses.graphs import neighbor_cosine as neighbor_cosine
+from jaxkd.losses.hard import disagreement as disagreement
+from jaxkd.losses.hard import hard_augmenter_loss as hard_augmenter_loss
+from jaxkd.losses.hard import hard_student_loss as hard_student_loss
 from jaxkd.losses.language import adaptive_kl_loss as adaptive_kl_loss
 from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
 from jaxkd.losses.language import divergence_loss as divergence_loss

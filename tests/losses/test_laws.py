@@ -99,6 +99,10 @@ def cwd(s, t, y, w, theta):
     )
 
 
+def augmented(s, t, y, w, theta):
+    return losses.hard_augmenter_loss(t, t + 1, s, 2.0)[0]
+
+
 def plackett_luce(s, t, y, w, theta):
     ranking = losses.teacher_ranking(t, jnp.maximum(y, 0))
     weights = 1.0 * ~jnp.isneginf(jnp.take_along_axis(s, ranking, -1))
@@ -194,6 +198,14 @@ LAWS = {
     "dual head": Law(dual_head, frozen=False),
     "dho": Law(dho),
     "fd": Law(fd, minimum=True),
+    "disagreement": Law(
+        lambda s, t, y, w, _: losses.disagreement(t, s), frozen=False, minimum=True
+    ),
+    "hard augmenter": Law(augmented, frozen=False),
+    "hard student": Law(
+        lambda s, t, y, w, _: losses.hard_student_loss(s, t, s / 2, t / 2)[0],
+        minimum=True,
+    ),
     "fused wls": fused(losses.wls_alpha),
     "fused ada": fused(lambda s, t, y: losses.ada_alpha(t, y)),
     "sub-classes": Law(subclasses),
