@@ -47,9 +47,13 @@ TOKEN = {
     "topk_kd": lambda: methods.topk_kd(reverse=True),
 }
 # Of images, graphs and peers, or with tokens of its own (below).
-OTHERS = set(
-    ["ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot", "dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency", "kdcl", "labelled_cross_entropy", "lelp", "low_frequency", "m2mkd", "mgd", "nd", "nst", "ofakd", "ofd", "one", "pkt", "reviewkd", "rkd", "self_distillation", "simkd", "sp", "subclass_kd", "tgeokd", "trg", "uld", "vid"]
-)
+OTHERS = {
+    *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
+    *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
+    *("kdcl", "labelled_cross_entropy", "lelp", "low_frequency", "m2mkd", "mgd", "nd"),
+    *("nst", "ofakd", "ofd", "one", "pkt", "reviewkd", "rkd", "self_distillation"),
+    *("simkd", "sp", "subclass_kd", "tgeokd", "trg", "uld", "vid"),
+}
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}
 # Those that read the teacher from the batch alone.
