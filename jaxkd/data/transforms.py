@@ -139,7 +139,7 @@ class ForTeacher:
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Return the batch with the teacher's images besides."""
-        image = self.transform({"image": _images(batch)}, rng)["image"]
+        image = self.transform({"image": batch_images(batch)}, rng)["image"]
         return {**batch, self.name: image}
 
 
