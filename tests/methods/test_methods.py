@@ -36,6 +36,7 @@ SHAPES = {
     "cam": (2, 2, CLASSES),
     "final": (7,),
     "block0": (3, 6),
+    "pixels": (4, 3),
 }
 HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
@@ -64,7 +65,9 @@ BUILD = {
     "diswot": lambda: diswot("a", "b"),
     "divergence_kd": lambda: methods.divergence_kd(jensen_shannon(0.3), 2.0),
     "dkd": lambda: methods.dkd(),
+    "dmae": lambda: methods.dmae(["block0"], alpha=0.5),
     "dml": lambda: methods.dml(3),
+    "feature_align": lambda: methods.feature_align(["block0"], project=False),
     "ffg2m": lambda: methods.ffg2m(),
     "first": lambda: methods.first(2.0, k=3, reduction="sequence"),
     "fitnets": lambda: methods.fitnets("a"),
@@ -80,6 +83,7 @@ BUILD = {
     "labelled_cross_entropy": lambda: methods.labelled_cross_entropy(),
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
+    "mae": lambda: methods.mae(),
     "mgd": lambda: methods.mgd("b"),
     "nd": lambda: methods.nd(),
     "nst": lambda: methods.nst(["b"]),
@@ -120,6 +124,8 @@ def make_batch(**extra):
         "index": jnp.arange(BATCH),
         "time": jnp.linspace(0.1, 0.9, BATCH),
         "clean": jnp.zeros((BATCH, CLASSES)),
+        "patches": jnp.zeros((BATCH, 4, 3)),
+        "hidden": jnp.tile(jnp.array([1.0, 0, 1, 1]), (BATCH, 1)),
         "graph": GRAPH,
         "labelled": jnp.arange(BATCH) % 2 == 1,
         **extra,
