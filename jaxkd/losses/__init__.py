@@ -89,7 +89,6 @@ from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
 from jaxkd.losses.language import divergence_loss as divergence_loss
 from jaxkd.losses.language import relation_loss as relation_loss
 from jaxkd.losses.language import uld_loss as uld_loss
-from jaxkd.losses.masked_images import gather_tokens as gather_tokens
 from jaxkd.losses.masked_images import (
     mae_reconstruction_loss as mae_reconstruction_loss,
 )
@@ -99,6 +98,7 @@ from jaxkd.losses.masked_images import patchify as patchify
 from jaxkd.losses.masked_images import random_masking as random_masking
 from jaxkd.losses.masked_images import restore_tokens as restore_tokens
 from jaxkd.losses.masked_images import unpatchify as unpatchify
+from jaxkd.losses.masked_images import visible_tokens as visible_tokens
 from jaxkd.losses.modules import m2m_kd_loss as m2m_kd_loss
 from jaxkd.losses.online import balance_weights as balance_weights
 from jaxkd.losses.online import bdkd_loss as bdkd_loss

@@ -7,13 +7,13 @@ import pytest
 
 from jaxkd.losses import (
     feature_align_loss,
-    gather_tokens,
     mae_reconstruction_loss,
     normalize_patches,
     patchify,
     random_masking,
     restore_tokens,
     unpatchify,
+    visible_tokens,
 )
 
 LAYERS = {"dist1": 1, "dist2": 2, "dist3": 2}
@@ -32,7 +32,7 @@ def test_the_authors_masking_and_reconstruction(given, case):
     np.testing.assert_array_equal(masking.ids_keep, g["ids_keep"])
     np.testing.assert_array_equal(masking.ids_restore, g["ids_restore"])
     np.testing.assert_array_equal(masking.hidden, g["mask"])
-    kept = gather_tokens(g["tokens"], masking.ids_keep, 0)
+    kept = visible_tokens(g["tokens"], masking.ids_keep, 0)
     np.testing.assert_array_equal(kept, g["tokens_kept"])
     image, size = g["imgs"].transpose(0, 2, 3, 1), int(g["patch"])
     patches = patchify(image, size)
@@ -74,7 +74,7 @@ def test_the_authors_alignment(given, case):
 def test_hidden_tokens_go_back_to_their_places():
     tokens = jax.random.normal(jax.random.key(0), (2, 5, 3))
     masking = random_masking(jax.random.uniform(jax.random.key(1), (2, 4)), 0.5)
-    seen = gather_tokens(tokens, masking.ids_keep)
+    seen = visible_tokens(tokens, masking.ids_keep)
     blank = jnp.array([7.0, 8, 9])
     found = restore_tokens(seen, blank, masking.ids_restore)
     hidden = jnp.pad(masking.hidden, ((0, 0), (1, 0)))[..., None]
