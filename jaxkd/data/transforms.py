@@ -123,6 +123,28 @@ class Normalize:
 
 @checked()
 @dataclass(frozen=True)
+class ForTeacher:
+    """Give the teacher the images as they are here, transformed in its own way.
+
+    After the crops and before the student's `Normalize`, both see the same crop.
+
+    Attributes:
+        transform: of the teacher's images, such as another `Normalize`.
+        name: of its array in the batch: ``teacher_`` and the key that it reads, see
+            `jaxkd.Network.read`.
+    """
+
+    transform: Transform
+    name: str = "teacher_image"
+
+    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """Return the batch with the teacher's images besides."""
+        image = self.transform({"image": batch_images(batch)}, rng)["image"]
+        return {**batch, self.name: image}
+
+
+@checked()
+@dataclass(frozen=True)
 class CropResize:
     """Crop an image and bring it to one size, as ImageNet classifiers are trained.
 

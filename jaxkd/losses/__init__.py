@@ -68,6 +68,7 @@ from jaxkd.losses.features import vid_loss as vid_loss
 from jaxkd.losses.few_shot import clap_class_weights as clap_class_weights
 from jaxkd.losses.few_shot import clap_loss as clap_loss
 from jaxkd.losses.few_shot import cosine_logits as cosine_logits
+from jaxkd.losses.few_shot import tip_adapter_logits as tip_adapter_logits
 from jaxkd.losses.first import first_loss as first_loss
 from jaxkd.losses.first import recalibrate_top_k as recalibrate_top_k
 from jaxkd.losses.first import smooth_top_k as smooth_top_k
