@@ -39,6 +39,7 @@ SHAPES = {
     "cam": (2, 2, CLASSES),
     "final": (7,),
     "block0": (3, 6),
+    "pixels": (4, 3),
 }
 HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
@@ -79,7 +80,9 @@ BUILD = {
     "diswot": lambda: diswot("a", "b"),
     "divergence_kd": lambda: methods.divergence_kd(jensen_shannon(0.3), 2.0),
     "dkd": lambda: methods.dkd(),
+    "dmae": lambda: methods.dmae(["block0"], alpha=0.5),
     "dml": lambda: methods.dml(3),
+    "feature_align": lambda: methods.feature_align(["block0"], project=False),
     "expert_balance": lambda: methods.expert_balance(["block0"], k=2),
     "ffg2m": lambda: methods.ffg2m(),
     "first": lambda: methods.first(2.0, k=3, reduction="sequence"),
@@ -97,6 +100,7 @@ BUILD = {
     "labelled_cross_entropy": lambda: methods.labelled_cross_entropy(),
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
+    "mae": lambda: methods.mae(),
     "m2mkd": lambda: methods.m2mkd([0, 1]),
     "mgd": lambda: methods.mgd("b"),
     "mixstd": lambda: methods.mixstd(),
@@ -142,6 +146,8 @@ def make_batch(**extra):
         "index": jnp.arange(BATCH),
         "time": jnp.linspace(0.1, 0.9, BATCH),
         "clean": jnp.zeros((BATCH, CLASSES)),
+        "patches": jnp.zeros((BATCH, 4, 3)),
+        "hidden": jnp.tile(jnp.array([1.0, 0, 1, 1]), (BATCH, 1)),
         "graph": GRAPH,
         "labelled": jnp.arange(BATCH) % 2 == 1,
         **extra,
