@@ -9,10 +9,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxkd.arguments import checked
+from jaxkd.arguments import count as at_least_one
 from jaxkd.losses.few_shot import clap_class_weights, clap_loss, cosine_logits
 
 
-@checked()
+@checked(passes=at_least_one, batch_size=at_least_one)
 @functools.partial(
     jax.jit, static_argnames=("scale", "passes", "batch_size", "learning_rate")
 )
