@@ -11,7 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxkd.arguments import checked, integer, positive
+from jaxkd.arguments import (
+    checked,
+    count,
+    integer,
+    positive,
+    positive_share,
+    probability,
+)
 from jaxkd.checks import check_labels
 
 Arrays = dict[str, Any]
@@ -87,18 +94,28 @@ class Flip:
         return {**batch, "image": image}
 
 
-@checked()
+@checked(mean=probability, std=positive_share)
 @dataclass(frozen=True)
 class Normalize:
     """Bring uint8 images to float32 with mean 0 and deviation 1 in every channel.
 
     Attributes:
         mean: of each channel in [0, 1].
-        std: standard deviation of each channel, likewise.
+        std: standard deviation of each channel, in (0, 1].
+
+    Raises:
+        ValueError: they are of 0 … 255, or one a channel is missing.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self):
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} channels but std {len(self.std)}: give one "
+                "of each a channel"
+            )
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Return (image / 255 − mean) / std.
@@ -122,7 +139,7 @@ class Normalize:
         return {**batch, "image": scaled.reshape(image.shape)}
 
 
-@checked(alpha=positive)
+@checked(alpha=positive, classes=count)
 @dataclass(frozen=True)
 class Mixup:
     """Mix every image and label with another's (Zhang et al. 2017, arXiv:1710.09412).
@@ -152,7 +169,7 @@ class Mixup:
         return {**batch, "image": mixed, "label": label}
 
 
-@checked(alpha=positive)
+@checked(alpha=positive, classes=count)
 @dataclass(frozen=True)
 class CutMix:
     """Replace a box of every image by another's (Yun et al. 2019, arXiv:1905.04899).
@@ -216,7 +233,7 @@ class EitherOf:
         return (self.first if rng.random() < 0.5 else self.second)(batch, rng)
 
 
-@checked()
+@checked(size=count, smallest=positive_share)
 @dataclass(frozen=True)
 class CropResize:
     """Crop an image and bring it to one size, as ImageNet classifiers are trained.
