@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, integer
 
 
-@checked()
+@checked(axis=integer)
 def nm_mask(
     weights: Float[Array, "*shape"],
     n: int = 2,
