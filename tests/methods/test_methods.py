@@ -1,5 +1,7 @@
 """Every method: scalar, differentiable, jittable, and blind to masked examples."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -396,6 +398,9 @@ def test_warmup_and_curriculum_count_epochs_as_the_papers():
         (lambda: combine(), "at least one"),
         (lambda: combine(methods.kd()), "pairs"),
         (lambda: combine((1.0, methods.kd)), "constructor"),
+        (lambda: combine((math.nan, methods.kd())), "weight must be finite, got nan"),
+        (lambda: combine(("1", methods.kd())), "weight must be a number or a function"),
+        (lambda: combine((np.ones(2), methods.kd())), "weight must be a number or"),
         (lambda: methods.at("stage1"), "sequence"),
         (lambda: methods.at(["a"], ["a", "b"]), "1 layers"),
         (lambda: methods.fsp(["a"]), "at least two"),
@@ -419,3 +424,14 @@ def test_bad_batches_are_named(unchecked_shapes):
         run(methods.kd(), student, fewer, make_batch())
     with pytest.raises(ValueError, match="teacher_logits is None"):
         run(methods.kd(), student, Outputs(None, {}), make_batch())
+
+
+@pytest.mark.parametrize("wrong", [None, jnp.ones(2)])
+def test_a_schedule_that_returns_no_number_is_named(wrong):
+    method = combine((1.0, methods.kd()), (lambda step: wrong, methods.kd()))
+    outputs = Outputs(jnp.ones((2, 3)))
+    held = method.init(jax.random.key(0), outputs, outputs, {"label": jnp.ones(2)})
+    with pytest.raises(
+        ValueError, match="weight of term 1 is a schedule that returned"
+    ):
+        method.loss(held, outputs, outputs, {}, jax.random.key(0), 0)
