@@ -213,7 +213,7 @@ def run(config: Config, seeds: Sequence[int], run: Run) -> list[Record]:
 
 
 def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:
-    """Return DMAE's pre-training and the fine-tuning, with the shapes of a batch."""
+    """Return DMAE's pre-training, with the shapes of its batch."""
     sizes, epochs = config.student, config.pretraining.task.epochs
     images = config.pretraining.task
     teacher = config.teacher.plain().segment(None, config.stop)

@@ -20,6 +20,7 @@ from jaxkd.losses.channels import class_activation_maps as class_activation_maps
 from jaxkd.losses.channels import ickd_loss as ickd_loss
 from jaxkd.losses.contrastive import crd_init as crd_init
 from jaxkd.losses.contrastive import crd_loss as crd_loss
+from jaxkd.losses.contrastive import info_nce_loss as info_nce_loss
 from jaxkd.losses.contrastive import sample_negatives as sample_negatives
 from jaxkd.losses.correlation import dist_loss as dist_loss
 from jaxkd.losses.diffusion import boot_bootstrap_loss as boot_bootstrap_loss
@@ -42,6 +43,7 @@ from jaxkd.losses.divergences import ctkd_temperature as ctkd_temperature
 from jaxkd.losses.divergences import dkd_loss as dkd_loss
 from jaxkd.losses.divergences import kd_loss as kd_loss
 from jaxkd.losses.divergences import kl_divergence as kl_divergence
+from jaxkd.losses.divergences import logit_deviation as logit_deviation
 from jaxkd.losses.divergences import ofa_loss as ofa_loss
 from jaxkd.losses.divergences import prediction_entropy as prediction_entropy
 from jaxkd.losses.divergences import reverse_kd_loss as reverse_kd_loss
@@ -67,6 +69,7 @@ from jaxkd.losses.features import vid_loss as vid_loss
 from jaxkd.losses.few_shot import clap_class_weights as clap_class_weights
 from jaxkd.losses.few_shot import clap_loss as clap_loss
 from jaxkd.losses.few_shot import cosine_logits as cosine_logits
+from jaxkd.losses.few_shot import tip_adapter_logits as tip_adapter_logits
 from jaxkd.losses.first import first_loss as first_loss
 from jaxkd.losses.first import recalibrate_top_k as recalibrate_top_k
 from jaxkd.losses.first import smooth_top_k as smooth_top_k
@@ -74,17 +77,20 @@ from jaxkd.losses.fusion import ada_alpha as ada_alpha
 from jaxkd.losses.fusion import class_average_predictions as class_average_predictions
 from jaxkd.losses.fusion import fused_kd_loss as fused_kd_loss
 from jaxkd.losses.fusion import trilateral_features as trilateral_features
+from jaxkd.losses.fusion import weighted_kd_loss as weighted_kd_loss
 from jaxkd.losses.fusion import wls_alpha as wls_alpha
 from jaxkd.losses.graphs import edge_difference_log_probs as edge_difference_log_probs
 from jaxkd.losses.graphs import edge_high_frequency_loss as edge_high_frequency_loss
 from jaxkd.losses.graphs import edge_low_frequency_loss as edge_low_frequency_loss
 from jaxkd.losses.graphs import neighbor_cosine as neighbor_cosine
+from jaxkd.losses.hard import disagreement as disagreement
+from jaxkd.losses.hard import hard_augmenter_loss as hard_augmenter_loss
+from jaxkd.losses.hard import hard_student_loss as hard_student_loss
 from jaxkd.losses.language import adaptive_kl_loss as adaptive_kl_loss
 from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
 from jaxkd.losses.language import divergence_loss as divergence_loss
 from jaxkd.losses.language import relation_loss as relation_loss
 from jaxkd.losses.language import uld_loss as uld_loss
-from jaxkd.losses.masked_images import gather_tokens as gather_tokens
 from jaxkd.losses.masked_images import (
     mae_reconstruction_loss as mae_reconstruction_loss,
 )
@@ -94,6 +100,8 @@ from jaxkd.losses.masked_images import patchify as patchify
 from jaxkd.losses.masked_images import random_masking as random_masking
 from jaxkd.losses.masked_images import restore_tokens as restore_tokens
 from jaxkd.losses.masked_images import unpatchify as unpatchify
+from jaxkd.losses.masked_images import visible_tokens as visible_tokens
+from jaxkd.losses.modules import m2m_kd_loss as m2m_kd_loss
 from jaxkd.losses.online import balance_weights as balance_weights
 from jaxkd.losses.online import bdkd_loss as bdkd_loss
 from jaxkd.losses.online import dml_loss as dml_loss
@@ -117,12 +125,29 @@ from jaxkd.losses.relations import cc_loss as cc_loss
 from jaxkd.losses.relations import pkt_loss as pkt_loss
 from jaxkd.losses.relations import rkd_loss as rkd_loss
 from jaxkd.losses.relations import sp_loss as sp_loss
+from jaxkd.losses.routing import expert_load as expert_load
+from jaxkd.losses.routing import load_balance_loss as load_balance_loss
+from jaxkd.losses.routing import router_z_loss as router_z_loss
 from jaxkd.losses.sinkd import sinkd_loss as sinkd_loss
+from jaxkd.losses.subclasses import SubclassDirections as SubclassDirections
+from jaxkd.losses.subclasses import hard_subclass_targets as hard_subclass_targets
+from jaxkd.losses.subclasses import subclass_log_probs as subclass_log_probs
+from jaxkd.losses.subclasses import subclass_loss as subclass_loss
+from jaxkd.losses.subclasses import subclass_targets as subclass_targets
 from jaxkd.losses.taid import TaidState as TaidState
 from jaxkd.losses.taid import taid_init as taid_init
 from jaxkd.losses.taid import taid_loss as taid_loss
 from jaxkd.losses.taid import taid_target as taid_target
 from jaxkd.losses.taid import taid_update as taid_update
+from jaxkd.losses.token_graphs import contextual_similarity as contextual_similarity
+from jaxkd.losses.token_graphs import dynamic_temperature as dynamic_temperature
+from jaxkd.losses.token_graphs import gather_tokens as gather_tokens
+from jaxkd.losses.token_graphs import knn_adjacency as knn_adjacency
+from jaxkd.losses.token_graphs import matched_tokens as matched_tokens
+from jaxkd.losses.token_graphs import sample_token_indices as sample_token_indices
+from jaxkd.losses.token_graphs import tokenize_feature_map as tokenize_feature_map
+from jaxkd.losses.token_graphs import trg_contextual_loss as trg_contextual_loss
+from jaxkd.losses.token_graphs import trg_local_loss as trg_local_loss
 from jaxkd.losses.topk import gather_log_probs as gather_log_probs
 from jaxkd.losses.topk import top_k_kd_loss as top_k_kd_loss
 from jaxkd.losses.topk import top_k_log_probs as top_k_log_probs

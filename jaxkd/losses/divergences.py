@@ -41,11 +41,11 @@ def cross_entropy_loss(
         label_smoothing: ε in [0, 1).
 
     Returns:
-        The loss of each example; NaN where the label is no class, which no compiled
-        step could raise.
+        The loss of each example; NaN where the label is no class, or probabilities that
+        do not sum to 1, which no compiled step could raise.
 
     Raises:
-        ValueError: shapes do not fit, or ε is outside [0, 1).
+        ValueError: shapes do not fit, labels that are neither, or ε is outside [0, 1).
     """
     labels = jnp.asarray(labels)
     soft = jnp.issubdtype(labels.dtype, jnp.floating)
@@ -57,12 +57,17 @@ def cross_entropy_loss(
         )
     log_p = log_softmax(as_float(logits))
     if soft:
-        loss = -times(as_float(labels), log_p).sum(-1)
+        target = as_float(labels)
+        # bfloat16's rounding is let pass.
+        valid = (target >= 0).all(-1) & (jnp.abs(target.sum(-1) - 1) < 1e-2)
+        loss = -times(target, log_p).sum(-1)
     else:
+        check_class_indices(labels)
         valid = (labels >= 0) & (labels < log_p.shape[-1])
         index = jnp.where(valid, labels, 0)[..., None]
         picked = jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
-        loss = jnp.where(valid, -picked, jnp.nan)
+        loss = -picked
+    loss = jnp.where(valid, loss, jnp.nan)
     if label_smoothing:
         exists = ~jnp.isneginf(log_p)
         total = jnp.where(exists, log_p, 0).sum(-1)
@@ -71,6 +76,7 @@ def cross_entropy_loss(
     return loss
 
 
+@checked()
 def kl_divergence(
     log_p: Float[Array, "*batch classes"], log_q: Float[Array, "*batch classes"]
 ) -> Float[Array, "*batch"]:
@@ -192,7 +198,7 @@ def dkd_loss(
         beta: weight of the non-target part.
 
     Returns:
-        The loss of each example.
+        The loss of each example; NaN where the label is no class.
 
     Raises:
         ValueError: shapes differ, fewer than 2 classes, labels that are no class
@@ -216,7 +222,8 @@ def dkd_loss(
     target_t, rest_t = split(frozen(teacher_logits))
     tckd = kl_divergence(target_t, target_s)
     nckd = times(jnp.exp(rest_t), rest_t - rest_s).sum(-1)
-    return temperature**2 * (alpha * tckd + beta * nckd)
+    loss = temperature**2 * (alpha * tckd + beta * nckd)
+    return jnp.where(is_target.any(-1), loss, jnp.nan)
 
 
 @checked()
@@ -233,6 +240,7 @@ def target_mask(
     labels = jnp.asarray(labels)
     if jnp.issubdtype(labels.dtype, jnp.floating):
         labels = labels.argmax(-1)
+    check_class_indices(labels)
     return jax.nn.one_hot(labels, classes, dtype=bool)
 
 
@@ -282,19 +290,49 @@ def ofa_loss(
     return jnp.where(is_target.any(-1), -times(weights, log_s).sum(-1), jnp.nan)
 
 
+@checked()
+def logit_deviation(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+    """Standard deviation of each example's logits, the sample's (classes − 1).
+
+    Logits at −∞ are not counted; of constant logits it is 0, with gradient 0.
+
+    Args:
+        logits: class scores.
+
+    Raises:
+        ValueError: fewer than 2 classes.
+    """
+    centred, exists = _centred(logits)
+    variance = jnp.sum(centred**2, -1) / jnp.maximum(exists.sum(-1) - 1, 1)
+    # sqrt has an infinite slope at 0: take it of 1 there, and use 0.
+    constant = variance == 0
+    return jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
+
+
 @checked(eps=positive)
 def standardize_logits(
     logits: Float[Array, "*batch classes"], eps: float = 1e-7
 ) -> Float[Array, "*batch classes"]:
     """Logit standardisation: each example's logits to mean 0 and deviation 1.
 
-    Sun et al. 2024, arXiv:2403.01427, Algorithm 1; the deviation is the sample's
-    (classes − 1 in the denominator). Constant logits become 0 with gradient 0; those at
-    −∞ stay there and are not counted.
+    Sun et al. 2024, arXiv:2403.01427, Algorithm 1. Constant logits become 0 with
+    gradient 0; those at −∞ stay there and are not counted.
 
     Args:
         logits: class scores.
         eps: added to the deviation.
+
+    Raises:
+        ValueError: fewer than 2 classes.
+    """
+    centred, exists = _centred(logits)
+    deviation = logit_deviation(logits)[..., None]
+    standard = jnp.where(deviation == 0, 0, centred / (deviation + eps))
+    return jnp.where(exists, standard, -jnp.inf)
+
+
+def _centred(logits: Array) -> tuple[Array, Array]:
+    """Return logits less their mean, and which exist: the others are −∞ and become 0.
 
     Raises:
         ValueError: fewer than 2 classes.
@@ -305,17 +343,10 @@ def standardize_logits(
         raise ValueError(f"logits has {classes} class: a deviation needs 2 or more")
     logits = as_float(logits)
     exists = ~jnp.isneginf(logits)
-    count = exists.sum(-1, keepdims=True)
     logits = jnp.where(exists, logits, 0)
-    mean = logits.sum(-1, keepdims=True) / jnp.maximum(count, 1)
-    centred = jnp.where(exists, logits - mean, 0)
-    square = jnp.sum(centred**2, axis=-1, keepdims=True)
-    variance = square / jnp.maximum(count - 1, 1)
-    # sqrt has an infinite slope at 0: take it of 1 there, and use 0.
-    constant = variance == 0
-    deviation = jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
-    standard = jnp.where(constant, 0, centred / (deviation + eps))
-    return jnp.where(exists, standard, -jnp.inf)
+    count = jnp.maximum(exists.sum(-1, keepdims=True), 1)
+    mean = logits.sum(-1, keepdims=True) / count
+    return jnp.where(exists, logits - mean, 0), exists
 
 
 @jax.custom_vjp

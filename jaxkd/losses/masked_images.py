@@ -113,7 +113,7 @@ def unpatchify(
 
 
 @checked(prefix=natural)
-def gather_tokens(
+def visible_tokens(
     tokens: Float[Array, "batch tokens width"],
     ids_keep: Int[Array, "batch visible"],
     prefix: int = 1,

@@ -1,4 +1,4 @@
-"""DMAE's experiment: a run of seconds has all rows, and the teacher's parts its cost."""
+"""DMAE's experiment: a run of seconds has all rows, and the teacher's parts cost."""
 
 from dataclasses import replace
 

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from jaxkd.losses import (
-    agreement_loss,
     feature_align_loss,
-    gather_tokens,
     mae_reconstruction_loss,
     normalize_patches,
     patchify,
     random_masking,
     restore_tokens,
     unpatchify,
+    visible_tokens,
 )
 
 LAYERS = {"dist1": 1, "dist2": 2, "dist3": 2}
@@ -33,7 +32,7 @@ def test_the_authors_masking_and_reconstruction(given, case):
     np.testing.assert_array_equal(masking.ids_keep, g["ids_keep"])
     np.testing.assert_array_equal(masking.ids_restore, g["ids_restore"])
     np.testing.assert_array_equal(masking.hidden, g["mask"])
-    kept = gather_tokens(g["tokens"], masking.ids_keep, 0)
+    kept = visible_tokens(g["tokens"], masking.ids_keep, 0)
     np.testing.assert_array_equal(kept, g["tokens_kept"])
     image, size = g["imgs"].transpose(0, 2, 3, 1), int(g["patch"])
     patches = patchify(image, size)
@@ -75,7 +74,7 @@ def test_the_authors_alignment(given, case):
 def test_hidden_tokens_go_back_to_their_places():
     tokens = jax.random.normal(jax.random.key(0), (2, 5, 3))
     masking = random_masking(jax.random.uniform(jax.random.key(1), (2, 4)), 0.5)
-    seen = gather_tokens(tokens, masking.ids_keep)
+    seen = visible_tokens(tokens, masking.ids_keep)
     blank = jnp.array([7.0, 8, 9])
     found = restore_tokens(seen, blank, masking.ids_restore)
     hidden = jnp.pad(masking.hidden, ((0, 0), (1, 0)))[..., None]
@@ -102,14 +101,6 @@ def test_aligned_features_have_no_gradient_and_extremes_a_finite_one():
         np.testing.assert_array_equal(jax.grad(total, 1)(z, z[:, ::-1]), 0)
 
 
-def test_states_that_agree_pull_each_other():
-    a, b = jnp.array([[1.0, 2], [0, 0]]), jnp.array([[3.0, 2], [0, 4]])
-    np.testing.assert_allclose(agreement_loss(a, b), [2, 8])
-    pulls = jax.grad(lambda a, b: agreement_loss(a, b).sum(), (0, 1))(a, b)
-    np.testing.assert_allclose(pulls[0], a - b)
-    np.testing.assert_allclose(pulls[1], b - a)
-
-
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -130,7 +121,6 @@ def test_states_that_agree_pull_each_other():
             r"student_features has shape \(2, 3, 4\).*project",
         ),
         (lambda: feature_align_loss(jnp.zeros(2), jnp.zeros(2)), "at least one more"),
-        (lambda: agreement_loss(jnp.zeros((2, 3)), jnp.zeros((2, 4))), "project"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

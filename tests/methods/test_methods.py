@@ -1,5 +1,7 @@
 """Every method: scalar, differentiable, jittable, and blind to masked examples."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,10 @@ from jaxkd import Outputs, combine, methods, papers
 from jaxkd.adapters import segment_name
 from jaxkd.graphs import Graph
 from jaxkd.kernels.linear_distill import jensen_shannon
+from jaxkd.losses import SubclassDirections
 from jaxkd.methods import METHODS
 from jaxkd.methods.base import as_loss, resolved
+from jaxkd.papers.data_pruning import pruned_kd
 from jaxkd.papers.diswot import diswot
 from jaxkd.papers.self_distillation_theory import self_distillation
 from jaxkd.papers.swiftkv import swiftkv
@@ -36,6 +40,7 @@ SHAPES = {
     "gate": (3,),
     "ce.logits": (CLASSES,),
     "kd.logits": (CLASSES,),
+    "subclass.logits": (2 * CLASSES,),
     "cam": (2, 2, CLASSES),
     "final": (7,),
     "block0": (3, 6),
@@ -45,10 +50,22 @@ HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
 LANGUAGE = {"minillm", "uld"}
 # Their losses compare the examples of a batch with one another.
-RELATE = {"cc", "dist", "diswot", "kdcl", "pkt", "rkd", "sinkd", "sp"}
+RELATE = {
+    "cc",
+    "dist",
+    "diswot",
+    "expert_balance",
+    "kdcl",
+    "pkt",
+    "rkd",
+    "sinkd",
+    "sp",
+    "trg",
+}
 GRAPHS = {"ffg2m", "high_frequency", "low_frequency"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
 UPPER = jnp.linspace(0.1, 0.7, 7)[None]
+KINDS = SubclassDirections(jnp.zeros((CLASSES, 6)), jnp.ones((CLASSES, 6, 2)))
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 
 BUILD = {
@@ -72,6 +89,7 @@ BUILD = {
     "dmae": lambda: methods.dmae(["block0"], alpha=0.5),
     "dml": lambda: methods.dml(3),
     "feature_align": lambda: methods.feature_align(["block0"], project=False),
+    "expert_balance": lambda: methods.expert_balance(["block0"], k=2),
     "ffg2m": lambda: methods.ffg2m(),
     "first": lambda: methods.first(2.0, k=3, reduction="sequence"),
     "fitnets": lambda: methods.fitnets("a"),
@@ -83,12 +101,15 @@ BUILD = {
     "hidden_kd": lambda: methods.hidden_kd(["block0"]),
     "kd": lambda: methods.kd(),
     "kdcl": lambda: methods.kdcl(3, "linear"),
+    "lelp": lambda: methods.lelp(KINDS, 0.5, 2.0),
     "linear_kd": lambda: methods.linear_kd(label_weight=0.5),
     "labelled_cross_entropy": lambda: methods.labelled_cross_entropy(),
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "mae": lambda: methods.mae(),
+    "m2mkd": lambda: methods.m2mkd([0, 1]),
     "mgd": lambda: methods.mgd("b"),
+    "mixstd": lambda: methods.mixstd(),
     "nd": lambda: methods.nd(),
     "nst": lambda: methods.nst(["b"]),
     "ofakd": lambda: methods.ofakd(["a", "b"], gamma=1.3),
@@ -96,6 +117,7 @@ BUILD = {
     "one": lambda: methods.one(3),
     "pkt": lambda: methods.pkt("pooled"),
     "pld": lambda: methods.pld(4.0),
+    "pruned_kd": lambda: pruned_kd(0.7, 2.0),
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),
     "reviewkd": lambda: methods.reviewkd(["a", "b"], mid=8),
     "rkd": lambda: methods.rkd("pooled"),
@@ -103,11 +125,13 @@ BUILD = {
     "simkd": lambda: methods.simkd("b"),
     "sinkd": lambda: methods.sinkd(),
     "sp": lambda: methods.sp("b"),
+    "subclass_kd": lambda: methods.subclass_kd(np.arange(6) + 3, 2, 0.1),
     "swiftkv": lambda: swiftkv(),
     "taid": lambda: methods.taid(10),
     "talking": lambda: talking(*2 * (("pooled", "final"),), rounds=2),
     "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
     "topk_kd": lambda: methods.topk_kd(3),
+    "trg": lambda: methods.trg("a", "b", steps=10, samples=2, k=3, dim=4),
     "vid": lambda: methods.vid(["a", "b"]),
 }
 
@@ -385,6 +409,9 @@ def test_warmup_and_curriculum_count_epochs_as_the_papers():
         (lambda: combine(), "at least one"),
         (lambda: combine(methods.kd()), "pairs"),
         (lambda: combine((1.0, methods.kd)), "constructor"),
+        (lambda: combine((math.nan, methods.kd())), "weight must be finite, got nan"),
+        (lambda: combine(("1", methods.kd())), "weight must be a number or a function"),
+        (lambda: combine((np.ones(2), methods.kd())), "weight must be a number or"),
         (lambda: methods.at("stage1"), "sequence"),
         (lambda: methods.at(["a"], ["a", "b"]), "1 layers"),
         (lambda: methods.fsp(["a"]), "at least two"),
@@ -408,3 +435,14 @@ def test_bad_batches_are_named(unchecked_shapes):
         run(methods.kd(), student, fewer, make_batch())
     with pytest.raises(ValueError, match="teacher_logits is None"):
         run(methods.kd(), student, Outputs(None, {}), make_batch())
+
+
+@pytest.mark.parametrize("wrong", [None, jnp.ones(2)])
+def test_a_schedule_that_returns_no_number_is_named(wrong):
+    method = combine((1.0, methods.kd()), (lambda step: wrong, methods.kd()))
+    outputs = Outputs(jnp.ones((2, 3)))
+    held = method.init(jax.random.key(0), outputs, outputs, {"label": jnp.ones(2)})
+    with pytest.raises(
+        ValueError, match="weight of term 1 is a schedule that returned"
+    ):
+        method.loss(held, outputs, outputs, {}, jax.random.key(0), 0)

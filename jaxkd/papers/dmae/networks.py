@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxkd.adapters import NO_EDITS, Edits, unchanged
 from jaxkd.arguments import checked, count, natural, positive
 from jaxkd.checks import unknown_name
-from jaxkd.losses.masked_images import gather_tokens, restore_tokens
+from jaxkd.losses.masked_images import restore_tokens, visible_tokens
 from jaxkd.models.parts.tokens import grid_positions, layer_norm, linear, normal
 from jaxkd.models.vision.vit import Block
 from jaxkd.network import Network
@@ -59,7 +59,7 @@ def visible(network: Network, tap: str = "embed", *, prefix: int = 1) -> Network
             own = own[network.reads[0]]
         if "ids_keep" in inputs:
             ids = inputs["ids_keep"]
-            edits = _edited(edits, tap, lambda x: gather_tokens(x, ids, prefix))
+            edits = _edited(edits, tap, lambda x: visible_tokens(x, ids, prefix))
         return network.apply(variables, own, edits=edits, **kwargs)
 
     reads = (*network.reads, "ids_keep")
