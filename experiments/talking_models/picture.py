@@ -43,7 +43,8 @@ def draw(folder: Path, path: Path) -> None:
         for messages, marker, who in ((told, "o", "teacher"), (asked, "x", "student")):
             x, y = (np.asarray(messages - centre) @ plane).T
             colours = test["label"].astype(float)
-            axes.scatter(x, y, 14, colours, marker, cmap="brg", label=who, alpha=0.6)
+            shape = {"marker": marker, "cmap": "brg", "alpha": 0.6}
+            axes.scatter(x, y, 14, colours, label=who, **shape)
         cka = float(linear_cka(asked, told))
         axes.set(title=f"{name}, CKA {cka:.2f}", xticks=[], yticks=[])
     axes.legend(fontsize="small")
