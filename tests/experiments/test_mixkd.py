@@ -17,10 +17,12 @@ SMALL = EXPERIMENT.presets["small"]
 @pytest.fixture
 def tiny(monkeypatch):
     table = TABLES["digits"]
-    nets = (NetworkConfig("mlp", {"features": 64, "widths": (w,)}) for w in (8, 4))
+    teacher, student = (
+        NetworkConfig("mlp", {"features": 64, "widths": (w,)}) for w in (8, 4)
+    )
     found = replace(
         table,
-        pair=PairSpec(*nets),
+        pair=PairSpec(teacher, student),
         task=replace(table.task, epochs=1, batch_size=10),
         train_examples=20,
         teacher_examples=20,
