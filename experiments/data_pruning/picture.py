@@ -47,8 +47,8 @@ def gains(records: list[Record], path: Path) -> None:
         right.barh(places + shift, values, 0.4, color=color, label=label)
     right.set_yticks(places, list(RULES))
     right.invert_yaxis()
-    right.set(xlabel="test accuracy (%)", title="rules, f = 0.1")
-    right.legend(fontsize="small")
+    right.set(xlabel="test accuracy (%) of rules at f = 0.1", xlim=(50, 100))
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.savefig(path, dpi=110)
 
 

@@ -136,7 +136,8 @@ def prepare(
     known, unlabelled = selection.initial_pool(labels, of_teacher, seed)
     labelled, _ = selection.initial_pool(labels, of_student, seed)
     task = learning(config, images, known, labels[known])
-    arm = run.teacher(Arm("teacher", teacher, network), replace(task, setting=setting))
+    own_task = replace(task, setting=setting)
+    arm = run.teacher(Arm("teacher", teacher, network), own_task, seed)
     variables = [arm.deployed.init(jax.random.key(0))]
     ask = partial(
         selection.observe, network, variables, transform=images.test_transform

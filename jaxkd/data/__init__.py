@@ -1,6 +1,8 @@
 """Data sets, transforms, and the grain pipelines that feed programs."""
 
 from jaxkd.data.conditions import Conditions as Conditions
+from jaxkd.data.corruptions import CORRUPTIONS as CORRUPTIONS
+from jaxkd.data.corruptions import Corrupt as Corrupt
 from jaxkd.data.datasets import DATA_VARIABLE as DATA_VARIABLE
 from jaxkd.data.datasets import DATASETS as DATASETS
 from jaxkd.data.datasets import cifar10 as cifar10
@@ -17,6 +19,8 @@ from jaxkd.data.graphs import GRAPHS as GRAPHS
 from jaxkd.data.graphs import GraphDataset as GraphDataset
 from jaxkd.data.graphs import load_graph as load_graph
 from jaxkd.data.graphs import repeated as repeated
+from jaxkd.data.long_tail import long_tailed as long_tailed
+from jaxkd.data.long_tail import long_tailed_counts as long_tailed_counts
 from jaxkd.data.mixing import CutMix as CutMix
 from jaxkd.data.mixing import EitherOf as EitherOf
 from jaxkd.data.mixing import Mixing as Mixing
@@ -45,6 +49,7 @@ from jaxkd.data.sources import Examples as Examples
 from jaxkd.data.sources import RecordSource as RecordSource
 from jaxkd.data.sources import Source as Source
 from jaxkd.data.sources import Subset as Subset
+from jaxkd.data.sources import example_labels as example_labels
 from jaxkd.data.sources import split as split
 from jaxkd.data.text.corpora import TEXT_CLASSIFICATION as TEXT_CLASSIFICATION
 from jaxkd.data.text.corpora import ag_news as ag_news

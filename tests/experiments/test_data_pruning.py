@@ -8,7 +8,7 @@ import pytest
 
 from experiments.data_pruning.config import PRESETS, ScoringConfig
 from experiments.data_pruning.experiment import EXPERIMENT, load, ridge
-from experiments.data_pruning.scoring import RULES, batches
+from experiments.data_pruning.scoring import batches
 from jaxkd import data
 from jaxkd.reporting.run import Run
 
@@ -38,9 +38,11 @@ def test_a_teacher_of_more_data_is_the_better_one():
 
 
 @pytest.mark.slow
-def test_every_rule_is_trained_with_and_without_a_teacher(tmp_path: Path):
+def test_rules_are_trained_with_and_without_a_teacher(tmp_path: Path):
+    rules = ("random", "grand", "ccs", "memorization")
     config = replace(
         SMALL,
+        rules=rules,
         steps=6,
         fractions=(0.02,),
         alphas=(0.5,),
@@ -53,7 +55,7 @@ def test_every_rule_is_trained_with_and_without_a_teacher(tmp_path: Path):
     found = EXPERIMENT.records(config, [0], Run(tmp_path))
     rows = {(r.setting, r.method) for r in found}
     assert {row for s, row in rows if s == "rules, f = 0.03"} == {
-        f"{rule}{end}" for rule in RULES for end in ("", " + KD")
+        f"{rule}{end}" for rule in rules for end in ("", " + KD")
     }
     assert ("random, f = 0.02", "alpha 0.5") in rows
     assert ("teachers, f = 0.03", "mlp8") in rows

@@ -26,6 +26,7 @@ TOKEN = {
     "dist": methods.dist,
     "divergence_kd": methods.divergence_kd,
     "dkd": methods.dkd,
+    "expert_balance": lambda: methods.expert_balance(["block0"]),
     "first": lambda: methods.first(2.0, k=3),
     "first of sequences": lambda: methods.first(2.0, reduction="sequence"),
     "hidden_kd": lambda: methods.hidden_kd(["block0", "block1"]),
@@ -49,9 +50,9 @@ TOKEN = {
 OTHERS = {
     *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
     *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
-    *("kdcl", "labelled_cross_entropy", "low_frequency", "mgd", "nst", "ofakd", "ofd"),
-    *("nd", "one", "pkt", "reviewkd", "rkd", "self_distillation", "simkd", "sp"),
-    *("tgeokd", "uld", "vid"),
+    *("kdcl", "labelled_cross_entropy", "lelp", "low_frequency", "m2mkd", "mgd", "nd"),
+    *("nst", "ofakd", "ofd", "one", "pkt", "reviewkd", "rkd", "self_distillation"),
+    *("simkd", "sp", "subclass_kd", "tgeokd", "trg", "uld", "vid"),
 }
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}

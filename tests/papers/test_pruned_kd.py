@@ -69,7 +69,7 @@ def test_the_ridge_fit_solves_its_normal_equations():
         (
             ridge_self_distill,
             {"x": np.ones((2, 1)), "y": np.ones(2), "lam": -1.0},
-            "lam must be above 0",
+            "lam must be at least 0",
         ),
     ],
 )

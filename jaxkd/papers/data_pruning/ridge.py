@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Float
 
-from jaxkd.arguments import checked, positive, probability
+from jaxkd.arguments import checked, probability
 
 
-@checked(lam=positive, alpha=probability)
+@checked(alpha=probability)
 def ridge_self_distill(
     x: Float[np.ndarray, "examples features"],
     y: Float[np.ndarray, "examples"],
@@ -24,7 +24,7 @@ def ridge_self_distill(
         x: X, the examples that are kept.
         y: their targets.
         w_teacher: w_t, the teacher's weights; None for none, whatever α.
-        lam: λ > 0.
+        lam: λ ≥ 0; with 0 there must be as many examples as features.
         alpha: α in [0, 1], the teacher's share of the targets.
     """
     x, target = np.asarray(x, np.float64), np.asarray(y, np.float64)
