@@ -51,7 +51,7 @@ def draw(path: Path) -> None:
     for name in ("sigmoid", "released"):
         weights = weights_of(name, scores, wrong)[order]
         other.plot(x[order], weights, "--", label=f"weight, {name}")
-    other.set_ylim(0)
+    other.set_ylim(0, 4)
     other.legend(loc="upper right")
     right.suptitle("the most harmful: label given (true)")
     grid = right.subplots(2, 6)
