@@ -141,6 +141,14 @@ class Classification:
         train: Any = self.train
         return replace(self, train=train.subset(examples)) if examples else self
 
+    def divided(self, test_examples: int, seed: int) -> "Classification":
+        """Return the same with all examples divided anew; 0 leaves them as they are."""
+        if not test_examples:
+            return self
+        whole = pooled(self.train, self.test)
+        train, test = data.split(whole, test_examples, seed=seed)
+        return replace(self, train=train, test=test)
+
     def batches(self, seed: int, epochs: int | None = None):
         """Return training batches of a run, or of some epochs."""
         return data.batches(
@@ -214,6 +222,15 @@ def image_batch(size: int, side: int, channels: int = 3) -> dict[str, Any]:
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "index": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
+
+
+def pooled(train: Any, test: Any) -> data.Source:
+    """Return the examples of two sources in memory as one."""
+    both = {
+        name: np.concatenate([array, test.arrays[name]])
+        for name, array in train.arrays.items()
+    }
+    return data.Source(train.name, both, train.classes)
 
 
 def shrunk(source: data.Source, by: int) -> data.Source:

@@ -65,6 +65,8 @@ from jaxkd.data.text.padding import Prompts as Prompts
 from jaxkd.data.text.padding import label_texts as label_texts
 from jaxkd.data.text.padding import left_pad as left_pad
 from jaxkd.data.text.padding import prompts_of_chats as prompts_of_chats
+from jaxkd.data.text.templates import JinjaTemplate as JinjaTemplate
+from jaxkd.data.text.templates import load_chat_template as load_chat_template
 from jaxkd.data.text.tokenizers import ByteTokenizer as ByteTokenizer
 from jaxkd.data.text.tokenizers import FileTokenizer as FileTokenizer
 from jaxkd.data.text.tokenizers import Tokenizer as Tokenizer

@@ -12,6 +12,7 @@ from tiny import call
 from jaxkd import Network, Outputs, methods, papers, programs
 from jaxkd.methods import METHODS
 from jaxkd.methods.base import resolved
+from jaxkd.papers.data_pruning import pruned_kd
 from jaxkd.papers.swiftkv import swiftkv
 from jaxkd.types import Method
 
@@ -35,6 +36,7 @@ TOKEN = {
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "minillm": methods.minillm,
     "pld": methods.pld,
+    "pruned_kd": lambda: pruned_kd(0.7),
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),
     "shared_vocabulary": lambda: methods.shared_vocabulary(methods.kd(), 3),
     "sinkd": methods.sinkd,

@@ -11,6 +11,7 @@ from jaxkd.graphs import Graph
 from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.methods import METHODS
 from jaxkd.methods.base import as_loss, resolved
+from jaxkd.papers.data_pruning import pruned_kd
 from jaxkd.papers.diswot import diswot
 from jaxkd.papers.self_distillation_theory import self_distillation
 from jaxkd.papers.swiftkv import swiftkv
@@ -101,6 +102,7 @@ BUILD = {
     "one": lambda: methods.one(3),
     "pkt": lambda: methods.pkt("pooled"),
     "pld": lambda: methods.pld(4.0),
+    "pruned_kd": lambda: pruned_kd(0.7, 2.0),
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),
     "reviewkd": lambda: methods.reviewkd(["a", "b"], mid=8),
     "rkd": lambda: methods.rkd("pooled"),
