@@ -224,6 +224,19 @@ def image_batch(size: int, side: int, channels: int = 3) -> dict[str, Any]:
     }
 
 
+def corrupted(source: data.Source, share: float, seed: int = 0) -> data.Source:
+    """Return a source with a share of its labels drawn anew, any class alike.
+
+    The old ones are ``true_label``.
+    """
+    rng = np.random.default_rng(seed)
+    label = source.arrays["label"].copy()
+    bad = rng.permutation(len(label))[: round(share * len(label))]
+    label[bad] = rng.integers(source.classes, size=len(bad))
+    arrays = {**source.arrays, "label": label, "true_label": source.arrays["label"]}
+    return data.Source(f"{source.name} corrupted", arrays, source.classes)
+
+
 def pooled(train: Any, test: Any) -> data.Source:
     """Return the examples of two sources in memory as one."""
     both = {

@@ -1,6 +1,8 @@
 """Data sets, transforms, and the grain pipelines that feed programs."""
 
 from jaxkd.data.conditions import Conditions as Conditions
+from jaxkd.data.corruptions import CORRUPTIONS as CORRUPTIONS
+from jaxkd.data.corruptions import Corrupt as Corrupt
 from jaxkd.data.datasets import DATA_VARIABLE as DATA_VARIABLE
 from jaxkd.data.datasets import DATASETS as DATASETS
 from jaxkd.data.datasets import cifar10 as cifar10
@@ -19,6 +21,12 @@ from jaxkd.data.graphs import load_graph as load_graph
 from jaxkd.data.graphs import repeated as repeated
 from jaxkd.data.long_tail import long_tailed as long_tailed
 from jaxkd.data.long_tail import long_tailed_counts as long_tailed_counts
+from jaxkd.data.mixing import CutMix as CutMix
+from jaxkd.data.mixing import EitherOf as EitherOf
+from jaxkd.data.mixing import Mixing as Mixing
+from jaxkd.data.mixing import Mixup as Mixup
+from jaxkd.data.mixing import apply_mixup as apply_mixup
+from jaxkd.data.mixing import sample_mixup as sample_mixup
 from jaxkd.data.mixture import mixture_batches as mixture_batches
 from jaxkd.data.mixture import mixture_weights as mixture_weights
 from jaxkd.data.partitions import Kind as Kind
@@ -78,10 +86,7 @@ from jaxkd.data.text.windows import tiny_shakespeare as tiny_shakespeare
 from jaxkd.data.text.windows import token_files as token_files
 from jaxkd.data.transforms import Compose as Compose
 from jaxkd.data.transforms import CropResize as CropResize
-from jaxkd.data.transforms import CutMix as CutMix
-from jaxkd.data.transforms import EitherOf as EitherOf
 from jaxkd.data.transforms import Flip as Flip
-from jaxkd.data.transforms import Mixup as Mixup
 from jaxkd.data.transforms import Normalize as Normalize
 from jaxkd.data.transforms import PadCrop as PadCrop
 from jaxkd.data.transforms import Transform as Transform

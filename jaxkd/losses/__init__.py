@@ -41,6 +41,7 @@ from jaxkd.losses.divergences import ctkd_temperature as ctkd_temperature
 from jaxkd.losses.divergences import dkd_loss as dkd_loss
 from jaxkd.losses.divergences import kd_loss as kd_loss
 from jaxkd.losses.divergences import kl_divergence as kl_divergence
+from jaxkd.losses.divergences import logit_deviation as logit_deviation
 from jaxkd.losses.divergences import ofa_loss as ofa_loss
 from jaxkd.losses.divergences import prediction_entropy as prediction_entropy
 from jaxkd.losses.divergences import reverse_kd_loss as reverse_kd_loss
@@ -73,11 +74,15 @@ from jaxkd.losses.fusion import ada_alpha as ada_alpha
 from jaxkd.losses.fusion import class_average_predictions as class_average_predictions
 from jaxkd.losses.fusion import fused_kd_loss as fused_kd_loss
 from jaxkd.losses.fusion import trilateral_features as trilateral_features
+from jaxkd.losses.fusion import weighted_kd_loss as weighted_kd_loss
 from jaxkd.losses.fusion import wls_alpha as wls_alpha
 from jaxkd.losses.graphs import edge_difference_log_probs as edge_difference_log_probs
 from jaxkd.losses.graphs import edge_high_frequency_loss as edge_high_frequency_loss
 from jaxkd.losses.graphs import edge_low_frequency_loss as edge_low_frequency_loss
 from jaxkd.losses.graphs import neighbor_cosine as neighbor_cosine
+from jaxkd.losses.hard import disagreement as disagreement
+from jaxkd.losses.hard import hard_augmenter_loss as hard_augmenter_loss
+from jaxkd.losses.hard import hard_student_loss as hard_student_loss
 from jaxkd.losses.language import adaptive_kl_loss as adaptive_kl_loss
 from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
 from jaxkd.losses.language import divergence_loss as divergence_loss
@@ -111,6 +116,11 @@ from jaxkd.losses.routing import expert_load as expert_load
 from jaxkd.losses.routing import load_balance_loss as load_balance_loss
 from jaxkd.losses.routing import router_z_loss as router_z_loss
 from jaxkd.losses.sinkd import sinkd_loss as sinkd_loss
+from jaxkd.losses.subclasses import SubclassDirections as SubclassDirections
+from jaxkd.losses.subclasses import hard_subclass_targets as hard_subclass_targets
+from jaxkd.losses.subclasses import subclass_log_probs as subclass_log_probs
+from jaxkd.losses.subclasses import subclass_loss as subclass_loss
+from jaxkd.losses.subclasses import subclass_targets as subclass_targets
 from jaxkd.losses.taid import TaidState as TaidState
 from jaxkd.losses.taid import taid_init as taid_init
 from jaxkd.losses.taid import taid_loss as taid_loss

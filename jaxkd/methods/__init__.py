@@ -46,11 +46,14 @@ from jaxkd.methods.hidden_kd import hidden_kd as hidden_kd
 from jaxkd.methods.hidden_kd import relation_kd as relation_kd
 from jaxkd.methods.kd import kd as kd
 from jaxkd.methods.kdcl import kdcl as kdcl
+from jaxkd.methods.lelp import lelp as lelp
+from jaxkd.methods.lelp import subclass_kd as subclass_kd
 from jaxkd.methods.linear_kd import linear_kd as linear_kd
 from jaxkd.methods.lskd import lskd as lskd
 from jaxkd.methods.m2mkd import m2mkd as m2mkd
 from jaxkd.methods.mgd import mgd as mgd
 from jaxkd.methods.minillm import minillm as minillm
+from jaxkd.methods.mixstd import mixstd as mixstd
 from jaxkd.methods.nd import nd as nd
 from jaxkd.methods.nst import nst as nst
 from jaxkd.methods.ofakd import exit_logits as exit_logits

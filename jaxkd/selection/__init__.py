@@ -1,16 +1,27 @@
 """Which examples to label, to train on, or to keep: active learning and pruning.
 
 Scores have one form, ``score(seen) -> (examples,)``, of what networks say of the
-examples (`Seen`, made by `observe`). Selections have another, ``select(key, pool, q) ->
-positions``, of what is known of those to choose among (`Pool`): in rounds of active
-learning (`label_picked`, `ask_teacher`), or once for a share of a data set
-(`keep_fraction`). `few_shot_teacher` learns from what was labelled.
+examples (`Seen`, made by `observe`); `last_layer_influence` takes what they say of
+validation examples too, and `influence_weights` makes weights of it. Selections have
+another form, ``select(key, pool, q) -> positions``, of what is known of those to choose
+among (`Pool`): in rounds of active learning (`label_picked`, `ask_teacher`), or once
+for a share of a data set (`keep_fraction`). `few_shot_teacher` learns from what was
+labelled.
 """
 
 from jaxkd.selection.coverage import cover_radius as cover_radius
 from jaxkd.selection.coverage import k_center_greedy as k_center_greedy
 from jaxkd.selection.coverage import min_dist as min_dist
 from jaxkd.selection.few_shot_teacher import fit_clap as fit_clap
+from jaxkd.selection.influence import Inverse as Inverse
+from jaxkd.selection.influence import gauss_newton_product as gauss_newton_product
+from jaxkd.selection.influence import hvp as hvp
+from jaxkd.selection.influence import influence_scores as influence_scores
+from jaxkd.selection.influence import influence_weights as influence_weights
+from jaxkd.selection.influence import inverse_hvp_cg as inverse_hvp_cg
+from jaxkd.selection.influence import inverse_hvp_last_layer as inverse_hvp_last_layer
+from jaxkd.selection.influence import inverse_hvp_lissa as inverse_hvp_lissa
+from jaxkd.selection.influence import last_layer_influence as last_layer_influence
 from jaxkd.selection.pool import Asked as Asked
 from jaxkd.selection.pool import Pool as Pool
 from jaxkd.selection.pool import Select as Select

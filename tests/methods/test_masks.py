@@ -35,6 +35,7 @@ TOKEN = {
     "linear_kd": lambda: methods.linear_kd(label_weight=0.5),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "minillm": methods.minillm,
+    "mixstd": methods.mixstd,
     "pld": methods.pld,
     "pruned_kd": lambda: pruned_kd(0.7),
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),
@@ -49,18 +50,9 @@ TOKEN = {
 OTHERS = {
     *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
     *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
-    *(
-        "kdcl",
-        "labelled_cross_entropy",
-        "low_frequency",
-        "m2mkd",
-        "mgd",
-        "nst",
-        "ofakd",
-        "ofd",
-    ),
-    *("nd", "one", "pkt", "reviewkd", "rkd", "self_distillation", "simkd", "sp"),
-    *("tgeokd", "trg", "uld", "vid"),
+    *("kdcl", "labelled_cross_entropy", "lelp", "low_frequency", "m2mkd", "mgd", "nd"),
+    *("nst", "ofakd", "ofd", "one", "pkt", "reviewkd", "rkd", "self_distillation"),
+    *("simkd", "sp", "subclass_kd", "tgeokd", "trg", "uld", "vid"),
 }
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}

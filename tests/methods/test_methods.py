@@ -9,6 +9,7 @@ from tiny import call
 from jaxkd import Outputs, combine, methods, papers
 from jaxkd.graphs import Graph
 from jaxkd.kernels.linear_distill import jensen_shannon
+from jaxkd.losses import SubclassDirections
 from jaxkd.methods import METHODS
 from jaxkd.methods.base import as_loss, resolved
 from jaxkd.papers.data_pruning import pruned_kd
@@ -34,6 +35,7 @@ SHAPES = {
     "gate": (3,),
     "ce.logits": (CLASSES,),
     "kd.logits": (CLASSES,),
+    "subclass.logits": (2 * CLASSES,),
     "cam": (2, 2, CLASSES),
     "final": (7,),
     "block0": (3, 6),
@@ -56,6 +58,7 @@ RELATE = {
 }
 GRAPHS = {"ffg2m", "high_frequency", "low_frequency"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
+KINDS = SubclassDirections(jnp.zeros((CLASSES, 6)), jnp.ones((CLASSES, 6, 2)))
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 
 BUILD = {
@@ -89,12 +92,14 @@ BUILD = {
     "hidden_kd": lambda: methods.hidden_kd(["block0"]),
     "kd": lambda: methods.kd(),
     "kdcl": lambda: methods.kdcl(3, "linear"),
+    "lelp": lambda: methods.lelp(KINDS, 0.5, 2.0),
     "linear_kd": lambda: methods.linear_kd(label_weight=0.5),
     "labelled_cross_entropy": lambda: methods.labelled_cross_entropy(),
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "m2mkd": lambda: methods.m2mkd([0, 1]),
     "mgd": lambda: methods.mgd("b"),
+    "mixstd": lambda: methods.mixstd(),
     "nd": lambda: methods.nd(),
     "nst": lambda: methods.nst(["b"]),
     "ofakd": lambda: methods.ofakd(["a", "b"], gamma=1.3),
@@ -110,6 +115,7 @@ BUILD = {
     "simkd": lambda: methods.simkd("b"),
     "sinkd": lambda: methods.sinkd(),
     "sp": lambda: methods.sp("b"),
+    "subclass_kd": lambda: methods.subclass_kd(np.arange(6) + 3, 2, 0.1),
     "swiftkv": lambda: swiftkv(),
     "taid": lambda: methods.taid(10),
     "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
