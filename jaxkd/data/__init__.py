@@ -87,6 +87,7 @@ from jaxkd.data.text.windows import token_files as token_files
 from jaxkd.data.transforms import Compose as Compose
 from jaxkd.data.transforms import CropResize as CropResize
 from jaxkd.data.transforms import Flip as Flip
+from jaxkd.data.transforms import ForTeacher as ForTeacher
 from jaxkd.data.transforms import Normalize as Normalize
 from jaxkd.data.transforms import PadCrop as PadCrop
 from jaxkd.data.transforms import Transform as Transform

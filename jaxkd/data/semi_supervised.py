@@ -90,9 +90,13 @@ class _Batches:
         steps: int,
         seed: int,
         transform: Transform | None,
+        cycle: bool,
     ):
         self._source, self._groups, self._sizes = source, groups, sizes
         self._steps, self._seed, self._transform = steps, seed, transform
+        self._cycle = cycle
+        # The threads that read ask for the same order again and again.
+        self._order = functools.lru_cache(maxsize=8)(self._new_order)
         share = sum(sizes) // jax.process_count()
         self._process = jax.process_index()
         self._part = slice(self._process * share, (self._process + 1) * share)
@@ -106,16 +110,13 @@ class _Batches:
         return (
             f"Batches({self._source.name} with checksum {self._source.fingerprint}, "
             f"labelled and unlabelled {groups}, sizes {self._sizes}, {self._steps} "
-            f"steps, seed {self._seed}, transform {transform})"
+            f"steps, seed {self._seed}, cycle {self._cycle}, transform {transform})"
         )
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         # Every process draws all of the batch, and reads its own rows of it.
-        order = np.random.default_rng([self._seed, int(step)])
-        drawn = [
-            order.choice(group, size) if size else np.zeros(0, np.int32)
-            for group, size in zip(self._groups, self._sizes, strict=True)
-        ]
+        draw = self._next if self._cycle else self._with_replacement
+        drawn = draw(int(step))
         labelled = np.repeat([True, False], self._sizes)[self._part]
         rng = np.random.default_rng([self._seed, int(step), self._process, 1])
         batch = self._source.take(np.concatenate(drawn)[self._part], rng)
@@ -123,6 +124,33 @@ class _Batches:
         label = np.where(labelled, batch["label"], 0).astype(np.int32)
         batch = {**batch, "label": label, "labelled": labelled}
         return batch if self._transform is None else self._transform(batch, rng)
+
+    def _with_replacement(self, step: int) -> list[np.ndarray]:
+        order = np.random.default_rng([self._seed, step])
+        return [
+            order.choice(group, size) if size else np.zeros(0, np.int32)
+            for group, size in zip(self._groups, self._sizes, strict=True)
+        ]
+
+    def _next(self, step: int) -> list[np.ndarray]:
+        """Return what comes next in each kind's shuffled passes."""
+        drawn = []
+        for kind, (group, size) in enumerate(
+            zip(self._groups, self._sizes, strict=True)
+        ):
+            places = np.arange(step * size, (step + 1) * size)
+            passes, places = divmod(places, max(len(group), 1))
+            rows = [
+                self._order(kind, int(p))[i]
+                for p, i in zip(passes, places, strict=True)
+            ]
+            drawn.append(np.asarray(rows, np.int32))
+        return drawn
+
+    def _new_order(self, kind: int, number: int) -> np.ndarray:
+        """Return a kind's examples in the order of one pass."""
+        order = np.random.default_rng([self._seed, kind, number, 2])
+        return order.permutation(self._groups[kind])
 
 
 @checked(sizes=integer, steps=integer)
@@ -135,10 +163,12 @@ def semi_supervised_batches(
     steps: int,
     seed: int = 0,
     transform: Transform | None = None,
+    cycle: bool = False,
 ) -> grain.IterDataset:
     """Return batches that hold labelled and unlabelled examples of one source.
 
-    Both are drawn with replacement, so that sizes do not depend on how many there are.
+    Both are drawn with replacement, or by ``cycle`` in shuffled passes, each kind at
+    its own pace; sizes do not depend on how many there are.
     Every batch holds the source's arrays, ``index``, and ``labelled`` (booleans, the
     labelled examples first); ``label`` is 0 where it is not known. The same seed gives
     the same batches.
@@ -151,15 +181,23 @@ def semi_supervised_batches(
         steps: batches.
         seed: of the draws.
         transform: of every batch, such as ``Compose((PadCrop(), Flip(), …))``.
+        cycle: whether no example comes again before all others of its kind have come.
+            A pass over the unlabelled examples is then an epoch.
 
     Raises:
         ValueError: a kind with a size but without positions, positions outside the
             source, no steps, or a batch that the processes cannot share.
     """
-    groups = np.asarray(labelled, np.int32), np.asarray(unlabelled, np.int32)
+    groups = np.asarray(labelled), np.asarray(unlabelled)
     for name, group, size in zip(
         ("labelled", "unlabelled"), groups, sizes, strict=True
     ):
+        # A mask would be taken for the positions 0 and 1.
+        if group.size and not np.issubdtype(group.dtype, np.integer):
+            raise ValueError(
+                f"{name} is {group.dtype}, but must be positions: np.flatnonzero makes "
+                "them of a mask"
+            )
         if size < 0 or (size and not len(group)):
             raise ValueError(
                 f"sizes has {size} {name} examples a batch, but {name} holds "
@@ -175,7 +213,9 @@ def semi_supervised_batches(
             f"steps must be at least 1 and sizes add up to a multiple of the "
             f"{jax.process_count()} processes, got steps={steps} and sizes={sizes}"
         )
-    whole: Any = _Batches(source, groups, sizes, steps, seed, transform)
+    first, second = (group.astype(np.int32) for group in groups)
+    halves = first, second
+    whole: Any = _Batches(source, halves, sizes, steps, seed, transform, cycle)
     # Slicing arrays is quick; decoding images is not, and leaves Python's lock.
     quick = isinstance(getattr(source, "source", source), Source)
     threads, ahead = (1, 4) if quick else (16, 16)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkd.arguments import checked
+from jaxkd.checks import check_labels
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
@@ -51,6 +52,52 @@ def cosine_logits(
     return scale * l2_normalize(as_float(features)) @ directions
 
 
+@checked()
+def tip_adapter_logits(
+    features: Float[Array, "*batch features"],
+    prototypes: Float[Array, "features classes"],
+    keys: Float[Array, "examples features"],
+    values: Float[Array, "examples classes"],
+    alpha: float = 1.0,
+    beta: float = 5.5,
+    scale: float = 100.0,
+) -> Float[Array, "*batch classes"]:
+    """Logits of a zero-shot classifier and of a cache of labelled images: Tip-Adapter.
+
+    scale·cos(f, w_c) + α·Σ_m exp(−β(1 − f·k_m))·v_mc for f of length 1. Zhang et al.
+    2022, arXiv:2207.09519. An image like one in the cache gets more of its class; with
+    α = 0 the cache counts nothing.
+
+    Args:
+        features: embeddings of the images, normalised here.
+        prototypes: a column for each class, as `cosine_logits` takes them.
+        keys: k, embeddings of the labelled images of length 1; Tip-Adapter-F trains
+            them, see `selection.fit_tip_adapter`.
+        values: v, their labels as rows of the identity.
+        alpha: α, the cache's weight.
+        beta: β; the larger, the fewer images of the cache an image is compared with.
+        scale: of the cosines with the prototypes.
+
+    Raises:
+        ValueError: shapes do not fit, or the scale is not above 0.
+    """
+    (width, classes), count = jnp.shape(prototypes), len(keys)
+    for name, array, wanted in (
+        ("keys", keys, (count, width)),
+        ("values", values, (count, classes)),
+    ):
+        if jnp.shape(array) != wanted:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(array)}, but {count} labelled images and "
+                f"prototypes of shape {(width, classes)} need {wanted}: give one row "
+                "an image"
+            )
+    zero_shot = cosine_logits(features, prototypes, scale)
+    likeness = l2_normalize(as_float(features)) @ as_float(keys).T
+    return zero_shot + alpha * jnp.exp(beta * (likeness - 1)) @ as_float(values)
+
+
+@checked()
 def clap_class_weights(
     zero_shot_logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
 ) -> Float[Array, "classes"]:
@@ -65,10 +112,11 @@ def clap_class_weights(
         labels: their classes.
 
     Raises:
-        ValueError: labels are no class indices.
+        ValueError: labels are no classes.
     """
     check_class_indices(labels)
     p = jax.nn.softmax(frozen(zero_shot_logits))
+    check_labels("labels", labels, p.shape[-1])
     of_class = jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
     count = of_class.sum(0)
     return jnp.sum(p * of_class, axis=0) / jnp.where(count > 0, count, 1)

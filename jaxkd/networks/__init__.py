@@ -2,6 +2,7 @@
 
 from jaxkd.networks.class_maps import with_class_maps as with_class_maps
 from jaxkd.networks.dual_head import dual_head as dual_head
+from jaxkd.networks.dual_head import dual_head_apply as dual_head_apply
 from jaxkd.networks.ensemble import ensemble as ensemble
 from jaxkd.networks.ensemble import member as member
 from jaxkd.networks.ensemble import with_logits as with_logits

@@ -1,12 +1,12 @@
 """Several networks as one: an ensemble of teachers, or peers that learn together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from jaxkd.adapters import NO_EDITS, Edits
 from jaxkd.arguments import checked, natural
@@ -122,21 +122,28 @@ def member(variables: Variables, position: int) -> Variables:
 
 
 @checked()
-def with_logits(network: Network, tap: str) -> Network:
-    """Return the network with one of its taps as its logits.
+def with_logits(
+    network: Network, tap: str, classify: Callable[[Array], Array] | None = None
+) -> Network:
+    """Return the network with one of its taps, or a function of it, as its logits.
 
     It makes one peer of an ensemble, or one branch, a classifier of its own; XLA drops
-    what the others compute.
+    what the others compute. CLIP becomes a zero-shot classifier of images by
+    ``with_logits(clip, "image_embeds", lambda x: cosine_logits(x, prototypes))``.
 
     Args:
         network: any.
         tap: of logits (batch, classes), such as ``0.logits``.
+        classify: ``activation -> logits``; None where the tap holds them.
     """
 
     def apply(variables, inputs, *, taps=(), **kwargs):
         asked = tuple(dict.fromkeys((*taps, tap)))
         outputs, changed = network.apply(variables, inputs, taps=asked, **kwargs)
         features = {name: outputs.features[name] for name in taps}
-        return Outputs(outputs.features[tap], features), changed
+        logits = outputs.features[tap]
+        if classify is not None:
+            logits = classify(logits)
+        return Outputs(logits, features), changed
 
     return replace(network, apply=apply, spec=None, cuts=(), module=None)

@@ -107,7 +107,10 @@ def with_best(
         return state, disjoint(metrics, {"score": value})
 
     def frozen(state: BestState) -> PyTree:
-        return program.frozen(state.program), state.validation
+        return {
+            "program": program.frozen(state.program),
+            "validation": state.validation,
+        }
 
     return Program(
         init,

@@ -13,6 +13,7 @@ from jaxkd.selection.coverage import cover_radius as cover_radius
 from jaxkd.selection.coverage import k_center_greedy as k_center_greedy
 from jaxkd.selection.coverage import min_dist as min_dist
 from jaxkd.selection.few_shot_teacher import fit_clap as fit_clap
+from jaxkd.selection.few_shot_teacher import fit_tip_adapter as fit_tip_adapter
 from jaxkd.selection.influence import Inverse as Inverse
 from jaxkd.selection.influence import gauss_newton_product as gauss_newton_product
 from jaxkd.selection.influence import hvp as hvp

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from jaxkd.data import Compose, Joined, Source, semi_supervised_batches
+from jaxkd.data import (
+    Compose,
+    ForTeacher,
+    Joined,
+    Normalize,
+    PadCrop,
+    Source,
+    semi_supervised_batches,
+)
 
 
 class Halve:
@@ -91,6 +99,11 @@ def test_bad_sizes_are_refused(source, options, message):
 
 
 def test_bad_positions_are_refused(source):
+    for wrong in (np.arange(20) < 3, np.array([0.7, 1.2])):
+        with pytest.raises(
+            ValueError, match=r"labelled is (bool|float64), but must be"
+        ):
+            semi_supervised_batches(source, wrong, UNLABELLED, (1, 1), steps=1)
     with pytest.raises(ValueError, match="labelled holds 0 positions"):
         semi_supervised_batches(source, np.zeros(0), UNLABELLED, (1, 1), steps=1)
     with pytest.raises(ValueError, match="unlabelled holds positions from 0 to 20"):
@@ -101,3 +114,30 @@ def test_the_source_keeps_its_labels(source):
     next(iter(make(source)))
     assert isinstance(source, Source)
     assert source.arrays["label"].any()
+
+
+def test_cycles_show_every_example_once_a_pass(source):
+    pool = np.arange(20)
+    batches = list(
+        semi_supervised_batches(
+            source, LABELLED, pool, (3, 4), steps=10, seed=1, cycle=True
+        )
+    )
+    rows = np.stack([batch["index"] for batch in batches])
+    first, second = rows[:5, 3:].ravel(), rows[5:, 3:].ravel()
+    assert sorted(first) == sorted(second) == pool.tolist()
+    assert first.tolist() != second.tolist()
+    # The labelled ones begin again at their own pace, in the midst of a batch.
+    pairs = rows[:, :3].ravel().reshape(-1, 2)
+    assert (np.sort(pairs, 1) == LABELLED).all()
+
+
+def test_the_teacher_sees_the_same_crop_in_its_own_scale(source):
+    image = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    own, scale = Normalize((0.5,), (0.1,)), Normalize((0.0,), (1.0,))
+    moved = Compose((PadCrop(2), ForTeacher(own), scale))
+    batch = moved({"image": image}, np.random.default_rng(1))
+    np.testing.assert_allclose(
+        batch["teacher_image"], (batch["image"] - 0.5) / 0.1, atol=1e-5
+    )
+    assert np.abs(batch["image"] - image / 255).max() > 0

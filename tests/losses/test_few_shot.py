@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from jaxkd.losses import clap_class_weights, clap_loss, cosine_logits
-from jaxkd.selection import fit_clap
+from jaxkd.losses import (
+    clap_class_weights,
+    clap_loss,
+    cosine_logits,
+    cross_entropy_loss,
+    tip_adapter_logits,
+)
+from jaxkd.selection import fit_clap, fit_tip_adapter
 
 
 @pytest.fixture(params=["float32", "float64"])
@@ -138,5 +144,54 @@ X, W, LABELS = arrays()
     ],
 )
 def test_bad_input_is_named(call, message, unchecked_shapes):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_tip_adapter_adds_what_the_cache_says():
+    x, w, labels = arrays()
+    keys = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    values = jax.nn.one_hot(labels, 3)
+    found = tip_adapter_logits(2 * x, w, keys, values, 0.7, 3.0, 10.0)
+    likeness = np.asarray(keys, "f8") @ np.asarray(keys, "f8").T
+    cache = np.exp(-3.0 * (1 - likeness)) @ np.asarray(values)
+    zero_shot = cosine_logits(x, w, 10.0)
+    np.testing.assert_allclose(found, zero_shot + 0.7 * cache, rtol=1e-5, atol=1e-5)
+    alone = tip_adapter_logits(x, w, keys, values, alpha=0.0, scale=10.0)
+    np.testing.assert_array_equal(alone, zero_shot)
+
+
+def test_a_trained_cache_knows_its_labels_better():
+    x, w, labels = arrays(1, batch=12)
+    fit = dict(scale=2.0, passes=100, batch_size=6, learning_rate=0.01)
+    keys, values = fit_tip_adapter(jax.random.key(0), x, labels, w, **fit)
+    start = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    before, after = (
+        cross_entropy_loss(tip_adapter_logits(x, w, k, values, scale=2.0), labels)
+        for k in (start, keys)
+    )
+    assert after.mean() < before.mean() - 0.05
+    none, _ = fit_tip_adapter(jax.random.key(0), x, labels, w, passes=1)
+    assert np.abs(none - start).max() < 2e-3  # one step of AdamW
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: tip_adapter_logits(X, W, X[:, :2], jnp.ones((7, 3))),
+            r"keys has shape \(7, 2\)",
+        ),
+        (
+            lambda: tip_adapter_logits(X, W, X, jnp.ones((6, 3))),
+            r"values has shape \(6, 3\)",
+        ),
+        (
+            lambda: fit_tip_adapter(jax.random.key(0), X[:0], LABELS[:0], W),
+            "labels is empty",
+        ),
+    ],
+)
+def test_a_cache_that_does_not_fit_is_named(call, message, unchecked_shapes):
     with pytest.raises(ValueError, match=message):
         call()

@@ -137,7 +137,8 @@ class CLIP(nnx.Module):
     ``text_embeds``, (batch, features) of length 1; of the towers ``image.`` and
     ``text.`` with ``embed``, ``block0`` … and ``final`` (after the last norm), (batch,
     tokens, width); ``block{i}.attn``, what a block's attention adds; and ``pooled``,
-    ``final`` of the class token or of the text's last.
+    ``final`` of the class token or of the text's last, and ``projected``, the embedding
+    before its length is 1, (batch, features).
     """
 
     def __init__(self, image: ImageTower, text: TextTower):

@@ -129,7 +129,7 @@ class Tower(nnx.Module):
             rngs=rngs,
         )
         blocks = block_taps(config.layers, "", ".attn")
-        own = ("embed", *blocks, "final", "pooled")
+        own = ("embed", *blocks, "final", "pooled", "projected")
         self.taps = tuple(f"{self.tap_prefix}{tap}" for tap in own)
 
     def run(
@@ -166,7 +166,7 @@ class Tower(nnx.Module):
         )
         x = steps.tap(f"{name}final", self.norm(x))
         pooled = steps.tap(f"{name}pooled", x[jnp.arange(len(place)), place])
-        return _unit(self.embedder(pooled))
+        return _unit(steps.tap(f"{name}projected", self.embedder(pooled)))
 
 
 def _unit(x: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
