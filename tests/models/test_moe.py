@@ -75,7 +75,6 @@ def every_expert(moe: MoE, x):
         {"k": 1, "gated": True, "activation": jax.nn.silu, "use_bias": False},
         {"k": EXPERTS},
     ],
-    ids=str,
 )
 def test_sorted_products_are_the_sum_over_experts(arguments):
     moe = layer(**arguments)
