@@ -41,10 +41,18 @@ class Outputs:
     Attributes:
         logits: (batch, ..., classes) array; None where there is no teacher.
         features: the activations asked for by name (the taps), no others.
+        segments: of a teacher, the parts that the method calls itself, by the name of
+            their ends, such as ``block3:block7``: ``activation -> activation``.
     """
 
     logits: Any
     features: dict[str, Any] = flax.struct.field(default_factory=dict)
+    segments: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+
+Segment = tuple[str | None, str | None]
+"""The taps between which a network runs: after the first, up to the second; None for
+its inputs and its logits."""
 
 
 class Loss(NamedTuple):
@@ -92,6 +100,9 @@ class Method(NamedTuple):
         prepare: ``(key, batch) -> batch`` before the forward passes (mixup, masking).
         update: ``(state, step) -> state`` after each update of the weights, of whose
             batch ``loss`` may have seen several parts.
+        teacher_segments: parts of the teacher that the loss calls on activations of
+            its own making (see `Network.segment`). Their weights stand still, and
+            gradients go through them.
     """
 
     init: Callable[..., MethodVariables]
@@ -100,6 +111,7 @@ class Method(NamedTuple):
     teacher_taps: tuple[str, ...] = ()
     prepare: Callable[[PRNGKeyArray, Batch], Batch] | None = None
     update: Callable[[PyTree, Any], PyTree] | None = None
+    teacher_segments: tuple[Segment, ...] = ()
 
 
 def _nothing(state: Any) -> PyTree:

@@ -13,5 +13,6 @@ from jaxkd.adapters.steps import Edits as Edits
 from jaxkd.adapters.steps import Segment as Segment
 from jaxkd.adapters.steps import Steps as Steps
 from jaxkd.adapters.steps import Tap as Tap
+from jaxkd.adapters.steps import segment_name as segment_name
 from jaxkd.adapters.steps import unchanged as unchanged
 from jaxkd.adapters.variables import as_variables as as_variables

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from jaxkd.types import Outputs
+from jaxkd.types import Outputs, Segment
 
 Edits = Mapping[str, Callable[[Array], Array]]
 """What takes an activation's place, by the activation's tap: ``fn(activation)``."""
@@ -22,10 +22,12 @@ def unchanged(x: Array) -> Array:
 
 NO_EDITS: Edits = MappingProxyType({})
 
-Segment = tuple[str | None, str | None]
-"""The taps between which a network runs: after the first, up to the second."""
-
 WHOLE: Segment = (None, None)
+
+
+def segment_name(segment: Segment) -> str:
+    """Return the name of a segment in `Outputs.segments`."""
+    return ":".join(end or "" for end in segment)
 
 
 class Steps:

@@ -4,6 +4,7 @@ Losses of single examples return one value each; losses that relate examples ret
 scalar and take ``weights``. The teacher's arrays get no gradient.
 """
 
+from jaxkd.losses.alignment import agreement_loss as agreement_loss
 from jaxkd.losses.alignment import feature_align_loss as feature_align_loss
 from jaxkd.losses.attention import at_loss as at_loss
 from jaxkd.losses.attention import attention_map as attention_map

@@ -1,6 +1,7 @@
-"""Features of tokens that are to agree value by value, as unit vectors or as they are.
+"""Features that are to agree value by value: unit vectors, or states that both learn.
 
-`features.hint_loss` compares features as they are, by squared differences.
+`features.hint_loss` compares with a teacher that stands still as it is. Here either the
+directions are compared, or both sides get a gradient.
 """
 
 from typing import Literal
@@ -52,6 +53,26 @@ def feature_align_loss(
     difference = student - teacher
     apart = absolute(difference) if distance == "l1" else difference**2
     return apart.mean(tuple(range(1, apart.ndim)))
+
+
+def agreement_loss(
+    student: Float[Array, "batch *shape"], teacher: Float[Array, "batch *shape"]
+) -> Float[Array, "batch"]:
+    """Mean squared difference of two states, both of which get a gradient.
+
+    Args:
+        student: of one network, or decoded from a message.
+        teacher: of the other, likewise.
+
+    Returns:
+        The loss of each example.
+
+    Raises:
+        ValueError: shapes differ, or there is no axis beside the batch.
+    """
+    _check(student, teacher)
+    square = (as_float(student) - as_float(teacher)) ** 2
+    return square.mean(tuple(range(1, square.ndim)))
 
 
 def _check(student: Array, teacher: Array) -> None:

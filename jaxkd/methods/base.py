@@ -4,7 +4,7 @@ Every method here honours ``batch["mask"]`` and ``batch["weight"]``: an example 
 of weight 0 contributes nothing, whatever the networks say of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,15 @@ from jaxkd.losses.basics import weighted_loss
 from jaxkd.methods.masks import batch_weights as batch_weights
 from jaxkd.methods.masks import masked
 from jaxkd.methods.modules.projectors import Connector
-from jaxkd.types import Batch, Loss, Method, MethodVariables, Metrics, Outputs
+from jaxkd.types import (
+    Batch,
+    Loss,
+    Method,
+    MethodVariables,
+    Metrics,
+    Outputs,
+    Segment,
+)
 
 Schedule = Callable[[Any], Any]
 
@@ -90,6 +98,7 @@ def from_module(
     name: str,
     student_taps: tuple[str, ...] = (),
     teacher_taps: tuple[str, ...] = (),
+    teacher_segments: tuple[Segment, ...] = (),
 ) -> Method:
     """Make a `Method` of a loss with a Flax module trained along (a projector).
 
@@ -100,6 +109,7 @@ def from_module(
         name: of the loss in the metrics.
         student_taps: features read from the student.
         teacher_taps: features read from the teacher.
+        teacher_segments: parts of the teacher that the loss calls, see `Method`.
     """
 
     def init(key, student, teacher, batch) -> MethodVariables:
@@ -113,7 +123,8 @@ def from_module(
         found = masked_loss(loss(module, student, teacher, batch, key), batch)
         return found, (split_module(module)[1], {name: found})
 
-    return masked(Method(init, value, student_taps, teacher_taps))
+    made = Method(init, value, student_taps, teacher_taps)
+    return masked(made._replace(teacher_segments=teacher_segments))
 
 
 @checked()
@@ -211,6 +222,7 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
         _union(method.teacher_taps for method in methods),
         prepare if any(method.prepare for method in methods) else None,
         update if any(method.update for method in methods) else None,
+        _union(method.teacher_segments for method in methods),
     )
 
 
@@ -301,5 +313,5 @@ def summed(*terms: tuple[Any, Loss]) -> Loss:
     return Loss(jnp.concatenate(totals), jnp.concatenate(weights))
 
 
-def _union(taps) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(tap for some in taps for tap in some))
+def _union(names: Iterable[tuple]) -> tuple:
+    return tuple(dict.fromkeys(name for some in names for name in some))

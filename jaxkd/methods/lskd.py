@@ -1,5 +1,7 @@
 """Logit standardisation, a layer in front of any method on logits."""
 
+from dataclasses import replace
+
 from jaxkd.arguments import checked
 from jaxkd.losses.divergences import standardize_logits
 from jaxkd.methods.masks import masked
@@ -21,7 +23,7 @@ def lskd(method: Method) -> Method:
     def standardized(outputs: Outputs) -> Outputs:
         if outputs.logits is None:
             return outputs
-        return Outputs(standardize_logits(outputs.logits), outputs.features)
+        return replace(outputs, logits=standardize_logits(outputs.logits))
 
     def init(key, student, teacher, batch):
         return method.init(key, standardized(student), standardized(teacher), batch)

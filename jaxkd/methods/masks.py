@@ -6,6 +6,7 @@ rows from 1. What ``mask`` or ``weight`` leaves out may be read all the same: a 
 that no loss is taken of is what the answer's tokens relate to.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -193,7 +194,7 @@ def finite_outputs(outputs: Outputs, batch: Batch) -> Outputs:
         return _clean(x, tap_batch(batch, tap), trailing=1)
 
     features = {tap: clean(tap, x) for tap, x in outputs.features.items()}
-    return Outputs(clean("logits", outputs.logits), features)
+    return replace(outputs, logits=clean("logits", outputs.logits), features=features)
 
 
 @checked()

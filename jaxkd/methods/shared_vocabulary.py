@@ -1,5 +1,7 @@
 """Language models of one tokenizer whose logits have different widths."""
 
+from dataclasses import replace
+
 import jax
 from jaxtyping import Array
 
@@ -35,7 +37,8 @@ def shared_vocabulary(method: Method, size: int) -> Method:
     def cut(who: str, outputs: Outputs) -> Outputs:
         logits = None if outputs.logits is None else first(who, outputs.logits)
         head = {k: first(who, v) for k, v in outputs.features.items() if k == "head"}
-        return Outputs(logits, {**outputs.features, **head})
+        features = {**outputs.features, **head}
+        return replace(outputs, logits=logits, features=features)
 
     def shared(student: Outputs, teacher: Outputs, batch: Batch) -> tuple:
         """Return all three, cut."""

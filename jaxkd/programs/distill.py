@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 from jaxtyping import PRNGKeyArray
 
+from jaxkd.adapters import segment_name
 from jaxkd.arguments import checked, count
 from jaxkd.checks import (
     check_batch,
@@ -271,7 +273,19 @@ def teach(
     outputs, _ = teacher.apply(
         variables, teacher.read(batch, "teacher"), taps=method.teacher_taps
     )
-    return jax.lax.stop_gradient(outputs)
+    segments = {
+        segment_name(ends): _called(teacher.segment(*ends), variables)
+        for ends in method.teacher_segments
+    }
+    return jax.lax.stop_gradient(dataclasses.replace(outputs, segments=segments))
+
+
+def _called(segment: Network, variables: Variables) -> Partial:
+    """Return a part of a network as a function whose weights get no gradient.
+
+    It is a pytree of them, so that `jax.lax.stop_gradient` stops theirs alone.
+    """
+    return Partial(lambda weights, x: segment.apply(weights, x)[0].logits, variables)
 
 
 @checked()
@@ -299,13 +313,17 @@ def check_taps(student: Network, teacher: Network | None, method: Method) -> Non
     """Refuse a method that reads what a network does not have.
 
     Raises:
-        ValueError: it names the tap and the closest ones.
+        ValueError: it names the tap, or what the teacher can be cut at, and the closest
+            ones.
     """
-    if teacher is None and method.teacher_taps:
+    read = (*method.teacher_taps, *map(segment_name, method.teacher_segments))
+    if teacher is None and read:
         raise ValueError(
-            f"teacher is None, but the method reads the teacher's features "
-            f"{method.teacher_taps}: pass the teacher's network"
+            f"teacher is None, but the method reads the teacher's features {read}: "
+            "pass the teacher's network"
         )
+    for ends in method.teacher_segments:
+        cast(Network, teacher).segment(*ends)
     for who, network, taps in (
         ("student", student, method.student_taps),
         ("teacher", teacher, method.teacher_taps),

@@ -53,7 +53,7 @@ OTHERS = {
     *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
     *("kdcl", "labelled_cross_entropy", "lelp", "low_frequency", "m2mkd", "mgd", "nd"),
     *("nst", "ofakd", "ofd", "one", "pkt", "reviewkd", "rkd", "self_distillation"),
-    *("simkd", "sp", "subclass_kd", "tgeokd", "trg", "uld", "vid"),
+    *("simkd", "sp", "subclass_kd", "talking", "tgeokd", "trg", "uld", "vid"),
 }
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from tiny import call
 
 from jaxkd import Outputs, combine, methods, papers
+from jaxkd.adapters import segment_name
 from jaxkd.graphs import Graph
 from jaxkd.kernels.linear_distill import jensen_shannon
 from jaxkd.losses import SubclassDirections
@@ -18,6 +20,7 @@ from jaxkd.papers.data_pruning import pruned_kd
 from jaxkd.papers.diswot import diswot
 from jaxkd.papers.self_distillation_theory import self_distillation
 from jaxkd.papers.swiftkv import swiftkv
+from jaxkd.papers.talking_models import talking
 from jaxkd.types import Method
 
 METHODS = {**METHODS, **papers.constructors(Method)}
@@ -61,6 +64,7 @@ RELATE = {
 }
 GRAPHS = {"ffg2m", "high_frequency", "low_frequency"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
+UPPER = jnp.linspace(0.1, 0.7, 7)[None]
 KINDS = SubclassDirections(jnp.zeros((CLASSES, 6)), jnp.ones((CLASSES, 6, 2)))
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 
@@ -124,6 +128,7 @@ BUILD = {
     "subclass_kd": lambda: methods.subclass_kd(np.arange(6) + 3, 2, 0.1),
     "swiftkv": lambda: swiftkv(),
     "taid": lambda: methods.taid(10),
+    "talking": lambda: talking(*2 * (("pooled", "final"),), rounds=2),
     "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
     "topk_kd": lambda: methods.topk_kd(3),
     "trg": lambda: methods.trg("a", "b", steps=10, samples=2, k=3, dim=4),
@@ -131,14 +136,20 @@ BUILD = {
 }
 
 
-def outputs(seed: int, taps) -> Outputs:
+def outputs(seed: int, taps, segments=()) -> Outputs:
     rng = np.random.default_rng(seed)
     shapes = {t: HEAD if t == "head" else (BATCH, *SHAPES[t]) for t in taps}
     features = {t: rng.normal(size=shape).astype("f4") for t, shape in shapes.items()}
     if "gate" in features:
         features["gate"] = np.asarray(jax.nn.softmax(features["gate"]))
     logits = rng.normal(size=(BATCH, CLASSES)).astype("f4") * 3
-    return Outputs(jnp.asarray(logits), jax.tree.map(jnp.asarray, features))
+    # What a teacher's upper layers stand for: a weight for each of seven features.
+    part = Partial(lambda w, x: jnp.tanh(x.sum(-1, keepdims=True) * w), UPPER)
+    return Outputs(
+        jnp.asarray(logits),
+        jax.tree.map(jnp.asarray, features),
+        dict.fromkeys(map(segment_name, segments), part),
+    )
 
 
 def make_batch(**extra):
@@ -160,7 +171,7 @@ def make_batch(**extra):
 def case(request):
     method = BUILD[request.param]()
     student = outputs(0, method.student_taps)
-    teacher = outputs(1, method.teacher_taps)
+    teacher = outputs(1, method.teacher_taps, method.teacher_segments)
     variables = method.init(jax.random.key(0), student, teacher, make_batch())
 
     @jax.jit
