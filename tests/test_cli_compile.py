@@ -12,7 +12,7 @@ from jaxkd import Network, cli, methods
 from jaxkd.reporting.experiment import Experiment
 from jaxkd.reporting.plans import read_plans
 
-pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
 
 
 @dataclass(frozen=True)

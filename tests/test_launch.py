@@ -126,7 +126,7 @@ def test_scripts_parse_and_say_what_they_need(script):
 
 
 def test_the_cluster_job_is_valid_and_counts_its_chips():
-    yaml = pytest.importorskip("yaml", reason="PyYAML comes with jaxkd[docs]")
+    yaml = pytest.importorskip("yaml", reason="PyYAML comes with jaxkd-distill[docs]")
     job = yaml.safe_load((ROOT / "tpu" / "gke.yaml").read_text())
     (slices,) = job["spec"]["replicatedJobs"]
     pods = slices["template"]["spec"]

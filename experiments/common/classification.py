@@ -141,6 +141,14 @@ class Classification:
         train: Any = self.train
         return replace(self, train=train.subset(examples)) if examples else self
 
+    def divided(self, test_examples: int, seed: int) -> "Classification":
+        """Return the same with all examples divided anew; 0 leaves them as they are."""
+        if not test_examples:
+            return self
+        whole = pooled(self.train, self.test)
+        train, test = data.split(whole, test_examples, seed=seed)
+        return replace(self, train=train, test=test)
+
     def batches(self, seed: int, epochs: int | None = None):
         """Return training batches of a run, or of some epochs."""
         return data.batches(
@@ -214,6 +222,28 @@ def image_batch(size: int, side: int, channels: int = 3) -> dict[str, Any]:
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "index": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
+
+
+def corrupted(source: data.Source, share: float, seed: int = 0) -> data.Source:
+    """Return a source with a share of its labels drawn anew, any class alike.
+
+    The old ones are ``true_label``.
+    """
+    rng = np.random.default_rng(seed)
+    label = source.arrays["label"].copy()
+    bad = rng.permutation(len(label))[: round(share * len(label))]
+    label[bad] = rng.integers(source.classes, size=len(bad))
+    arrays = {**source.arrays, "label": label, "true_label": source.arrays["label"]}
+    return data.Source(f"{source.name} corrupted", arrays, source.classes)
+
+
+def pooled(train: Any, test: Any) -> data.Source:
+    """Return the examples of two sources in memory as one."""
+    both = {
+        name: np.concatenate([array, test.arrays[name]])
+        for name, array in train.arrays.items()
+    }
+    return data.Source(train.name, both, train.classes)
 
 
 def shrunk(source: data.Source, by: int) -> data.Source:

@@ -98,6 +98,7 @@ PAPER_PAIRS = tuple(list(PAIRS)[4:])
 """The pairs of the CIFAR-100 benchmarks."""
 
 PAIRS |= {
+    "resnet110-resnet20": PairSpec(_resnet(110), _resnet(20), THREE),
     "mlp8": PairSpec(
         NetworkConfig("mlp", {"features": 64, "widths": (128,)}),
         NetworkConfig("mlp", {"features": 64, "widths": (8,)}),

@@ -48,7 +48,7 @@ def draw(path: Path) -> None:
         below.tick_params("x", labelrotation=20)
     axes[0][0].set_ylabel("cosine of the gradients in the features")
     axes[1][0].set_ylabel("test accuracy, %")
-    axes[1][0].set_ylim(bottom=25)
+    axes[1][0].set_ylim(0, 100)
     figure.savefig(path, dpi=110)
 
 

@@ -298,17 +298,21 @@ def selections(
         labels: of the labelled examples.
         q: how many to pick.
     """
-    probs, features = map(jnp.asarray, pool)
-    labelled_probs, labelled_features = map(jnp.asarray, labelled)
-    known = jnp.asarray(labels)
-    return {
-        "random": lambda: selection.random_select(key, len(probs), q),
-        "entropy": lambda: selection.entropy_select(probs, q),
-        "coreset": lambda: selection.coreset_select(features, labelled_features, q),
-        "badge": lambda: selection.badge_select(key, probs, features, q),
-        "class-balanced": lambda: selection.class_balanced_select(key, probs, known, q),
-        "pcoreset": lambda: selection.pcoreset_select(probs, labelled_probs, q),
+    known = selection.Pool(
+        *pool,
+        chosen_probs=labelled[0],
+        chosen_features=labelled[1],
+        chosen_labels=labels,
+    )
+    rules = {
+        "random": selection.random_select,
+        "entropy": selection.entropy_select,
+        "coreset": selection.coreset_select,
+        "badge": selection.badge_select,
+        "class-balanced": selection.class_balanced_select,
+        "pcoreset": selection.pcoreset_select,
     }
+    return {name: partial(rule, key, known, q) for name, rule in rules.items()}
 
 
 def worst_cover_ratio(probs: np.ndarray, centers: np.ndarray, seed: int) -> float:

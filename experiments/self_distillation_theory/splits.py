@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.classification import pooled
 from jaxkd import data
 
 Regression = tuple[np.ndarray, np.ndarray]
@@ -58,11 +59,7 @@ def divide(config: SplitConfig, train: Any, test: Any, seed: int) -> Split:
         seed: of the division and the wrong labels.
     """
     if config.pooled:
-        both = {
-            key: np.concatenate([train.arrays[key], test.arrays[key]])
-            for key in train.arrays
-        }
-        train = data.Source(train.name, both, train.classes)
+        train = pooled(train, test)
     rest, validation = data.split(train, config.validation, seed=seed)
     if config.pooled:
         test, rest = data.split(rest, config.train, seed=seed)

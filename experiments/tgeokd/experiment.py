@@ -20,7 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common.classification import Classification, ImagesConfig, image_batch
+from experiments.common.classification import (
+    Classification,
+    ImagesConfig,
+    corrupted,
+    image_batch,
+)
 from experiments.common.configs import CIFAR_SGD, NetworkConfig, OptimizerConfig, choose
 from jaxkd import data, distill
 from jaxkd.evaluation.classification import example_labels
@@ -258,16 +263,6 @@ def arms(config: Config, run: Run, seed: int) -> Iterator[tuple[Arm, Task]]:
             task = replace(mine, train=own).task(setting, logits)
             measure = shares(method, student, teacher.deployed, mine)
             yield Arm(name, program, student, measure=measure), task
-
-
-def corrupted(source: data.Source, share: float, seed: int = 0) -> data.Source:
-    """Return a source with a share of its labels drawn anew, any class alike."""
-    rng = np.random.default_rng(seed)
-    label = source.arrays["label"].copy()
-    bad = rng.permutation(len(label))[: round(share * len(label))]
-    label[bad] = rng.integers(source.classes, size=len(bad))
-    arrays = {**source.arrays, "label": label, "true_label": source.arrays["label"]}
-    return data.Source(f"{source.name} corrupted", arrays, source.classes)
 
 
 def joined(first: data.Source, second: data.Source) -> data.Source:

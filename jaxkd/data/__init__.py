@@ -1,6 +1,8 @@
 """Data sets, transforms, and the grain pipelines that feed programs."""
 
 from jaxkd.data.conditions import Conditions as Conditions
+from jaxkd.data.corruptions import CORRUPTIONS as CORRUPTIONS
+from jaxkd.data.corruptions import Corrupt as Corrupt
 from jaxkd.data.datasets import DATA_VARIABLE as DATA_VARIABLE
 from jaxkd.data.datasets import DATASETS as DATASETS
 from jaxkd.data.datasets import cifar10 as cifar10
@@ -11,10 +13,20 @@ from jaxkd.data.datasets import fashion_mnist as fashion_mnist
 from jaxkd.data.datasets import load as load
 from jaxkd.data.datasets import mnist as mnist
 from jaxkd.data.datasets import tfds_dataset as tfds_dataset
+from jaxkd.data.folders import folder_classes as folder_classes
+from jaxkd.data.folders import image_folder as image_folder
 from jaxkd.data.graphs import GRAPHS as GRAPHS
 from jaxkd.data.graphs import GraphDataset as GraphDataset
 from jaxkd.data.graphs import load_graph as load_graph
 from jaxkd.data.graphs import repeated as repeated
+from jaxkd.data.long_tail import long_tailed as long_tailed
+from jaxkd.data.long_tail import long_tailed_counts as long_tailed_counts
+from jaxkd.data.mixing import CutMix as CutMix
+from jaxkd.data.mixing import EitherOf as EitherOf
+from jaxkd.data.mixing import Mixing as Mixing
+from jaxkd.data.mixing import Mixup as Mixup
+from jaxkd.data.mixing import apply_mixup as apply_mixup
+from jaxkd.data.mixing import sample_mixup as sample_mixup
 from jaxkd.data.mixture import mixture_batches as mixture_batches
 from jaxkd.data.mixture import mixture_weights as mixture_weights
 from jaxkd.data.partitions import Kind as Kind
@@ -37,6 +49,7 @@ from jaxkd.data.sources import Examples as Examples
 from jaxkd.data.sources import RecordSource as RecordSource
 from jaxkd.data.sources import Source as Source
 from jaxkd.data.sources import Subset as Subset
+from jaxkd.data.sources import example_labels as example_labels
 from jaxkd.data.sources import split as split
 from jaxkd.data.text.corpora import TEXT_CLASSIFICATION as TEXT_CLASSIFICATION
 from jaxkd.data.text.corpora import ag_news as ag_news
@@ -60,6 +73,8 @@ from jaxkd.data.text.padding import Prompts as Prompts
 from jaxkd.data.text.padding import label_texts as label_texts
 from jaxkd.data.text.padding import left_pad as left_pad
 from jaxkd.data.text.padding import prompts_of_chats as prompts_of_chats
+from jaxkd.data.text.templates import JinjaTemplate as JinjaTemplate
+from jaxkd.data.text.templates import load_chat_template as load_chat_template
 from jaxkd.data.text.tokenizers import ByteTokenizer as ByteTokenizer
 from jaxkd.data.text.tokenizers import FileTokenizer as FileTokenizer
 from jaxkd.data.text.tokenizers import Tokenizer as Tokenizer
@@ -71,11 +86,8 @@ from jaxkd.data.text.windows import tiny_shakespeare as tiny_shakespeare
 from jaxkd.data.text.windows import token_files as token_files
 from jaxkd.data.transforms import Compose as Compose
 from jaxkd.data.transforms import CropResize as CropResize
-from jaxkd.data.transforms import CutMix as CutMix
-from jaxkd.data.transforms import EitherOf as EitherOf
 from jaxkd.data.transforms import Flip as Flip
 from jaxkd.data.transforms import ForTeacher as ForTeacher
-from jaxkd.data.transforms import Mixup as Mixup
 from jaxkd.data.transforms import Normalize as Normalize
 from jaxkd.data.transforms import PadCrop as PadCrop
 from jaxkd.data.transforms import Transform as Transform

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
+from jaxkd.data.archives import cifar_files, idx_file
 from jaxkd.data.sources import Dataset, Example, RecordSource, Source
 from jaxkd.data.transforms import CropResize
 from jaxkd.registry import constructors
@@ -68,29 +69,35 @@ def digits() -> Dataset:
 
 
 @checked()
-def data_file(relative: str) -> Path:
-    """Return a file below the folder that JAXKD_DATA names.
+def data_file(relative: str, *others: str) -> Path:
+    """Return the first file or folder that is there, below what JAXKD_DATA names.
+
+    Args:
+        relative: path of the file.
+        *others: what may stand in for it.
 
     Raises:
         FileNotFoundError: the variable is unset, or the folder or file is not there.
             The message says what to set or download.
     """
+    wanted = " or ".join((relative, *others))
     root = os.environ.get(DATA_VARIABLE)
     if not root:
         raise FileNotFoundError(
-            f"{DATA_VARIABLE} is not set: point it at the folder that holds {relative}"
+            f"{DATA_VARIABLE} is not set: point it at the folder that holds {wanted}"
         )
-    path = Path(root) / relative
     if not Path(root).is_dir():
         raise FileNotFoundError(
             f"{DATA_VARIABLE} names {root!r}, which is not a folder: create it with "
-            f"{relative} inside, or correct the variable"
+            f"{wanted} inside, or correct the variable"
         )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: {DATA_VARIABLE} names {root!r}, put {relative} there"
-        )
-    return path
+    for path in (Path(root) / name for name in (relative, *others)):
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"{Path(root) / relative} is missing: {DATA_VARIABLE} names {root!r}, put "
+        f"{wanted} there"
+    )
 
 
 @checked()
@@ -107,9 +114,17 @@ def read_arrays(relative: str, names: list[str]) -> list[np.ndarray]:
 
 
 def _mnist_file(name: str) -> Dataset:
-    names = ["train_x", "train_y", "test_x", "test_y"]
-    train_x, train_y, test_x, test_y = read_arrays(f"vision/{name}.npz", names)
-    with blaming(str(data_file(f"vision/{name}.npz"))):
+    found = data_file(f"vision/{name}.npz", f"vision/{name}")
+    if found.is_dir():
+        kinds = "images-idx3-ubyte", "labels-idx1-ubyte"
+        arrays = [
+            _idx(found, f"{s}-{kind}") for s in ("train", "t10k") for kind in kinds
+        ]
+    else:
+        names = ["train_x", "train_y", "test_x", "test_y"]
+        arrays = read_arrays(f"vision/{name}.npz", names)
+    train_x, train_y, test_x, test_y = arrays
+    with blaming(str(found)):
         if {train_x.dtype, test_x.dtype} != {np.dtype(np.uint8)}:
             raise ValueError(f"images are {train_x.dtype}, {test_x.dtype}, not uint8")
         return Dataset(
@@ -118,22 +133,46 @@ def _mnist_file(name: str) -> Dataset:
         )
 
 
+def _idx(folder: Path, name: str) -> np.ndarray:
+    for file in (folder / name, folder / f"{name}.gz"):
+        if file.is_file():
+            return idx_file(file)
+    raise FileNotFoundError(f"{folder} holds no {name}, compressed or not")
+
+
 def mnist() -> Dataset:
     """Return MNIST's 28x28 digits from ``$JAXKD_DATA/vision/mnist.npz``.
 
     The file holds uint8 ``train_x``, ``test_x`` (images, 28, 28) and ``train_y``,
-    ``test_y``.
+    ``test_y``. In its stead a folder ``vision/mnist`` may hold the four released files,
+    ``train-images-idx3-ubyte.gz`` and so on.
     """
     return _mnist_file("mnist")
 
 
 def fashion_mnist() -> Dataset:
-    """Return Fashion-MNIST from ``$JAXKD_DATA/vision/fashion_mnist.npz``."""
+    """Return Fashion-MNIST from ``$JAXKD_DATA/vision/fashion_mnist``, as `mnist`."""
     return _mnist_file("fashion_mnist")
 
 
+FOLDERS = {10: ("batches-py", "batches-bin"), 100: ("python", "binary")}
+"""Ends of the names of the folders that CIFAR's archives hold."""
+
+
 def _cifar(name: str, classes: int) -> tuple[Source, Source]:
+    archive = f"vision/cifar-{classes}"
+    found = data_file(
+        f"vision/{name}.npz",
+        *(f"{archive}-{form}.tar.gz" for form in ("python", "binary")),
+        *(f"{archive}-{folder}" for folder in FOLDERS[classes]),
+    )
     sources = []
+    if found.suffix != ".npz":
+        splits = zip(("train", "test"), cifar_files(found, classes), strict=True)
+        for split, (image, label) in splits:
+            arrays = {"image": image, "label": label}
+            sources.append(Source(f"{name}/{split}", arrays, classes))
+        return sources[0], sources[1]
     for split in ("train", "test"):
         names = [f"{split}_{part}" for part in ("webp", "offsets", "y")]
         packed, borders, label = read_arrays(f"vision/{name}.npz", names)
@@ -169,7 +208,9 @@ def cifar10() -> Dataset:
     Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". For each
     split the file holds ``train_webp``, lossless WebP images of 32x32 tiles below one
     another; ``train_offsets``, their borders; and ``train_y``. It may hold a part of
-    the 50,000 training images; ``tfds/cifar10`` is the whole set.
+    the 50,000 training images. In its stead the released ``cifar-10-python.tar.gz`` or
+    ``cifar-10-binary.tar.gz`` may lie there, or what it holds; ``tfds/cifar10`` is the
+    whole set too.
     """
     return Dataset(*_cifar("cifar10", 10), CIFAR10_MEAN, CIFAR10_STD)
 
@@ -202,7 +243,7 @@ def tfds_splits(
         import tensorflow_datasets as tfds
     except ImportError:
         raise ImportError(
-            f"tfds/{name} needs tensorflow-datasets: pip install 'jaxkd[tfds]'"
+            f"tfds/{name} needs tensorflow-datasets: pip install 'jaxkd-distill[tfds]'"
         ) from None
     try:
         builder: Any = tfds.builder(name, data_dir=data_dir)

@@ -152,7 +152,8 @@ def batches(
         )
     whole: Any = _Batches(source, batch_size, epochs, seed, transform)
     # Slicing arrays is quick; decoding images is not, and leaves Python's lock.
-    quick = isinstance(source, Source | Conditions)
+    inner = getattr(source, "source", source)  # of a subset
+    quick = isinstance(inner, Source | Conditions)
     threads, ahead = (1, 4) if quick else (16, 16)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     data = grain.MapDataset.source(whole).to_iter_dataset(options)

@@ -36,7 +36,7 @@ def open_records(*paths: str | Path, part: Part = "line") -> Sequence[Record]:
     * ``.jsonl``, an object a line;
     * ``.tsv``, rows of a table whose first line names the columns, without quotes;
     * ``.txt``, parts of a text as ``{"text": …}``;
-    * ``.parquet``, rows (``pip install 'jaxkd[parquet]'``);
+    * ``.parquet``, rows (``pip install 'jaxkd-distill[parquet]'``);
     * ``.array_record``, each record an object in JSON.
 
     The first three may be compressed (``.xz``, ``.gz``).
@@ -195,7 +195,7 @@ class _Parquet(Sequence):
             from pyarrow.parquet import ParquetFile
         except ImportError:
             raise ImportError(
-                f"{path} needs pyarrow: pip install 'jaxkd[parquet]'"
+                f"{path} needs pyarrow: pip install 'jaxkd-distill[parquet]'"
             ) from None
         self._path = path
         try:

@@ -52,6 +52,13 @@ class Examples(Protocol):
         ...
 
 
+@checked()
+def example_labels(source: Examples) -> np.ndarray:
+    """Return the labels of all of a source, read in parts."""
+    parts = np.array_split(np.arange(len(source)), -(-len(source) // 1000))
+    return np.concatenate([source.take(rows)["label"] for rows in parts])
+
+
 @checked(given=own_check)
 def counted(name: str, given: int | float, source: Examples) -> int:
     """Return how many examples are meant by a number, or by a share such as 0.2.

@@ -1,4 +1,4 @@
-"""What happens to a batch on its way to the device: crops, flips, mixtures, scales.
+"""What happens to a batch on its way to the device: crops, flips, scales.
 
 A transform is ``(batch, rng) -> batch`` on NumPy arrays, whole batches at a time. The
 generator is seeded by the batch's place in the run, so a resumed run draws the same
@@ -11,8 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxkd.arguments import checked, integer, positive
-from jaxkd.checks import check_labels
+from jaxkd.arguments import checked, integer
 
 Arrays = dict[str, Any]
 
@@ -61,7 +60,7 @@ class PadCrop:
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Shift every image by its own offset."""
-        image = _images(batch)
+        image = batch_images(batch)
         if rng is None:
             return batch
         p, (examples, height, width, _) = self.padding, image.shape
@@ -78,7 +77,7 @@ class Flip:
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Mirror each image with probability one half."""
-        image = _images(batch)
+        image = batch_images(batch)
         if rng is None:
             return batch
         mirrored = rng.random(len(image)) < 0.5
@@ -106,7 +105,7 @@ class Normalize:
         Raises:
             ValueError: an image that is not uint8, or has other channels.
         """
-        image = _images(batch)
+        image = batch_images(batch)
         if image.dtype != np.uint8 or image.shape[-1] != len(self.mean):
             raise ValueError(
                 f"batch['image'] is {image.dtype} of shape {image.shape}, but "
@@ -140,102 +139,8 @@ class ForTeacher:
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Return the batch with the teacher's images besides."""
-        image = self.transform({"image": _images(batch)}, rng)["image"]
+        image = self.transform({"image": batch_images(batch)}, rng)["image"]
         return {**batch, self.name: image}
-
-
-@checked(alpha=positive)
-@dataclass(frozen=True)
-class Mixup:
-    """Mix every image and label with another's (Zhang et al. 2017, arXiv:1710.09412).
-
-    Labels become probabilities (batch, classes), which `methods.cross_entropy` takes.
-
-    Attributes:
-        alpha: the share is drawn from Beta(alpha, alpha), once a batch.
-        classes: of the labels.
-    """
-
-    alpha: float
-    classes: int
-
-    def __post_init__(self):
-        _check_alpha(self.alpha)
-
-    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
-        """Return share · batch + (1 − share) · shuffled batch."""
-        image = _images(batch, floating=True)
-        if rng is None:
-            return batch
-        share = np.float32(rng.beta(self.alpha, self.alpha))
-        other = rng.permutation(len(image))
-        mixed = share * image + (1 - share) * image[other]
-        label = _mixed_labels(batch["label"], other, share, self.classes)
-        return {**batch, "image": mixed, "label": label}
-
-
-@checked(alpha=positive)
-@dataclass(frozen=True)
-class CutMix:
-    """Replace a box of every image by another's (Yun et al. 2019, arXiv:1905.04899).
-
-    Labels become probabilities (batch, classes) by the share of pixels, which
-    `methods.cross_entropy` takes.
-
-    Attributes:
-        alpha: the box's share is drawn from Beta(alpha, alpha), once a batch.
-        classes: of the labels.
-    """
-
-    alpha: float
-    classes: int
-
-    def __post_init__(self):
-        _check_alpha(self.alpha)
-
-    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
-        """Return the batch with one box of every image from the shuffled batch."""
-        image = _images(batch)
-        if rng is None:
-            return batch
-        height, width = image.shape[1:3]
-        side = np.sqrt(1 - rng.beta(self.alpha, self.alpha))
-        y, x = rng.integers(0, (height, width))
-        rows, columns = (
-            slice(
-                max(int(centre - size * side / 2), 0),
-                min(int(centre + size * side / 2), size),
-            )
-            for centre, size in ((y, height), (x, width))
-        )
-        other = rng.permutation(len(image))
-        mixed = image.copy()
-        mixed[:, rows, columns] = image[other, rows, columns]
-        # The box may have been cut at the border.
-        cut = (rows.stop - rows.start) * (columns.stop - columns.start)
-        share = np.float32(1 - cut / (height * width))
-        label = _mixed_labels(batch["label"], other, share, self.classes)
-        return {**batch, "image": mixed, "label": label}
-
-
-@checked()
-@dataclass(frozen=True)
-class EitherOf:
-    """One of two transforms for a whole batch, each as often, such as Mixup or CutMix.
-
-    Attributes:
-        first: of the two.
-        second: of the two.
-    """
-
-    first: Transform
-    second: Transform
-
-    def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
-        """Return the batch as the transform that was drawn leaves it."""
-        if rng is None:
-            return batch
-        return (self.first if rng.random() < 0.5 else self.second)(batch, rng)
 
 
 @checked()
@@ -289,8 +194,13 @@ def _random_box(
     return 0.0, 0.0, float(width), float(height)
 
 
-def _images(batch: Arrays, floating: bool = False) -> np.ndarray:
+@checked()
+def batch_images(batch: Arrays, floating: bool = False) -> np.ndarray:
     """Return the batch's images.
+
+    Args:
+        batch: with ``image``.
+        floating: whether they must be floats.
 
     Raises:
         ValueError: there are none, or not of the shape or dtype that is needed.
@@ -307,19 +217,3 @@ def _images(batch: Arrays, floating: bool = False) -> np.ndarray:
             "before it"
         )
     return image
-
-
-def _check_alpha(alpha: float) -> None:
-    if not alpha > 0:
-        raise ValueError(
-            f"alpha must be above 0, got {alpha}; for no mixing leave it out"
-        )
-
-
-def _mixed_labels(
-    label: np.ndarray, other: np.ndarray, share: np.float32, classes: int
-) -> np.ndarray:
-    check_labels("batch['label']", label, classes)
-    if label.ndim == 1:
-        label = np.eye(classes, dtype=np.float32)[label]
-    return share * label + (1 - share) * label[other]

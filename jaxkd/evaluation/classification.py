@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples, Source
+from jaxkd.data.sources import example_labels as example_labels
 from jaxkd.data.transforms import Transform
 from jaxkd.evaluation.calibration import calibration_error
 from jaxkd.losses.basics import as_float, log_softmax
@@ -198,13 +199,6 @@ def labelled_inputs(
             return np.pad(x, [(0, missing)] + [(0, 0)] * (np.ndim(x) - 1))
 
         yield jax.tree.map(fill, inputs), batch.get("label")
-
-
-@checked()
-def example_labels(source: Examples) -> np.ndarray:
-    """Return the labels of all of a source, read in parts."""
-    parts = np.array_split(np.arange(len(source)), -(-len(source) // 1000))
-    return np.concatenate([source.take(rows)["label"] for rows in parts])
 
 
 @checked()

@@ -1,7 +1,7 @@
 """Networks as models of lm-evaluation-harness, to be run on its tasks.
 
-``pip install 'jaxkd[lm-eval]'``, then ``lm_eval.simple_evaluate(model=model, tasks=…)``
-with ``model = harness_model(network, variables, tokenizer)``.
+``pip install 'jaxkd-distill[lm-eval]'``, then with ``model = harness_model(network,
+variables, tokenizer)`` ``lm_eval.simple_evaluate(model=model, tasks=…)``.
 """
 
 from collections import defaultdict
@@ -50,7 +50,8 @@ def harness_model(
         from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError(
-            "harness_model() needs lm-evaluation-harness: pip install 'jaxkd[lm-eval]'"
+            "harness_model() needs lm-evaluation-harness: "
+            "pip install 'jaxkd-distill[lm-eval]'"
         ) from None
     score = likelihood_evaluator(network, batch_size)
 

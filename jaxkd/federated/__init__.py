@@ -1,8 +1,8 @@
 """Federated distillation: clients' filters, rounds as data, and the Flower engine.
 
 The round itself is a program, `jaxkd.programs.federated_distillation`.
-``jaxkd.federated.flower`` needs ``pip install 'jaxkd[federated]'`` and is imported by
-name only.
+``jaxkd.federated.flower`` needs ``pip install 'jaxkd-distill[federated]'`` and is
+imported by name only.
 """
 
 from jaxkd.federated.clustering import kmeans_fit as kmeans_fit

@@ -9,8 +9,8 @@ What a client says is checked, but not who it is: it may take another's number, 
 the server's memory with messages that nobody asked for, which Flower keeps. Let only
 those reach the port whom you invited.
 
-It needs ``pip install 'jaxkd[federated]'``. Flower's usage reports are switched off,
-unless ``FLWR_TELEMETRY_ENABLED`` is set.
+It needs ``pip install 'jaxkd-distill[federated]'``. Flower's usage reports are switched
+off, unless ``FLWR_TELEMETRY_ENABLED`` is set.
 """
 
 import logging
@@ -32,7 +32,7 @@ try:
     from flwr import common
 except ImportError:
     raise ImportError(
-        "jaxkd.federated.flower needs flwr: pip install 'jaxkd[federated]'"
+        "jaxkd.federated.flower needs flwr: pip install 'jaxkd-distill[federated]'"
     ) from None
 
 from jaxkd.arguments import checked, own_check

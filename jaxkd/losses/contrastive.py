@@ -1,7 +1,7 @@
-"""Contrastive distillation with a memory of the whole data set's embeddings.
+"""Contrastive distillation: within a batch, and with a memory of the whole data set.
 
-The only losses here that carry state: it is an explicit pytree, passed in and
-returned, to be stored in the checkpoint with the rest.
+The memory is state, an explicit pytree that is passed in and returned, to be stored in
+the checkpoint with the rest.
 """
 
 import jax
@@ -17,6 +17,7 @@ from jaxkd.losses.basics import (
     check_same_shape,
     frozen,
     l2_normalize,
+    log_softmax,
     zero_masked,
 )
 
@@ -185,3 +186,42 @@ def sample_negatives(
     scores = jnp.where(known[None, :] == batch_labels[:, None], -1, scores)
     drawn = jax.lax.top_k(scores, negatives)[1]
     return jnp.concatenate([index[:, None], drawn.astype(index.dtype)], axis=1)
+
+
+@checked(temperature=positive)
+def info_nce_loss(
+    student_embedding: Float[Array, "nodes dim"],
+    teacher_embedding: Float[Array, "nodes dim"],
+    temperature: float | Float[Array, ""] = 0.07,
+    weights: Float[Array, "nodes"] | None = None,
+) -> Float[Array, "nodes"]:
+    """InfoNCE of one direction: each embedding must tell its teacher's from all others.
+
+    van den Oord et al. 2018, arXiv:1807.03748, Eq. 4, with cosines:
+    ``−log softmax_j(cos(s_i, t_j)/τ)`` at j = i. The negatives are those of the batch.
+    Takes memory for (nodes, nodes) scores.
+
+    Args:
+        student_embedding: s, normalised here.
+        teacher_embedding: t, likewise, row by row of the same examples or tokens. It
+            gets a gradient, since the layer that makes it is trained too: freeze what
+            that layer reads.
+        temperature: τ > 0.
+        weights: one a node; 0 gives loss 0 and takes it from the others' negatives.
+
+    Returns:
+        The loss of each node.
+
+    Raises:
+        ValueError: shapes differ, or τ is not above 0.
+    """
+    check_same_shape(student_embedding, teacher_embedding, "embedding")
+    check_array("student_embedding", student_embedding, 2)
+    student, teacher = (
+        l2_normalize(zero_masked(as_float(x), weights))
+        for x in (student_embedding, teacher_embedding)
+    )
+    scores = jnp.matmul(student, teacher.T, precision=jax.lax.Precision.HIGHEST)
+    if weights is not None:
+        scores = jnp.where(as_float(weights) > 0, scores, -jnp.inf)
+    return zero_masked(-jnp.diagonal(log_softmax(scores, temperature)), weights)

@@ -282,19 +282,49 @@ def ofa_loss(
     return jnp.where(is_target.any(-1), -times(weights, log_s).sum(-1), jnp.nan)
 
 
+@checked()
+def logit_deviation(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+    """Standard deviation of each example's logits, the sample's (classes − 1).
+
+    Logits at −∞ are not counted; of constant logits it is 0, with gradient 0.
+
+    Args:
+        logits: class scores.
+
+    Raises:
+        ValueError: fewer than 2 classes.
+    """
+    centred, exists = _centred(logits)
+    variance = jnp.sum(centred**2, -1) / jnp.maximum(exists.sum(-1) - 1, 1)
+    # sqrt has an infinite slope at 0: take it of 1 there, and use 0.
+    constant = variance == 0
+    return jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
+
+
 @checked(eps=positive)
 def standardize_logits(
     logits: Float[Array, "*batch classes"], eps: float = 1e-7
 ) -> Float[Array, "*batch classes"]:
     """Logit standardisation: each example's logits to mean 0 and deviation 1.
 
-    Sun et al. 2024, arXiv:2403.01427, Algorithm 1; the deviation is the sample's
-    (classes − 1 in the denominator). Constant logits become 0 with gradient 0; those at
-    −∞ stay there and are not counted.
+    Sun et al. 2024, arXiv:2403.01427, Algorithm 1. Constant logits become 0 with
+    gradient 0; those at −∞ stay there and are not counted.
 
     Args:
         logits: class scores.
         eps: added to the deviation.
+
+    Raises:
+        ValueError: fewer than 2 classes.
+    """
+    centred, exists = _centred(logits)
+    deviation = logit_deviation(logits)[..., None]
+    standard = jnp.where(deviation == 0, 0, centred / (deviation + eps))
+    return jnp.where(exists, standard, -jnp.inf)
+
+
+def _centred(logits: Array) -> tuple[Array, Array]:
+    """Return logits less their mean, and which exist: the others are −∞ and become 0.
 
     Raises:
         ValueError: fewer than 2 classes.
@@ -305,17 +335,10 @@ def standardize_logits(
         raise ValueError(f"logits has {classes} class: a deviation needs 2 or more")
     logits = as_float(logits)
     exists = ~jnp.isneginf(logits)
-    count = exists.sum(-1, keepdims=True)
     logits = jnp.where(exists, logits, 0)
-    mean = logits.sum(-1, keepdims=True) / jnp.maximum(count, 1)
-    centred = jnp.where(exists, logits - mean, 0)
-    square = jnp.sum(centred**2, axis=-1, keepdims=True)
-    variance = square / jnp.maximum(count - 1, 1)
-    # sqrt has an infinite slope at 0: take it of 1 there, and use 0.
-    constant = variance == 0
-    deviation = jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
-    standard = jnp.where(constant, 0, centred / (deviation + eps))
-    return jnp.where(exists, standard, -jnp.inf)
+    count = jnp.maximum(exists.sum(-1, keepdims=True), 1)
+    mean = logits.sum(-1, keepdims=True) / count
+    return jnp.where(exists, logits - mean, 0), exists
 
 
 @jax.custom_vjp

@@ -177,6 +177,54 @@ def fused_kd_loss(
     return alpha * taught + (1 - alpha) * cross_entropy_loss(student_logits, labels)
 
 
+@checked(temperature=positive, alpha_label=probability)
+def weighted_kd_loss(
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    weights: Float[Array, "*batch"],
+    temperature: float = 7.0,
+    alpha_label: float = 0.0,
+    *,
+    scale: bool = False,
+) -> Float[Array, "*batch"]:
+    """Distillation loss of each example, times a weight of its own.
+
+    w·[(1 − a)·KL(p_t ‖ p_s) + a·CE] at temperature T, as in KD-AIF (Wu et al. 2025,
+    arXiv:2501.02705), whose code has a = 0 and no factor T².
+
+    Args:
+        student_logits: z_s.
+        teacher_logits: z_t.
+        labels: the target classes.
+        weights: w, such as `selection.influence_weights`.
+        temperature: T > 0.
+        alpha_label: a in [0, 1].
+        scale: whether the divergence is multiplied by T².
+
+    Returns:
+        The loss of each example.
+
+    Raises:
+        ValueError: shapes differ, T is not above 0, a is outside [0, 1], or a weight,
+            where its value is known, is below 0.
+    """
+    if jnp.shape(weights) != jnp.shape(student_logits)[:-1]:
+        raise ValueError(
+            f"weights has shape {jnp.shape(weights)} but student_logits has "
+            f"{jnp.shape(student_logits)}: give one weight an example"
+        )
+    if not isinstance(weights, Tracer) and (np.asarray(weights) < 0).any():
+        raise ValueError(
+            f"weights must be at least 0, got {np.asarray(weights).min()}: of scores "
+            "that may be negative, make weights by selection.influence_weights"
+        )
+    taught = kd_loss(student_logits, teacher_logits, temperature)
+    taught = taught if scale else taught / temperature**2
+    own = cross_entropy_loss(student_logits, labels)
+    return as_float(weights) * ((1 - alpha_label) * taught + alpha_label * own)
+
+
 def wls_alpha(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],

@@ -30,6 +30,7 @@ from jaxkd.methods.dist import dist as dist
 from jaxkd.methods.divergence_kd import divergence_kd as divergence_kd
 from jaxkd.methods.dkd import dkd as dkd
 from jaxkd.methods.dml import dml as dml
+from jaxkd.methods.expert_balance import expert_balance as expert_balance
 from jaxkd.methods.ffg2m import ffg2m as ffg2m
 from jaxkd.methods.ffg2m import high_frequency as high_frequency
 from jaxkd.methods.ffg2m import low_frequency as low_frequency
@@ -45,10 +46,14 @@ from jaxkd.methods.hidden_kd import hidden_kd as hidden_kd
 from jaxkd.methods.hidden_kd import relation_kd as relation_kd
 from jaxkd.methods.kd import kd as kd
 from jaxkd.methods.kdcl import kdcl as kdcl
+from jaxkd.methods.lelp import lelp as lelp
+from jaxkd.methods.lelp import subclass_kd as subclass_kd
 from jaxkd.methods.linear_kd import linear_kd as linear_kd
 from jaxkd.methods.lskd import lskd as lskd
+from jaxkd.methods.m2mkd import m2mkd as m2mkd
 from jaxkd.methods.mgd import mgd as mgd
 from jaxkd.methods.minillm import minillm as minillm
+from jaxkd.methods.mixstd import mixstd as mixstd
 from jaxkd.methods.nd import nd as nd
 from jaxkd.methods.nst import nst as nst
 from jaxkd.methods.ofakd import exit_logits as exit_logits
@@ -71,6 +76,7 @@ from jaxkd.methods.tgeokd import fused_kd as fused_kd
 from jaxkd.methods.tgeokd import tgeokd as tgeokd
 from jaxkd.methods.topk_kd import top_k_targets as top_k_targets
 from jaxkd.methods.topk_kd import topk_kd as topk_kd
+from jaxkd.methods.trg import trg as trg
 from jaxkd.methods.uld import uld as uld
 from jaxkd.methods.vid import vid as vid
 from jaxkd.registry import constructors

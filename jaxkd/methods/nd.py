@@ -1,11 +1,20 @@
 """Norm and direction (KD++): features longer, and towards their class's mean."""
 
+from typing import Literal
+
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.arguments import checked, fraction
-from jaxkd.losses.directions import class_means, class_sums, nd_loss
+from jaxkd.losses.directions import (
+    class_means,
+    class_sums,
+    direction_loss,
+    nd_loss,
+    norm_loss,
+)
 from jaxkd.methods.base import batch_weights, from_module
 from jaxkd.methods.modules.layers import Mask, MaskedBatchNorm
 from jaxkd.types import Method
@@ -51,11 +60,12 @@ class _Module(nnx.Module):
 
 @checked(dropout=fraction)
 def nd(
-    means: Float[Array, "classes channels"] | None = None,
+    means: Float[np.ndarray | Array, "classes channels"] | None = None,
     *,
     tap: str = "pooled",
     teacher_tap: str | None = None,
     dropout: float = 0.5,
+    kind: Literal["both", "direction", "norm", "own"] = "both",
 ) -> Method:
     """Return norm and direction, to be added to any other distillation.
 
@@ -71,6 +81,9 @@ def nd(
         tap: the student's feature (batch, channels) before its classifier.
         teacher_tap: the teacher's; None for the same name.
         dropout: of the transform.
+        kind: ``"both"``, or what the paper compares it with: the ``"direction"`` alone;
+            the ``"norm"`` alone, in steps of 1; both, towards the teacher's ``"own"``
+            feature of the example in place of its class's mean.
     """
     there = teacher_tap or tap
 
@@ -89,6 +102,12 @@ def nd(
             if means is None
             else jnp.asarray(means)
         )
+        if kind == "direction":
+            return direction_loss(features, wanted, batch["label"])
+        if kind == "norm":
+            return norm_loss(features)
+        if kind == "own":
+            return nd_loss(features, taught, taught, jnp.arange(len(taught)))
         return nd_loss(features, taught, wanted, batch["label"])
 
     return from_module(

@@ -33,6 +33,7 @@ from jaxkd.models.vision.shufflenet import shufflenet_v2 as shufflenet_v2
 from jaxkd.models.vision.swin import swin as swin
 from jaxkd.models.vision.vgg import vgg as vgg
 from jaxkd.models.vision.vit import vit as vit
+from jaxkd.models.vision.vmoe import vmoe as vmoe
 from jaxkd.models.vision.wide_resnet import wide_resnet as wide_resnet
 from jaxkd.network import Network
 from jaxkd.registry import constructors

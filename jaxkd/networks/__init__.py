@@ -7,3 +7,4 @@ from jaxkd.networks.ensemble import ensemble as ensemble
 from jaxkd.networks.ensemble import member as member
 from jaxkd.networks.ensemble import with_logits as with_logits
 from jaxkd.networks.mixed import mixed as mixed
+from jaxkd.networks.subclasses import with_subclasses as with_subclasses

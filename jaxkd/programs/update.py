@@ -127,6 +127,7 @@ def descend(
     *,
     accumulate: int = 1,
     merge: Merge | None = None,
+    moves: Any = True,
 ) -> Descent:
     """Return everything after one update of a player's parameters.
 
@@ -147,11 +148,25 @@ def descend(
         step: updates so far.
         accumulate: parts of the batch.
         merge: of several losses' gradients; None for their sum.
+        moves: whether it is the player's turn, a boolean that may be traced. Where it
+            is not, its losses are only reported, and nothing else changes.
 
     Raises:
         ValueError: a batch that ``accumulate`` does not divide, or of a graph; a loss
             that is no scalar and no `Loss`; two metrics of one name.
     """
+    if moves is not True:
+        given = player, opt_state, objective, params, carry, batch, keys, step
+
+        def move() -> Descent:
+            return descend(*given, accumulate=accumulate, merge=merge)
+
+        def look() -> Descent:
+            found = move().metrics
+            found = {**found, "grad_norm": jnp.zeros_like(found["grad_norm"])}
+            return Descent(params, opt_state, carry, found)
+
+        return look() if moves is False else jax.lax.cond(moves, move, look)
     own = player.own(params)
 
     def evaluated(own: Params, carry: Any, part: Batch, keys: Keys):
@@ -304,31 +319,18 @@ def alternate(
         params, carry, opt_state = state.params, state.carry, {}
         metrics: Metrics = {"loss": jnp.zeros(())}
         for name, turn in turns.items():
-
-            def move(params, carry, turn=turn, name=name) -> Descent:
-                return descend(
-                    turn.player,
-                    state.opt_state[name],
-                    turn.objective,
-                    params,
-                    carry,
-                    batch,
-                    Keys(state.key).at(state.step).of(name),
-                    state.step,
-                    accumulate=accumulate,
-                )
-
-            def look(params, carry, move=move, name=name) -> Descent:
-                found = move(params, carry).metrics
-                found = {**found, "grad_norm": jnp.zeros_like(found["grad_norm"])}
-                return Descent(params, state.opt_state[name], carry, found)
-
-            if turn.every == 1:
-                found = move(params, carry)
-            else:
-                found = jax.lax.cond(
-                    state.step % turn.every == 0, move, look, params, carry
-                )
+            found = descend(
+                turn.player,
+                state.opt_state[name],
+                turn.objective,
+                params,
+                carry,
+                batch,
+                Keys(state.key).at(state.step).of(name),
+                state.step,
+                accumulate=accumulate,
+                moves=turn.every == 1 or state.step % turn.every == 0,
+            )
             params, opt_state[name], carry, own = found
             metrics["loss"] += own["loss"]
             metrics |= {f"{name}_{metric}": value for metric, value in own.items()}

@@ -1,10 +1,12 @@
 """Which unlabelled examples to have labelled next: strategies of active learning.
 
-Each returns positions in the pool, in the order they were picked; if ``q`` is above the
-pool's size, all of them. They take a model's outputs, so any model will do.
+Each is a selection, ``(key, pool, q) -> positions`` in the pool, in the order they were
+picked; if ``q`` is above the pool's size, all of them. They read a model's outputs from
+the `Pool`, so any model will do. The key may be None where nothing is random.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -14,17 +16,16 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count, positive
 from jaxkd.losses.basics import as_float, l2_normalize
 from jaxkd.selection.coverage import k_center_greedy
+from jaxkd.selection.pool import Pool
+
+Picks = Int[Array, "picked"]
 
 
 @checked()
-def pcoreset_select(
-    pool_probs: Float[Array, "pool classes"],
-    labelled_probs: Float[Array, "labelled classes"],
-    q: int,
-) -> Int[Array, "picked"]:
+def pcoreset_select(key: PRNGKeyArray | None, pool: Pool, q: int) -> Picks:
     """Pick by farthest-first coverage of the student's probabilities (PCoreSet).
 
     Kang et al. 2025, arXiv:2506.00910, Section 4: a student that learns from a
@@ -33,84 +34,152 @@ def pcoreset_select(
     examples' predictions, not their labels.
 
     Args:
-        pool_probs: predictions for the unlabelled examples.
-        labelled_probs: predictions for the labelled examples.
+        key: not used.
+        pool: ``probs``, and ``chosen_probs`` of the labelled examples.
         q: how many to pick.
 
     Raises:
         ValueError: rows that do not sum to 1, q below 1, or an empty pool.
     """
-    _check_probs("pool_probs", pool_probs)
-    _check_probs("labelled_probs", labelled_probs)
-    return k_center_greedy(pool_probs, labelled_probs, q)
+    probs, chosen = pool.need("probs", "chosen_probs")
+    check_probs("pool.probs", probs)
+    check_probs("pool.chosen_probs", chosen)
+    return k_center_greedy(probs, chosen, q)
 
 
 @checked()
-def coreset_select(
-    pool_features: Float[Array, "pool features"],
-    labelled_features: Float[Array, "labelled features"],
-    q: int,
-) -> Int[Array, "picked"]:
+def coreset_select(key: PRNGKeyArray | None, pool: Pool, q: int) -> Picks:
     """Pick by farthest-first coverage of the features' directions (CoreSet).
 
     Sener and Savarese 2017, arXiv:1708.00489, with the cosine distance, as Kang et al.
     2025 run it: of unit vectors it orders as the Euclidean distance does.
 
     Args:
-        pool_features: of the unlabelled examples.
-        labelled_features: of the labelled examples.
+        key: not used.
+        pool: ``features``, and ``chosen_features`` of the labelled examples.
         q: how many to pick.
 
     Raises:
         ValueError: q is below 1, or the pool is empty.
     """
-    pool, labelled = (
-        l2_normalize(as_float(x)) for x in (pool_features, labelled_features)
-    )
-    return k_center_greedy(pool, labelled, q)
+    found = pool.need("features", "chosen_features")
+    features, chosen = (l2_normalize(as_float(x)) for x in found)
+    return k_center_greedy(features, chosen, q)
 
 
 @checked()
-def entropy_select(
-    pool_probs: Float[Array, "pool classes"], q: int
-) -> Int[Array, "picked"]:
+def entropy_gain(probs: Float[Array, "examples classes"]) -> Float[Array, "examples"]:
+    """Return each prediction's entropy over the logarithm of the classes, in [0, 1].
+
+    Args:
+        probs: predictions.
+
+    Raises:
+        ValueError: fewer than two classes, or rows that do not sum to 1.
+    """
+    p = _two_classes(probs)
+    return jax.scipy.special.entr(p).sum(-1) / math.log(p.shape[-1])
+
+
+@checked()
+def margin_gain(probs: Float[Array, "examples classes"]) -> Float[Array, "examples"]:
+    """Return 1 less the margin of the two largest probabilities, in [0, 1].
+
+    Args:
+        probs: predictions.
+
+    Raises:
+        ValueError: fewer than two classes, or rows that do not sum to 1.
+    """
+    best = lax.top_k(_two_classes(probs), 2)[0]
+    return 1 - (best[:, 0] - best[:, 1])
+
+
+@checked()
+def entropy_select(key: PRNGKeyArray | None, pool: Pool, q: int) -> Picks:
     """Pick the examples of the highest predictive entropy, the highest first.
 
     Args:
-        pool_probs: predictions for the unlabelled examples.
+        key: not used.
+        pool: ``probs``.
         q: how many to pick.
 
     Raises:
         ValueError: rows that do not sum to 1, q below 1, or an empty pool.
     """
-    _check_probs("pool_probs", pool_probs)
-    q = _count(q, len(pool_probs))
-    p = as_float(pool_probs)
-    return lax.top_k(-jnp.sum(p * jnp.log(p + 1e-10), axis=-1), q)[1]
+    gains = entropy_gain(pool.need("probs")[0])
+    return lax.top_k(gains, capped(q, len(gains)))[1]
 
 
 @checked()
-def random_select(key: PRNGKeyArray, pool_size: int, q: int) -> Int[Array, "picked"]:
-    """Pick at random.
+def margin_select(key: PRNGKeyArray | None, pool: Pool, q: int) -> Picks:
+    """Pick the examples of the smallest margin of the two best classes, it first.
 
     Args:
-        key: of the choice.
-        pool_size: unlabelled examples.
+        key: not used.
+        pool: ``probs``.
         q: how many to pick.
 
     Raises:
-        ValueError: q is below 1, or the pool is empty.
+        ValueError: rows that do not sum to 1, q below 1, or an empty pool.
     """
-    return jax.random.permutation(key, pool_size)[: _count(q, pool_size)]
+    gains = margin_gain(pool.need("probs")[0])
+    return lax.top_k(gains, capped(q, len(gains)))[1]
+
+
+@checked(ratio=positive, cluster_size=count)
+def cluster_margin_select(
+    key: PRNGKeyArray,
+    pool: Pool,
+    q: int,
+    *,
+    ratio: float = 10.0,
+    cluster_size: int = 10,
+) -> Picks:
+    """Pick examples of small margins from clusters in turn, the smallest cluster first.
+
+    Citovsky et al. 2021, arXiv:2107.14263. The clusters are the points nearest to the
+    centres of a farthest-first cover, where the paper has agglomerative clusters, whose
+    memory grows with the square of the pool.
+
+    Args:
+        key: of the order within a cluster.
+        pool: ``probs`` and ``features``.
+        q: how many to pick.
+        ratio: times q, the examples of the smallest margins that are candidates.
+        cluster_size: examples of the pool to a cluster, on average.
+
+    Raises:
+        ValueError: rows that do not sum to 1, q below 1, or an empty pool.
+    """
+    (features,), size = pool.need("features"), pool.size
+    q = capped(q, size)
+    candidates = margin_select(None, pool, min(max(math.ceil(ratio * q), q), size))
+    clusters = nearest_center(as_float(features), -(-size // cluster_size))[candidates]
+    of_cluster = jnp.bincount(clusters, length=size)[clusters]
+    order = jax.random.permutation(key, len(candidates))
+    order = order[jnp.argsort(of_cluster[order], stable=True)]
+    return candidates[in_turn(order, clusters, q)]
 
 
 @checked()
-def class_balanced_select(
-    key: PRNGKeyArray,
-    pool_probs: Float[Array, "pool classes"],
-    labels: Int[Array, "labelled"],
-    q: int,
-) -> Int[Array, "picked"]:
+def nearest_center(
+    features: Float[Array, "examples features"], centers: int
+) -> Int[Array, "examples"]:
+    """Return which centre of a farthest-first cover each point is nearest to.
+
+    Args:
+        features: the points.
+        centers: of the cover, which are points.
+    """
+    picks = k_center_greedy(features, features[:0], centers)
+    squared = jnp.sum(features**2, -1)
+    products = jnp.matmul(features, features[picks].T, precision=lax.Precision.HIGHEST)
+    return jnp.argmin(squared[picks] - 2 * products, axis=-1)
+
+
+@checked()
+def class_balanced_select(key: PRNGKeyArray, pool: Pool, q: int) -> Picks:
     """Pick at random within predicted classes, more of those with few labels.
 
     As Kang et al. 2025 (arXiv:2506.00910) run it: the classes that the pool's
@@ -119,17 +188,17 @@ def class_balanced_select(
 
     Args:
         key: of the choice.
-        pool_probs: predictions for the unlabelled examples.
-        labels: of the labelled examples.
+        pool: ``probs``, and ``chosen_labels`` of the labelled examples.
         q: how many to pick.
 
     Raises:
         ValueError: rows that do not sum to 1, q below 1, or an empty pool.
     """
-    _check_probs("pool_probs", pool_probs)
-    size, classes = np.shape(pool_probs)
-    q = _count(q, size)
-    predicted = jnp.argmax(pool_probs, axis=-1)
+    probs, labels = pool.need("probs", "chosen_labels")
+    check_probs("pool.probs", probs)
+    size, classes = probs.shape
+    q = capped(q, size)
+    predicted = jnp.argmax(probs, axis=-1)
     counts = jnp.bincount(labels, length=classes)
     present = jnp.bincount(predicted, length=classes) > 0
     share = jnp.where(present, 1 / (counts + 1), 0)
@@ -138,19 +207,12 @@ def class_balanced_select(
     quota = quota.at[by_share].add(jnp.arange(classes) < q - quota.sum())
 
     order = jax.random.permutation(key, size)
-    of_class = jax.nn.one_hot(predicted[order], classes, dtype=jnp.int32)
-    rank = jnp.sum((jnp.cumsum(of_class, axis=0) - 1) * of_class, axis=-1)
-    beyond = rank >= quota[predicted[order]]
+    beyond = rank_in_group(predicted[order]) >= quota[predicted[order]]
     return order[jnp.argsort(beyond, stable=True)[:q]]
 
 
 @checked()
-def badge_select(
-    key: PRNGKeyArray,
-    pool_probs: Float[Array, "pool classes"],
-    pool_features: Float[Array, "pool features"],
-    q: int,
-) -> Int[Array, "picked"]:
+def badge_select(key: PRNGKeyArray, pool: Pool, q: int) -> Picks:
     """Pick uncertain and diverse examples by their gradients (BADGE).
 
     Ash et al. 2019, arXiv:1906.03671: k-means++ over the last layer's gradient for the
@@ -160,22 +222,17 @@ def badge_select(
 
     Args:
         key: of the draws.
-        pool_probs: p, predictions for the unlabelled examples.
-        pool_features: g, what the last layer reads of them.
+        pool: ``probs`` p, and ``features`` g.
         q: how many to pick.
 
     Raises:
         ValueError: rows that do not sum to 1, of another number than the features', q
             below 1, or an empty pool.
     """
-    _check_probs("pool_probs", pool_probs)
-    if len(pool_probs) != len(pool_features):
-        raise ValueError(
-            f"pool_probs has {len(pool_probs)} rows but pool_features has "
-            f"{len(pool_features)}: give both of the same examples"
-        )
-    q = _count(q, len(pool_probs))
-    return _badge(key, as_float(pool_probs), as_float(pool_features), q)
+    probs, features = pool.need("probs", "features")
+    check_probs("pool.probs", probs)
+    q = capped(q, pool.size)
+    return _badge(key, as_float(probs), as_float(features), q)
 
 
 @functools.partial(jax.jit, static_argnames="q")
@@ -207,7 +264,13 @@ def _badge(key: PRNGKeyArray, p: Array, g: Array, q: int) -> Array:
     return lax.fori_loop(1, q, draw, (nearest, picks))[1]
 
 
-def _count(q: int, size: int) -> int:
+@checked()
+def capped(q: int, size: int) -> int:
+    """Return q, or the pool's size if that is less.
+
+    Raises:
+        ValueError: q below 1, or an empty pool.
+    """
     if q < 1:
         raise ValueError(f"q must be at least 1, got {q}")
     if size < 1:
@@ -215,7 +278,43 @@ def _count(q: int, size: int) -> int:
     return min(q, size)
 
 
-def _check_probs(name: str, probs: Any) -> None:
+@jax.jit
+def rank_in_group(groups: Int[Array, "examples"]) -> Int[Array, "examples"]:
+    """Return how many examples of the same group stand before each.
+
+    Args:
+        groups: each example's, an integer.
+    """
+    order = jnp.argsort(groups, stable=True)
+    found = groups[order]
+    start = jnp.searchsorted(found, found, side="left")
+    return jnp.zeros_like(order).at[order].set(jnp.arange(len(groups)) - start)
+
+
+@checked()
+def in_turn(
+    order: Int[Array, "some"], groups: Int[Array, "examples"], q: int
+) -> Int[Array, "picked"]:
+    """Return the first q of an order, taken from each group in turn.
+
+    So every group gives as many as the others until it has no more.
+
+    Args:
+        order: positions.
+        groups: of the example at each position, an integer.
+        q: how many to take.
+    """
+    rank = rank_in_group(groups[order])
+    return order[jnp.argsort(rank, stable=True)[:q]]
+
+
+@checked()
+def check_probs(name: str, probs: Any) -> None:
+    """Refuse rows that do not sum to 1.
+
+    Raises:
+        ValueError: it names the array, the first such row and its sum.
+    """
     if isinstance(probs, Tracer):
         return
     sums = np.asarray(probs).sum(-1, dtype=np.float32)
@@ -225,3 +324,10 @@ def _check_probs(name: str, probs: Any) -> None:
             f"{name} must hold probabilities that sum to 1; row {bad[0]} sums to "
             f"{sums[bad[0]]:.4g}: pass softmax(logits)"
         )
+
+
+def _two_classes(probs: Array) -> Array:
+    check_probs("probs", probs)
+    if probs.shape[-1] < 2:
+        raise ValueError("probs has 1 class: uncertainty is between at least 2")
+    return as_float(probs)

@@ -144,7 +144,7 @@ def slice_devices(topology: str) -> list[Any]:
         import libtpu  # noqa: F401
     except ImportError:
         raise ImportError(
-            "compiling for TPUs needs libtpu: install jaxkd[aot]"
+            "compiling for TPUs needs libtpu: install jaxkd-distill[aot]"
         ) from None
     from jax.experimental import topologies
 

@@ -101,7 +101,9 @@ class Csv:
 
 @checked()
 class TensorBoard:
-    """TensorBoard event files, by tensorboardX (``pip install jaxkd[tensorboard]``).
+    """TensorBoard event files, by tensorboardX.
+
+    It comes with ``pip install jaxkd-distill[tensorboard]``.
 
     Args:
         folder: of the event files.
@@ -115,7 +117,8 @@ class TensorBoard:
             import tensorboardX
         except ImportError:
             raise ImportError(
-                "TensorBoard files need tensorboardX: pip install 'jaxkd[tensorboard]'"
+                "TensorBoard files need tensorboardX: "
+                "pip install 'jaxkd-distill[tensorboard]'"
             ) from None
         self.folder = Path(folder)
         self._library: Any = tensorboardX

@@ -90,11 +90,8 @@ def test_mixup_mixes_images_as_it_mixes_labels():
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_the_share_is_of_the_symmetric_beta_distribution(alpha):
-    mix, rng = data.Mixup(alpha, 2), generator(3)
-    batch = make_batch(2, 1, 1)
-    labels = [mix(batch, rng)["label"][0] for _ in range(4000)]
-    # Where the two are exchanged, the first label's share is that of Beta(α, α).
-    shares = np.array([label[0] for label in labels if label.max() < 1])
+    drawn = data.sample_mixup(generator(3), 4000, alpha, per_example=True)
+    shares = drawn.share[drawn.first != drawn.second]
     assert shares.mean() == pytest.approx(0.5, abs=0.03)
     assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.12)
 

@@ -60,6 +60,7 @@ def test_the_mixture_is_chosen_on_validation_alone(tmp_path, monkeypatch):
         assert kept["dho", "better_head"] == max(both)
 
 
+@pytest.mark.slow
 def test_a_clip_folder_and_a_prepared_data_set_are_read(tmp_path, monkeypatch):
     words = ["<s>", "</s>", "a", "photo", "of", ".", "cat", "dog"]
     tokenizer = Tokenizer(models.WordLevel(dict(zip(words, range(8), strict=True))))

@@ -182,7 +182,7 @@ def start(folder, *arguments):
 
 def federate(folder, timeout, faults):
     """Run a server and its clients, and return what the server saw."""
-    pytest.importorskip("flwr", reason="pip install 'jaxkd[federated]'")
+    pytest.importorskip("flwr", reason="pip install 'jaxkd-distill[federated]'")
     port = free_port()
     processes = {"server": start(folder, port, "server", len(faults), timeout)}
     for number, what in faults.items():

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-pytest.importorskip("flwr", reason="pip install 'jaxkd[federated]'")
+pytest.importorskip("flwr", reason="pip install 'jaxkd-distill[federated]'")
 
 import flwr.server
 import grpc

@@ -318,7 +318,7 @@ def test_blocks_that_nobody_sees_are_left_out(case):
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiled_for_a_tpu(topology):
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
     length = 2000
     wide = jax.ShapeDtypeStruct((1, length, 4, 64), jnp.bfloat16)
     narrow = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16)
@@ -374,7 +374,7 @@ def test_bad_inputs(unchecked_shapes):
 
 @pytest.mark.slow
 def test_block_sparse_attention_for_tpus_and_a_gpu():
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
     x = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)
     table = bigbird_table(8, 1, 2)
 

@@ -364,7 +364,7 @@ def student_gradients(h, w, th, tw, labels):
     ],
 )
 def test_compiled_for_tpus(topology, sizes):
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
     compiled = compile_for(topology, student_gradients, *real_arguments(*sizes))
     memory: Any = compiled.memory_analysis()
     if sizes == REAL:

@@ -204,7 +204,7 @@ def student_gradients(h, w, th, tw, labels, axis_name=None):
     ],
 )
 def test_compiled_for_tpus(topology, sizes):
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
     compiled = compile_for(topology, student_gradients, *shapes(*sizes))
     if sizes == REAL:
         memory: Any = compiled.memory_analysis()
@@ -218,7 +218,7 @@ def test_compiled_for_tpus(topology, sizes):
 
 
 def test_compiled_for_a_mesh():
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
     devices = np.array(slice_devices("v5e:2x2")).reshape(2, 2)
     mesh = Mesh(devices, ("data", "tensor"))
     tokens, columns = P("data"), P(None, "tensor")

@@ -167,7 +167,7 @@ def test_bfloat16():
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiled_for_a_tpu(topology):
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
     x = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)
 
     def function(*x):

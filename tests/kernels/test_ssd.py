@@ -138,7 +138,7 @@ def loss(*inputs):
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiled_for_a_tpu(topology):
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
     compiled = compile_for(topology, jax.grad(loss, (0, 1, 2, 3)), *shapes(1000))
     a_state = 4 * 8 * 64 * 64
     # The reference keeps a state a token.

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import call
 
 import jaxkd
-from jaxkd import data, methods, models
+from jaxkd import Outputs, data, methods, models
 from jaxkd.evaluation.class_means import feature_means
 from jaxkd.losses import (
     class_means,
@@ -124,3 +125,22 @@ def test_means_of_batches_come_to_those_of_one_pass():
     rest = data.Source("rest", {k: v[labels > 0] for k, v in found.arrays.items()}, 10)
     with pytest.raises(ValueError, match="class 0 of 'rest' has no example"):
         feature_means(teacher, variables, rest)
+
+
+@pytest.mark.parametrize("kind", ["both", "direction", "norm", "own"])
+def test_what_the_method_takes_in_its_place(kind):
+    rng = np.random.default_rng(0)
+    own, taught = (jnp.asarray(rng.normal(size=(2, 3)), jnp.float32) for _ in range(2))
+    student, teacher = (Outputs(x, {"pooled": x}) for x in (own, taught))
+    method = methods.nd(MEANS, kind=kind)
+    batch = {"label": LABELS}
+    variables = method.init(jax.random.key(0), student, teacher, batch)
+    found, _ = call(method, variables, student, teacher, batch)
+    expected = {
+        "both": nd_loss(own, taught, MEANS, LABELS),
+        "direction": direction_loss(own, MEANS, LABELS),
+        "norm": jnp.ones(2),
+        # As if each example were a class of its own.
+        "own": nd_loss(own, taught, taught, jnp.arange(2)),
+    }
+    np.testing.assert_allclose(found, expected[kind].mean(), rtol=1e-6)

@@ -99,10 +99,34 @@ def cwd(s, t, y, w, theta):
     )
 
 
+def augmented(s, t, y, w, theta):
+    return losses.hard_augmenter_loss(t, t + 1, s, 2.0)[0]
+
+
 def plackett_luce(s, t, y, w, theta):
     ranking = losses.teacher_ranking(t, jnp.maximum(y, 0))
     weights = 1.0 * ~jnp.isneginf(jnp.take_along_axis(s, ranking, -1))
     return losses.plackett_luce_loss(s, ranking, weights)
+
+
+def subclasses(s, t, y, w, theta):
+    """Return the loss of a student with two equal sub-classes of each class."""
+    targets = losses.hard_subclass_targets(2 * jnp.maximum(y, 0), t, 2, 0.1)
+    return losses.subclass_loss(jnp.repeat(s, 2, axis=-1), targets, 2.0)
+
+
+def lelp(s, t, y, w, theta):
+    classes = t.shape[-1]
+    found = losses.SubclassDirections(
+        jnp.zeros((classes, 1)), jnp.ones((classes, 1, 2))
+    )
+    # Features that say nothing: the marginal of equal shares is the teacher's.
+    targets = losses.subclass_targets(jnp.ones((len(t), 1)), t, found, 0.5)
+    return losses.kd_loss(
+        losses.subclass_log_probs(jnp.repeat(s, 2, -1), classes),
+        losses.subclass_log_probs(targets.reshape(len(t), -1), classes),
+        1.0,
+    )
 
 
 def edge(loss):
@@ -125,6 +149,7 @@ LAWS = {
     "dkd": Law(lambda s, t, y, w, _: losses.dkd_loss(s, t, y), minimum=True),
     "ofa": Law(lambda s, t, y, w, _: losses.ofa_loss(s, t, y, 1.4, 2.0)),
     "lskd": Law(lskd, minimum=True),
+    "deviation": Law(lambda s, t, y, w, _: losses.logit_deviation(s)),
     "ctkd": Law(ctkd, minimum=True),
     "pld": Law(lambda s, t, y, w, _: losses.pld_loss(s, t, y, 2.0)),
     "plackett luce": Law(plackett_luce),
@@ -173,8 +198,18 @@ LAWS = {
     "dual head": Law(dual_head, frozen=False),
     "dho": Law(dho),
     "fd": Law(fd, minimum=True),
+    "disagreement": Law(
+        lambda s, t, y, w, _: losses.disagreement(t, s), frozen=False, minimum=True
+    ),
+    "hard augmenter": Law(augmented, frozen=False),
+    "hard student": Law(
+        lambda s, t, y, w, _: losses.hard_student_loss(s, t, s / 2, t / 2)[0],
+        minimum=True,
+    ),
     "fused wls": fused(losses.wls_alpha),
     "fused ada": fused(lambda s, t, y: losses.ada_alpha(t, y)),
+    "sub-classes": Law(subclasses),
+    "lelp": Law(lelp, minimum=True),
     "low frequency": edge(losses.edge_low_frequency_loss),
     "high frequency": edge(losses.edge_high_frequency_loss),
 }

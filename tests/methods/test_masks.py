@@ -12,6 +12,7 @@ from tiny import call
 from jaxkd import Network, Outputs, methods, papers, programs
 from jaxkd.methods import METHODS
 from jaxkd.methods.base import resolved
+from jaxkd.papers.data_pruning import pruned_kd
 from jaxkd.papers.swiftkv import swiftkv
 from jaxkd.types import Method
 
@@ -25,6 +26,7 @@ TOKEN = {
     "dist": methods.dist,
     "divergence_kd": methods.divergence_kd,
     "dkd": methods.dkd,
+    "expert_balance": lambda: methods.expert_balance(["block0"]),
     "first": lambda: methods.first(2.0, k=3),
     "first of sequences": lambda: methods.first(2.0, reduction="sequence"),
     "hidden_kd": lambda: methods.hidden_kd(["block0", "block1"]),
@@ -33,7 +35,9 @@ TOKEN = {
     "linear_kd": lambda: methods.linear_kd(label_weight=0.5),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
     "minillm": methods.minillm,
+    "mixstd": methods.mixstd,
     "pld": methods.pld,
+    "pruned_kd": lambda: pruned_kd(0.7),
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),
     "shared_vocabulary": lambda: methods.shared_vocabulary(methods.kd(), 3),
     "sinkd": methods.sinkd,
@@ -46,9 +50,9 @@ TOKEN = {
 OTHERS = {
     *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
     *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
-    *("kdcl", "labelled_cross_entropy", "low_frequency", "mgd", "nst", "ofakd", "ofd"),
-    *("nd", "one", "pkt", "reviewkd", "rkd", "self_distillation", "simkd", "sp"),
-    *("tgeokd", "uld", "vid"),
+    *("kdcl", "labelled_cross_entropy", "lelp", "low_frequency", "m2mkd", "mgd", "nd"),
+    *("nst", "ofakd", "ofd", "one", "pkt", "reviewkd", "rkd", "self_distillation"),
+    *("simkd", "sp", "subclass_kd", "tgeokd", "trg", "uld", "vid"),
 }
 # Methods that read tokens which they do not count.
 READERS = {"relation_kd", "swiftkv"}

@@ -9,8 +9,10 @@ from tiny import call
 from jaxkd import Outputs, combine, methods, papers
 from jaxkd.graphs import Graph
 from jaxkd.kernels.linear_distill import jensen_shannon
+from jaxkd.losses import SubclassDirections
 from jaxkd.methods import METHODS
 from jaxkd.methods.base import as_loss, resolved
+from jaxkd.papers.data_pruning import pruned_kd
 from jaxkd.papers.diswot import diswot
 from jaxkd.papers.self_distillation_theory import self_distillation
 from jaxkd.papers.swiftkv import swiftkv
@@ -33,6 +35,7 @@ SHAPES = {
     "gate": (3,),
     "ce.logits": (CLASSES,),
     "kd.logits": (CLASSES,),
+    "subclass.logits": (2 * CLASSES,),
     "cam": (2, 2, CLASSES),
     "final": (7,),
     "block0": (3, 6),
@@ -41,9 +44,21 @@ HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
 LANGUAGE = {"minillm", "uld"}
 # Their losses compare the examples of a batch with one another.
-RELATE = {"cc", "dist", "diswot", "kdcl", "pkt", "rkd", "sinkd", "sp"}
+RELATE = {
+    "cc",
+    "dist",
+    "diswot",
+    "expert_balance",
+    "kdcl",
+    "pkt",
+    "rkd",
+    "sinkd",
+    "sp",
+    "trg",
+}
 GRAPHS = {"ffg2m", "high_frequency", "low_frequency"}
 GRAPH = Graph(jnp.zeros((BATCH, 1)), jnp.array([0, 1, 2, 5]), jnp.array([1, 2, 5, 3]))
+KINDS = SubclassDirections(jnp.zeros((CLASSES, 6)), jnp.ones((CLASSES, 6, 2)))
 NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 
 BUILD = {
@@ -65,6 +80,7 @@ BUILD = {
     "divergence_kd": lambda: methods.divergence_kd(jensen_shannon(0.3), 2.0),
     "dkd": lambda: methods.dkd(),
     "dml": lambda: methods.dml(3),
+    "expert_balance": lambda: methods.expert_balance(["block0"], k=2),
     "ffg2m": lambda: methods.ffg2m(),
     "first": lambda: methods.first(2.0, k=3, reduction="sequence"),
     "fitnets": lambda: methods.fitnets("a"),
@@ -76,11 +92,14 @@ BUILD = {
     "hidden_kd": lambda: methods.hidden_kd(["block0"]),
     "kd": lambda: methods.kd(),
     "kdcl": lambda: methods.kdcl(3, "linear"),
+    "lelp": lambda: methods.lelp(KINDS, 0.5, 2.0),
     "linear_kd": lambda: methods.linear_kd(label_weight=0.5),
     "labelled_cross_entropy": lambda: methods.labelled_cross_entropy(),
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
+    "m2mkd": lambda: methods.m2mkd([0, 1]),
     "mgd": lambda: methods.mgd("b"),
+    "mixstd": lambda: methods.mixstd(),
     "nd": lambda: methods.nd(),
     "nst": lambda: methods.nst(["b"]),
     "ofakd": lambda: methods.ofakd(["a", "b"], gamma=1.3),
@@ -88,6 +107,7 @@ BUILD = {
     "one": lambda: methods.one(3),
     "pkt": lambda: methods.pkt("pooled"),
     "pld": lambda: methods.pld(4.0),
+    "pruned_kd": lambda: pruned_kd(0.7, 2.0),
     "relation_kd": lambda: methods.relation_kd(["block0"], heads=2),
     "reviewkd": lambda: methods.reviewkd(["a", "b"], mid=8),
     "rkd": lambda: methods.rkd("pooled"),
@@ -95,10 +115,12 @@ BUILD = {
     "simkd": lambda: methods.simkd("b"),
     "sinkd": lambda: methods.sinkd(),
     "sp": lambda: methods.sp("b"),
+    "subclass_kd": lambda: methods.subclass_kd(np.arange(6) + 3, 2, 0.1),
     "swiftkv": lambda: swiftkv(),
     "taid": lambda: methods.taid(10),
     "tgeokd": lambda: methods.tgeokd(jnp.full((CLASSES, CLASSES), 1 / CLASSES)),
     "topk_kd": lambda: methods.topk_kd(3),
+    "trg": lambda: methods.trg("a", "b", steps=10, samples=2, k=3, dim=4),
     "vid": lambda: methods.vid(["a", "b"]),
 }
 

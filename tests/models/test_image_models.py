@@ -96,10 +96,11 @@ SMALL = {
         (4, 1, 1, 2, 1, 1, 1, 2, 2), 5, image_size=16, patch_size=1, window=2
     ),
     "vit": lambda: models.vit((12, 2, 3), distilled=True, drop_path=0.1, **TINY),
+    "vmoe": lambda: models.vmoe((12, 2, 3), experts=2, drop_path=0.1, **TINY),
     "mlp_mixer": lambda: models.mlp_mixer((12, 2, 8, 16), **TINY),
     "resmlp": lambda: models.resmlp((12, 2), **TINY),
 }
-TOKENS = ("swin", "vit", "mlp_mixer", "resmlp")
+TOKENS = ("swin", "vit", "vmoe", "mlp_mixer", "resmlp")
 CONVOLUTIONAL = [n for n in SMALL if n not in TOKENS]
 
 

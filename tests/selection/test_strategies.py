@@ -12,8 +12,10 @@ from scipy.spatial.distance import cdist
 
 from jaxkd import selection
 from jaxkd.losses import dual_head_log_probs
+from jaxkd.selection import Pool
 
 KEY = jax.random.key(0)
+P30 = jnp.full((30, 2), 0.5)
 
 
 def rows(seed, count, features):
@@ -43,11 +45,12 @@ def test_the_authors_picks_in_their_order(load_golden, case, dtype, request):
         for where in ("pool", "labeled")
     )
     features = [jnp.asarray(g[f"{w}_feat"], dtype) for w in ("pool", "labeled")]
+    known = Pool(pool, features[0], chosen_probs=labelled, chosen_features=features[1])
     q = int(g["n_query"])
     picked = {
-        "pcoreset": selection.pcoreset_select(pool, labelled, q),
-        "coreset": selection.coreset_select(*features, q),
-        "uncertainty": selection.entropy_select(pool, q),
+        "pcoreset": selection.pcoreset_select(None, known, q),
+        "coreset": selection.coreset_select(None, known, q),
+        "uncertainty": selection.entropy_select(None, known, q),
     }
     for name, picks in picked.items():
         assert picks.tolist() == g[name].tolist(), name
@@ -105,8 +108,9 @@ def test_one_centre_is_compared_with_pools_of_every_size():
 def test_one_labelled_example_is_enough_to_pick_by():
     p, features = probs(0, 34, 9), rows(0, 34, 9)
     right = cdist(p[1:], p[:1])[:, 0]
-    assert selection.pcoreset_select(p[1:], p[:1], 1) == right.argmax()
-    assert selection.coreset_select(features[1:], features[:1], 1) == (
+    known = Pool(p[1:], features[1:], chosen_probs=p[:1], chosen_features=features[:1])
+    assert selection.pcoreset_select(None, known, 1) == right.argmax()
+    assert selection.coreset_select(None, known, 1) == (
         cdist(features[1:], features[:1], "cosine").argmax()
     )
     radius = selection.cover_radius(p[1:], p[:1])
@@ -132,29 +136,61 @@ def test_picks_under_jit_and_vmap():
     found = jax.jit(jax.vmap(lambda p: selection.k_center_greedy(p, centers, 4)))(pools)
     assert found.tolist() == [greedy(pool, centers, 4) for pool in pools]
     p, labelled = jnp.stack([probs(0, 9), probs(1, 9)]), probs(2, 2)
-    found = jax.jit(jax.vmap(lambda p: selection.pcoreset_select(p, labelled, 4)))(p)
+
+    def select(p):
+        return selection.pcoreset_select(None, Pool(p, chosen_probs=labelled), 4)
+
+    found = jax.jit(jax.vmap(select))(p)
     assert found.tolist() == [greedy(one, labelled, 4) for one in p]
 
 
 def test_coreset_forgets_lengths():
     pool, labelled = rows(0, 15, 4), rows(1, 3, 4)
     lengths = 0.1 + jnp.abs(rows(2, 15, 1))
-    assert (
-        selection.coreset_select(pool * lengths, labelled, 5).tolist()
-        == selection.coreset_select(pool, 3 * labelled, 5).tolist()
+    one, other = (
+        selection.coreset_select(None, Pool(features=x, chosen_features=y), 5)
+        for x, y in ((pool * lengths, labelled), (pool, 3 * labelled))
     )
+    assert one.tolist() == other.tolist()
 
 
 def test_entropy_prefers_doubt_and_survives_certainty():
     p = jnp.array([[1.0, 0, 0], [0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]])
-    assert selection.entropy_select(p, 5).tolist() == [2, 1, 0]
+    assert selection.entropy_select(None, Pool(p), 5).tolist() == [2, 1, 0]
+
+
+def test_gains_are_shares_of_the_largest_doubt():
+    p = jnp.array([[1.0, 0, 0], [0.5, 0.3, 0.2], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(selection.margin_gain(p), [0, 0.8, 1], atol=1e-6)
+    np.testing.assert_allclose(selection.entropy_gain(p)[::2], [0, 1], atol=1e-6)
+    assert selection.margin_select(None, Pool(p), 2).tolist() == [2, 1]
+
+
+def test_cluster_margin_takes_small_clusters_first():
+    # Three groups of 20, 6 and 4 points; all are as uncertain but the first ten.
+    place = jnp.repeat(jnp.array([0.0, 10.0, 20.0]), jnp.array([20, 6, 4]))
+    features = place[:, None] + rows(0, 30, 2) / 100
+    margin = jnp.where(jnp.arange(30) < 10, 0.9, 0.1)
+    p = jnp.stack([(1 + margin) / 2, (1 - margin) / 2], 1)
+    pool = Pool(p, features)
+    picks = np.asarray(selection.cluster_margin_select(KEY, pool, 5, ratio=4.0))
+    assert picks.min() >= 10
+    assert place[picks].tolist() == [20, 10, 0, 20, 10]
+    every = selection.cluster_margin_select(KEY, pool, 99)
+    assert sorted(every.tolist()) == list(range(30))
 
 
 def test_random_picks_are_distinct_and_follow_the_key():
-    picks = [selection.random_select(jax.random.key(k), 30, 10) for k in (0, 0, 1)]
+    picks = [
+        selection.random_select(jax.random.key(k), Pool(P30), 10) for k in (0, 0, 1)
+    ]
     assert len(set(picks[0].tolist())) == 10
     assert picks[0].tolist() == picks[1].tolist() != picks[2].tolist()
-    assert sorted(selection.random_select(KEY, 3, 10).tolist()) == [0, 1, 2]
+    assert sorted(selection.random_select(KEY, Pool(P30[:3]), 10).tolist()) == [0, 1, 2]
+
+
+def balanced(key, probs, labels, q):
+    return selection.class_balanced_select(key, Pool(probs, chosen_labels=labels), q)
 
 
 def class_rows(*classes):
@@ -165,19 +201,19 @@ def test_class_balance_gives_more_to_classes_with_few_labels():
     # Class 3 is not predicted; 1/(count + 1) of the others: 1/4, 1/2, 1.
     pool = class_rows(*[0] * 20, *[1] * 20, *[2] * 20)
     labels = jnp.array([0, 0, 0, 1, 3])
-    picks = np.asarray(selection.class_balanced_select(KEY, pool, labels, 14))
+    picks = np.asarray(balanced(KEY, pool, labels, 14))
     assert np.bincount(pool[picks].argmax(1), minlength=4).tolist() == [2, 4, 8, 0]
     assert len(set(picks.tolist())) == 14
     # 1.14, 2.29 and 4.57 of 8: the one left goes to the largest share.
-    eight = np.asarray(selection.class_balanced_select(KEY, pool, labels, 8))
+    eight = np.asarray(balanced(KEY, pool, labels, 8))
     assert np.bincount(pool[eight].argmax(1), minlength=4).tolist() == [1, 2, 5, 0]
-    other = selection.class_balanced_select(jax.random.key(1), pool, labels, 8)
+    other = balanced(jax.random.key(1), pool, labels, 8)
     assert sorted(other.tolist()) != sorted(eight.tolist())
 
 
 def test_class_balance_fills_up_at_random():
     pool = class_rows(0, 0, 0, 0, 1)
-    picks = selection.class_balanced_select(KEY, pool, jnp.array([0, 1]), 4)
+    picks = balanced(KEY, pool, jnp.array([0, 1]), 4)
     assert 4 in picks.tolist()
     assert len(set(picks.tolist())) == 4
 
@@ -190,7 +226,7 @@ def test_badge_draws_in_proportion_to_squared_distances():
     squared = cdist(gradients, gradients[[first]])[:, 0] ** 2
     keys = jax.random.split(KEY, 4000)
     picks = np.asarray(
-        jax.jit(jax.vmap(lambda key: selection.badge_select(key, p, g, 3)))(keys)
+        jax.jit(jax.vmap(lambda key: selection.badge_select(key, Pool(p, g), 3)))(keys)
     )
     assert set(picks[:, 0].tolist()) == {first}
     share = np.bincount(picks[:, 1], minlength=6) / len(keys)
@@ -206,14 +242,18 @@ def test_badge_draws_in_proportion_to_squared_distances():
 
 def test_badge_picks_no_example_twice_even_where_all_are_alike():
     certain = class_rows(0, 1, 2, 3, 0)
-    picks = selection.badge_select(KEY, certain, jnp.ones((5, 2)), 9)
+    picks = selection.badge_select(KEY, Pool(certain, jnp.ones((5, 2))), 9)
     assert sorted(picks.tolist()) == [0, 1, 2, 3, 4]
     same = jnp.tile(probs(0, 1), (5, 1))
-    picks = selection.badge_select(KEY, same, jnp.ones((5, 2)), 4)
+    picks = selection.badge_select(KEY, Pool(same, jnp.ones((5, 2))), 4)
     assert len(set(picks.tolist())) == 4
 
 
 P, F = probs(0, 4), rows(0, 4, 3)
+
+
+def pcoreset(probs, chosen):
+    return selection.pcoreset_select(None, Pool(probs, chosen_probs=chosen), 1)
 
 
 @pytest.mark.parametrize(
@@ -224,12 +264,17 @@ P, F = probs(0, 4), rows(0, 4, 3)
         (lambda: selection.cover_radius(F[:0], F), "pool is empty"),
         (lambda: selection.k_center_greedy(F, F, 0), "q must be at least 1, got 0"),
         (lambda: selection.k_center_greedy(F[:0], F[:0], 1), "pool is empty"),
-        (lambda: selection.pcoreset_select(2 * P, P, 1), "pool_probs must hold prob"),
-        (lambda: selection.pcoreset_select(P, F, 1), "labelled_probs must hold prob"),
-        (lambda: selection.entropy_select(P, 0), "q must be at least 1"),
-        (lambda: selection.entropy_select(P[:0], 1), "the pool is empty"),
-        (lambda: selection.random_select(KEY, 0, 1), "the pool is empty"),
-        (lambda: selection.badge_select(KEY, P, F[:2], 1), "pool_features has 2"),
+        (lambda: pcoreset(2 * P, P), r"pool\.probs must hold prob"),
+        (lambda: pcoreset(P, F), r"pool\.chosen_probs must hold prob"),
+        (lambda: pcoreset(P, None), r"pool\.chosen_probs is None"),
+        (lambda: selection.entropy_select(None, Pool(P), 0), "q must be at least 1"),
+        (lambda: selection.entropy_select(None, Pool(P[:0]), 1), "the pool is empty"),
+        (lambda: selection.random_select(KEY, Pool(), 1), "pool has no array"),
+        (lambda: selection.badge_select(KEY, Pool(P, F[:2]), 1), "'features': 2"),
+        (
+            lambda: selection.margin_select(None, Pool(P[:, :1] / P[:, :1]), 1),
+            "1 class",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message, unchecked_shapes):

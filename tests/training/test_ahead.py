@@ -52,7 +52,7 @@ def kd_program(width=256):
 
 @pytest.fixture(scope="module", autouse=True)
 def libtpu():
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ INPUTS = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.bfloat16)
 
 @pytest.fixture(scope="module", autouse=True)
 def libtpu():
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd[aot]")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")
 
 
 def costs(function, *shapes):

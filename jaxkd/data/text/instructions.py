@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from jaxkd.arguments import checked
 from jaxkd.data.text.documents import Documents
-from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
+from jaxkd.data.text.templates import JinjaTemplate
+from jaxkd.data.text.tokenizers import FileTokenizer, Tokenizer, tokens_around
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 @checked()
@@ -58,7 +60,7 @@ def tokenize_chats(
     name: str,
     records: Iterable[Mapping[str, Any]],
     tokenizer: Tokenizer,
-    template: ChatTemplate = PLAIN,
+    template: ChatTemplate | JinjaTemplate = PLAIN,
 ) -> Documents:
     """Return conversations as documents whose answers alone are learnt.
 
@@ -67,7 +69,8 @@ def tokenize_chats(
         records: each with ``messages``, dicts of ``role`` and ``content`` in which the
             assistant has the last word, or with ``prompt`` and ``response``.
         tokenizer: of the models.
-        template: how a conversation is written, and whether ``bos`` begins it.
+        template: how a conversation is written, and whether ``bos`` begins it; of a
+            folder, `load_chat_template`.
 
     Raises:
         ValueError: a record that is no conversation, a role that the template lacks, an
@@ -76,8 +79,12 @@ def tokenize_chats(
     tokens, trained, lengths = [], [], [0]
     for i, record in enumerate(records):
         try:
-            spans = _spans(_messages(record), tokenizer, template)
-            if not spans or not spans[-1][1]:
+            messages = _messages(record)
+            if isinstance(template, JinjaTemplate):
+                spans = _rendered(messages, tokenizer, template)
+            else:
+                spans = _spans(messages, tokenizer, template)
+            if not messages or messages[-1]["role"] != "assistant":
                 raise ValueError("the assistant must have the last word")
         except ValueError as error:
             raise ValueError(f"record {i} of {name!r}: {error}") from None
@@ -100,22 +107,26 @@ def tokenize_chats(
 def chat_prompt(
     messages: Sequence[Message] | str,
     tokenizer: Tokenizer,
-    template: ChatTemplate = PLAIN,
+    template: ChatTemplate | JinjaTemplate = PLAIN,
 ) -> list[int]:
     """Return the tokens after which a model is to answer.
 
-    They are those that `tokenize_chats` puts before the same answer.
+    They are those that `tokenize_chats` puts before the same answer, unless a folder's
+    template ends in a space that the answer's first token would take in.
 
     Args:
         messages: dicts of ``role`` and ``content``, or one user's message.
         tokenizer: of the model.
-        template: how a conversation is written, and whether ``bos`` begins it.
+        template: as `tokenize_chats` takes it.
 
     Raises:
         ValueError: a role that the template lacks, or a message that is none.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
+    if isinstance(template, JinjaTemplate):
+        _check_messages(messages)
+        return tokenizer.encode(template.render(messages, answer=True))
     spans = _spans(messages, tokenizer, template, answer=True)
     return [token for span, _ in spans for token in span]
 
@@ -169,6 +180,31 @@ def _spans(
     if asked:
         spans.append((begin + tokenizer.encode(asked), False))
     return spans
+
+
+def _rendered(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: JinjaTemplate
+) -> list[tuple[list[int], bool]]:
+    """Return the same of a folder's template, tokenised as transformers does.
+
+    That is as a whole; an answer's first token may begin before it, with a space.
+    """
+    _check_messages(messages)
+    stretches = template.stretches(messages)
+    if not isinstance(tokenizer, FileTokenizer):
+        return [(tokenizer.encode(text), learnt) for text, learnt in stretches]
+    by_mark = groupby(tokenizer.encode_marked(stretches), key=lambda pair: pair[1])
+    return [([token for token, _ in some], learnt) for learnt, some in by_mark]
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(
+                f"a message must be a dict with a role, got {message!r:.80}"
+            )
+        if message["role"] == "assistant" and not message.get("content"):
+            raise ValueError("the assistant's answer is empty: leave the record out")
 
 
 def _checked(message: Message, template: ChatTemplate) -> tuple[str, str]:

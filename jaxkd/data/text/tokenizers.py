@@ -187,6 +187,24 @@ class FileTokenizer:
             found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
+    def encode_marked(
+        self, stretches: Sequence[tuple[str, bool]]
+    ) -> list[tuple[int, bool]]:
+        """Return the tokens of one text, and whether each has a marked character.
+
+        Args:
+            stretches: of the text, and whether each is marked.
+        """
+        marks = [marked for text, marked in stretches for _ in text]
+        with blaming(self._source):
+            found = self._tokenizer.encode(
+                "".join(text for text, _ in stretches), add_special_tokens=False
+            )
+        return [
+            (token, any(marks[start:end]))
+            for token, (start, end) in zip(found.ids, found.offsets, strict=True)
+        ]
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without the special ones.
 

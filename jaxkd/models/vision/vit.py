@@ -3,8 +3,9 @@
 Dosovitskiy et al. 2020 (arXiv:2010.11929) and Touvron et al. 2020 (arXiv:2012.12877).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,7 @@ class Block(nnx.Module):
             Huang et al. 2016, arXiv:1603.09382).
         hidden: width of the MLP; None for four times that of a token.
         epsilon: of the norms.
+        mlp: what takes the MLP's place, such as a mixture of experts.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class Block(nnx.Module):
         *,
         hidden: int | None = None,
         epsilon: float = 1e-6,
+        mlp: nnx.Module | None = None,
         rngs: nnx.Rngs,
     ):
         self.norm1 = layer_norm(width, epsilon, rngs=rngs)
         self.attention = Attention(width, heads, rngs=rngs)
         self.norm2 = layer_norm(width, epsilon, rngs=rngs)
-        self.mlp = MLP(width, 4 * width if hidden is None else hidden, rngs=rngs)
+        own = 4 * width if hidden is None else hidden
+        self.mlp: Any = MLP(width, own, rngs=rngs) if mlp is None else mlp
         self.drop = (
             nnx.Dropout(drop_path, broadcast_dims=(1, 2), rngs=rngs)
             if drop_path
@@ -91,6 +95,10 @@ class Block(nnx.Module):
         x = x + (attended if self.drop is None else self.drop(attended))
         y = self.mlp(self.norm2(x))
         return x + (y if self.drop is None else self.drop(y))
+
+
+def _usual(block: int) -> None:
+    """Say that a block has an MLP."""
 
 
 class ViT(nnx.Module):
@@ -116,6 +124,7 @@ class ViT(nnx.Module):
         *,
         hidden: int | None = None,
         epsilon: float = 1e-6,
+        mlp: Callable[[int], nnx.Module | None] = _usual,
         rngs: nnx.Rngs,
     ):
         width, depth, heads = size
@@ -127,10 +136,8 @@ class ViT(nnx.Module):
             nnx.Param(normal(rngs.params(), shape)) for shape in shapes
         )
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nnx.List(
-            Block(width, heads, rate, hidden=hidden, epsilon=epsilon, rngs=rngs)
-            for rate in rates
-        )
+        build = partial(Block, width, heads, hidden=hidden, epsilon=epsilon, rngs=rngs)
+        self.blocks = nnx.List(build(rate, mlp=mlp(i)) for i, rate in enumerate(rates))
         self.norm = layer_norm(width, epsilon, rngs=rngs)
         head = partial(linear, width, classes, axes=("embed", "vocabulary"), rngs=rngs)
         self.head, self.distillation_head = head(), head() if distilled else None
@@ -166,6 +173,21 @@ class ViT(nnx.Module):
         return (logits + learnt) / 2 if self.deterministic else logits
 
 
+@checked()
+def check_heads(size: tuple[int, ...]) -> None:
+    """Refuse a width that the heads do not divide.
+
+    Raises:
+        ValueError: it names the size.
+    """
+    width, _, heads = size
+    if width % heads:
+        raise ValueError(
+            f"size is (width, blocks, heads), the width a multiple of the heads, got "
+            f"{size}"
+        )
+
+
 @checked(epsilon=positive, drop_path=fraction)
 @recorded
 def vit(
@@ -199,11 +221,7 @@ def vit(
             do not tile the image, or a rate outside [0, 1).
     """
     width, depth, heads = named_size(size, SIZES, "ViT")
-    if width % heads:
-        raise ValueError(
-            f"size is (width, blocks, heads), the width a multiple of the heads, got "
-            f"{(width, depth, heads)}"
-        )
+    check_heads((width, depth, heads))
     return Network.from_nnx(
         lambda rngs: ViT(
             (width, depth, heads),
