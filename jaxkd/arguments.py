@@ -3,7 +3,8 @@
 The annotation says of what kind an argument is, and `checked` refuses another. Of
 numbers it refuses what is not finite or below 0, unless a `Rule` says otherwise or the
 parameter's own default is negative or infinite. In a list, numbers must not be NaN, nor
-integers negative.
+integers negative. Arrays must have the axes that their annotations name, of one size
+each; what a function itself says of shapes goes before, since it says what to do.
 
     @checked(temperature=positive, axis=integer)
     def loss(logits, temperature: float = 1.0, axis: int = -1): ...
@@ -30,7 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
+from jaxtyping import PyTree, TypeCheckError
+
+from jaxkd.shapes import check_axes
 
 LOOKED_AT = 1000
 """Items of a list or dict whose kind is looked at: its functions read them all."""
@@ -107,7 +110,7 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            names, checks = _checks(call)
+            names, checks, axes = _checks(call)
             given = [
                 checks[name](value) if name in checks else value
                 for name, value in zip(names, args, strict=False)
@@ -115,7 +118,15 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
             for name, value in kwargs.items():
                 if name in checks:
                     kwargs[name] = checks[name](value)
-            return function(*given, *args[len(given) :], **kwargs)
+            arrays = dict(zip(names, given, strict=False)) | kwargs if axes else {}
+            try:
+                result = function(*given, *args[len(given) :], **kwargs)
+            except Exception as error:
+                if not _says_what_to_do(error):
+                    check_axes(axes, arrays, error)
+                raise
+            check_axes(axes, arrays)
+            return result
 
         marked: Any = call
         marked.rules = rules
@@ -124,15 +135,27 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
     return decorate
 
 
+def _says_what_to_do(error: Exception) -> bool:
+    """Return whether an error is this library's, and not of a sum, say, within it."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    module = "" if where is None else where.tb_frame.f_globals.get("__name__", "")
+    ours = isinstance(error, ValueError) and module.startswith("jaxkd.")
+    return ours or isinstance(error, TypeCheckError)
+
+
 @functools.cache
-def _checks(call: Any) -> tuple[list[str], dict[str, Callable[[Any], Any]]]:
-    """Return a function's parameters by position, and the check of each."""
+def _checks(
+    call: Any,
+) -> tuple[list[str], dict[str, Callable[[Any], Any]], dict[str, tuple[Any, ...]]]:
+    """Return a function's parameters by position, the check of each, and the arrays."""
     function = inspect.unwrap(call)
     try:
         hints = typing.get_type_hints(function)
     except NameError:  # A name that is there for the type checker alone.
         hints = function.__annotations__
-    names, checks = [], {}
+    names, checks, axes = [], {}, {}
     where = function.__qualname__.removesuffix(".__init__")
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -144,7 +167,9 @@ def _checks(call: Any) -> tuple[list[str], dict[str, Callable[[Any], Any]]]:
             continue
         if hint is not Any or rule is not None:
             checks[name] = _check(f"{where}: {name}", hint, rule, parameter.default)
-    return names, checks
+        if arrays := tuple(x for x in _options(hint) if hasattr(x, "dim_str")):
+            axes[f"{where}: {name}"] = arrays
+    return names, checks, axes
 
 
 def _check(

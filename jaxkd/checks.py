@@ -228,7 +228,7 @@ def _refuse(
     name: str, values: Any, bad: Callable[[np.ndarray], np.ndarray], rule: str
 ) -> None:
     """Refuse an array that holds a bad value, naming the first."""
-    if isinstance(values, Tracer):
+    if values is None or isinstance(values, Tracer):
         return
     values = np.asarray(values)
     # The least and the greatest tell: two passes without a temporary.

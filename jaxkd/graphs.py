@@ -193,6 +193,7 @@ def _edge_sum_backward(nodes, kept, gradient):
     return for_values.astype(values.dtype), None, None, for_x.astype(x.dtype)
 
 
+@checked()
 def edge_dot(
     senders: Int[Array, "edges"],
     receivers: Int[Array, "edges"],
@@ -323,6 +324,7 @@ def pad_graph(graph: Graph, multiple: int) -> Graph:
     return Graph(features, pad(graph.senders), pad(graph.receivers), pad(mask))
 
 
+@checked()
 def undirected(
     edges: Int[np.ndarray, "2 pairs"],
 ) -> tuple[Int[np.ndarray, "edges"], Int[np.ndarray, "edges"]]:

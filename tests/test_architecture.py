@@ -18,6 +18,7 @@ ORDER = [
         "files",
         "untrusted",
         "registry",
+        "shapes",
     },
     {"kernels", "sharding"},
     {"losses"},

@@ -30,6 +30,7 @@ UNCHECKED = (
     "jaxkd.interop.limits",
     "jaxkd.registry",
     "jaxkd.reporting",
+    "jaxkd.shapes",
     "jaxkd.teachers.post",
     "jaxkd.training.saved",
     "jaxkd.untrusted",
@@ -217,7 +218,7 @@ def test_an_error_names_function_argument_and_value(arguments, message):
 def test_what_may_be_passes():
     assert example(3, np.float32(2), ["a"], "linear", lambda step: 0.5) == 2
     assert example(sizes=[1, 2], axis=-7, x=jnp.ones((2, 3)), key=jax.random.key(0))
-    assert example(np.int64(3), x=np.ones(2), path=Path("a"), dtype=jnp.bfloat16)
+    assert example(np.int64(3), x=np.ones((2, 1)), path=Path("a"), dtype=jnp.bfloat16)
     assert jax.jit(lambda t: example(temperature=t))(-1.0) == -1  # not known
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
@@ -22,7 +25,8 @@ def as_variables(given: Any, expected: Variables) -> Variables:
         expected: the network's variables, or their shapes.
 
     Raises:
-        ValueError: an array is missing, left over or of another shape.
+        ValueError: an array is missing, left over, of another shape, or of integers or
+            complex numbers in place of floats.
     """
     if isinstance(given, nnx.Module):
         params, stats = split_module(given)
@@ -43,10 +47,15 @@ def as_variables(given: Any, expected: Variables) -> Variables:
     found, wanted = _flat(given), _flat(expected)
     problems = [f"{_name(path)} is missing" for path in wanted if path not in found]
     problems += [f"{_name(path)} has no place" for path in found if path not in wanted]
-    for path in wanted:
-        shapes = [getattr(flat.get(path), "shape", None) for flat in (found, wanted)]
-        if None not in shapes and shapes[0] != shapes[1]:
-            problems.append(f"{_name(path)} has shape {shapes[0]}, not {shapes[1]}")
+    for path in wanted.keys() & found.keys():
+        # A list of numbers is several arrays, as in the variables of plain functions.
+        shapes = [jax.tree.map(np.shape, flat[path]) for flat in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            problems.append(
+                f"{_name(path)} has shape {shapes[0]!r:.80}, not {shapes[1]}"
+            )
+        elif (kinds := _kinds(found[path])) != (right := _kinds(wanted[path])):
+            problems.append(f"{_name(path)} is of {kinds}, not of {right}")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
@@ -85,6 +94,15 @@ def _placed(expected: Any, found: Mapping[Path, Any], path: Path = ()) -> Any:
     return {
         name: _placed(branch, found, (*path, name)) for name, branch in expected.items()
     }
+
+
+def _kinds(tree: Any) -> list[str]:
+    """Return of what numbers arrays are; floats of any precision are floats."""
+    dtypes = [
+        leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return ["floats" if jnp.issubdtype(x, jnp.floating) else str(x) for x in dtypes]
 
 
 def _name(path: Path) -> str:

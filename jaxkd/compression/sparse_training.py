@@ -31,6 +31,7 @@ from jaxkd.sharding.axes import constrain, declared_axes
 from jaxkd.types import NO_AXES, Axes, Variables
 
 
+@checked()
 def weight_scale(
     weights: Float[Array, "*layers inputs outputs"],
     scales: Float[Array, "*layers groups outputs"],
@@ -56,7 +57,7 @@ def weight_scale(
     return weights * jnp.repeat(scales, inputs // groups, axis=-2)
 
 
-@checked()
+@checked(groups=count)
 def scaled(network: Network, scope: str, groups: int = 2) -> Network:
     """Return the network with learnt scales of the weights in scope, 1 at first.
 

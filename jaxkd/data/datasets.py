@@ -303,8 +303,10 @@ def tfds_dataset(
     return Dataset(train_source, test_source, mean, std)
 
 
-def _cropped(record: Example, rng: np.random.Generator | None) -> Example:
-    image = CropResize(224)(record["image"], rng)
+def _cropped(
+    record: Example, rng: np.random.Generator | None, smallest: float = 0.08
+) -> Example:
+    image = CropResize(224, smallest)(record["image"], rng)
     return {"image": image, "label": np.int32(record["label"])}
 
 
@@ -320,6 +322,12 @@ PREPARED: Mapping[str, Mapping[str, Any]] = {
     },
     # The labels of ImageNet's own test split are not public.
     "imagenet2012": {"test": "validation", "decode": _cropped},
+    # For learning without labels, which takes larger crops.
+    "imagenet2012_wide": {
+        "name": "imagenet2012",
+        "test": "validation",
+        "decode": functools.partial(_cropped, smallest=0.2),
+    },
 }
 """Arguments of `tfds_dataset`, by the data set's name or one of ours."""
 

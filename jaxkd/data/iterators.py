@@ -72,8 +72,12 @@ def array_batch(batch: Any) -> Batch:
 def _as_array(path: Any, value: Any) -> Any:
     if isinstance(value, jax.Array):
         return value
-    array = np.asarray(value)
-    if array.dtype.kind in "OSU":
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        name = f"batch{jax.tree_util.keystr(path)}"
+        raise ValueError(f"{name} is no array: {error}") from None
+    if array.dtype.kind in "OSUMm":
         kind = type(array.flat[0]).__name__ if array.size else "nothing"
         raise ValueError(
             f"batch{jax.tree_util.keystr(path)} holds {kind}, not numbers: leave it "

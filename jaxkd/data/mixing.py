@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxkd.arguments import checked, positive, probability
+from jaxkd.arguments import checked, count, positive, probability
 from jaxkd.checks import check_labels
 from jaxkd.data.transforms import Arrays, Transform, batch_images
 
@@ -93,7 +93,7 @@ def apply_mixup(
     return mix(x), mix(_probabilities(labels, classes))
 
 
-@checked(alpha=positive, mixed=probability)
+@checked(alpha=positive, classes=count, mixed=probability)
 @dataclass(frozen=True)
 class Mixup:
     """Mix every image and label with another's (Zhang et al. 2017, arXiv:1710.09412).
@@ -114,9 +114,6 @@ class Mixup:
     mixed: float = 1.0
     per_example: bool = False
     replace: bool = False
-
-    def __post_init__(self):
-        _check_alpha(self.alpha)
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Return share · one example + (1 − share) · another.
@@ -144,7 +141,7 @@ class Mixup:
         return {**found, "image": mixed, "label": label}
 
 
-@checked(alpha=positive)
+@checked(alpha=positive, classes=count)
 @dataclass(frozen=True)
 class CutMix:
     """Replace a box of every image by another's (Yun et al. 2019, arXiv:1905.04899).
@@ -159,9 +156,6 @@ class CutMix:
 
     alpha: float
     classes: int
-
-    def __post_init__(self):
-        _check_alpha(self.alpha)
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Return the batch with one box of every image from the shuffled batch."""
@@ -208,13 +202,6 @@ class EitherOf:
         if rng is None:
             return batch
         return (self.first if rng.random() < 0.5 else self.second)(batch, rng)
-
-
-def _check_alpha(alpha: float) -> None:
-    if not alpha > 0:
-        raise ValueError(
-            f"alpha must be above 0, got {alpha}; for no mixing leave it out"
-        )
 
 
 def _check_uncached(batch: Arrays) -> None:

@@ -39,12 +39,18 @@ def partition(
         The examples' positions of each client, sorted.
 
     Raises:
-        ValueError: an unknown kind, more classes a client than there are, classes that
-            no client would get, or a client without examples.
+        ValueError: labels that are no class indices, an unknown kind, more classes a
+            client than there are, classes that no client would get, or a client without
+            examples.
     """
     if kind not in get_args(Kind):
         raise ValueError(unknown_name("kind of partition", kind, get_args(Kind)))
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {labels.shape}: give class indices, "
+            "one an example"
+        )
     if kind == "iid":
         parts = np.array_split(rng.permutation(len(labels)), clients)
     elif kind == "dirichlet":

@@ -111,8 +111,8 @@ def _open(path: Path, part: Part) -> Sequence[Record]:
     if name.endswith(".jsonl"):
         return _JsonLines(path)
     if name.endswith(".txt"):
-        text = _read(path).decode()
-        blocks = {"line": str.splitlines, "paragraph": _paragraphs}
+        text = _text(path)
+        blocks = {"line": lambda text: text.split("\n"), "paragraph": _paragraphs}
         parts = blocks[part](text) if part in blocks else [text]
         return [{"text": block} for block in parts if block.strip()]
     if name.endswith(".tsv"):
@@ -133,15 +133,24 @@ def _read(path: Path) -> bytes:
     return content
 
 
+def _text(path: Path) -> str:
+    """Return a text without what Windows puts before it and at the ends of lines.
+
+    Only line feeds end a line: texts hold other characters that splitlines() cuts at.
+    """
+    return _read(path).decode("utf-8-sig").replace("\r\n", "\n")
+
+
 def _paragraphs(text: str) -> list[str]:
-    lines = itertools.groupby(text.splitlines(), lambda line: bool(line.strip()))
+    lines = itertools.groupby(text.split("\n"), lambda line: bool(line.strip()))
     return ["\n".join(group) for full, group in lines if full]
 
 
 def _table(path: Path) -> list[Record]:
-    # Only \n ends a row: texts hold other characters that splitlines() would cut at.
-    lines = _read(path).decode().rstrip("\n").split("\n")
+    lines = _text(path).rstrip("\n").split("\n")
     columns, *rows = (line.split("\t") for line in lines)
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{path} names a column twice: {', '.join(columns)}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(columns):
             raise ValueError(

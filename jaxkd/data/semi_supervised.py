@@ -188,10 +188,16 @@ def semi_supervised_batches(
         ValueError: a kind with a size but without positions, positions outside the
             source, no steps, or a batch that the processes cannot share.
     """
-    groups = np.asarray(labelled, np.int32), np.asarray(unlabelled, np.int32)
+    groups = np.asarray(labelled), np.asarray(unlabelled)
     for name, group, size in zip(
         ("labelled", "unlabelled"), groups, sizes, strict=True
     ):
+        # A mask would be taken for the positions 0 and 1.
+        if group.size and not np.issubdtype(group.dtype, np.integer):
+            raise ValueError(
+                f"{name} is {group.dtype}, but must be positions: np.flatnonzero makes "
+                "them of a mask"
+            )
         if size < 0 or (size and not len(group)):
             raise ValueError(
                 f"sizes has {size} {name} examples a batch, but {name} holds "
@@ -207,7 +213,9 @@ def semi_supervised_batches(
             f"steps must be at least 1 and sizes add up to a multiple of the "
             f"{jax.process_count()} processes, got steps={steps} and sizes={sizes}"
         )
-    whole: Any = _Batches(source, groups, sizes, steps, seed, transform, cycle)
+    first, second = (group.astype(np.int32) for group in groups)
+    halves = first, second
+    whole: Any = _Batches(source, halves, sizes, steps, seed, transform, cycle)
     # Slicing arrays is quick; decoding images is not, and leaves Python's lock.
     quick = isinstance(getattr(source, "source", source), Source)
     threads, ahead = (1, 4) if quick else (16, 16)

@@ -130,6 +130,9 @@ class Source:
         }
         object.__setattr__(self, "arrays", arrays)
         try:
+            for name, array in arrays.items():
+                if not np.ndim(array):
+                    raise ValueError(f"{name} is {array!r:.80}, not one an example")
             check_batch(self.arrays, self.classes)
             _check_images(self.arrays)
         except ValueError as error:
@@ -159,7 +162,8 @@ class Source:
             seed: of the choice.
 
         Raises:
-            ValueError: more examples than there are, or none.
+            ValueError: more examples than there are, or none; labels that are no class
+                indices.
         """
         examples = counted("examples", examples, self)
         if not 0 < examples <= len(self):
@@ -167,8 +171,14 @@ class Source:
                 f"examples must be 1 to {len(self)} (the size of {self.name}), got "
                 f"{examples}"
             )
+        label = self.arrays.get("label")
+        if label is None or np.ndim(label) != 1:
+            raise ValueError(
+                f"the subset of {self.name!r} is balanced by label, one class index an "
+                f"example, but label is {brief(label)}: take data.Subset of positions"
+            )
         order = np.random.default_rng(seed).permutation(len(self))
-        label = self.arrays["label"][order]
+        label = label[order]
         # Each example's rank within its class, first ranks first.
         rank = np.zeros(len(order), int)
         for value in np.unique(label):
@@ -286,6 +296,8 @@ class Subset:
         return brief(self)
 
     def __post_init__(self):
+        if isinstance(self.positions, list | tuple):
+            object.__setattr__(self, "positions", np.asarray(self.positions))
         size, chosen = len(self.source), self.positions
         if not len(chosen) or chosen.min() < 0 or chosen.max() >= size:
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxkd.arguments import checked, integer
+from jaxkd.arguments import checked, count, integer, positive_share, probability
 
 Arrays = dict[str, Any]
 
@@ -86,18 +86,28 @@ class Flip:
         return {**batch, "image": image}
 
 
-@checked()
+@checked(mean=probability, std=positive_share)
 @dataclass(frozen=True)
 class Normalize:
     """Bring uint8 images to float32 with mean 0 and deviation 1 in every channel.
 
     Attributes:
         mean: of each channel in [0, 1].
-        std: standard deviation of each channel, likewise.
+        std: standard deviation of each channel, in (0, 1].
+
+    Raises:
+        ValueError: they are of 0 … 255, or one a channel is missing.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self):
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} channels but std {len(self.std)}: give one "
+                "of each a channel"
+            )
 
     def __call__(self, batch: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Return (image / 255 − mean) / std.
@@ -143,7 +153,7 @@ class ForTeacher:
         return {**batch, self.name: image}
 
 
-@checked()
+@checked(size=count, smallest=positive_share)
 @dataclass(frozen=True)
 class CropResize:
     """Crop an image and bring it to one size, as ImageNet classifiers are trained.

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count, positive
 from jaxkd.losses.basics import as_float
 from jaxkd.losses.first import Space, recalibrate_top_k
 
 
-@checked()
+@checked(bins=count)
 def calibration_error(
     confidence: Float[Array, "examples"], correct: Bool[Array, "examples"], bins: int
 ) -> Float[Array, ""]:
@@ -32,7 +32,7 @@ def calibration_error(
     return jnp.abs(gaps).sum() / len(confidence)
 
 
-@checked()
+@checked(step=positive, bins=count)
 def search_temperature(
     log_probs: Float[Array, "examples k"],
     correct: Bool[Array, "examples"],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.data import Examples, Transform
 from jaxkd.evaluation.classification import labelled_inputs
 from jaxkd.losses.directions import class_means, class_sums
@@ -13,7 +13,7 @@ from jaxkd.network import Network
 from jaxkd.types import Inputs, Variables
 
 
-@checked()
+@checked(batch_size=count)
 def feature_means(
     network: Network,
     variables: Variables,

@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
+from jaxkd.checks import check_labels
 from jaxkd.data.sources import Examples, Source
 from jaxkd.data.sources import example_labels as example_labels
 from jaxkd.data.transforms import Transform
@@ -21,10 +22,12 @@ from jaxkd.network import Network
 from jaxkd.types import Inputs, Variables, deployed
 
 
+@checked()
 def accuracy(
     logits: Float[Array, "examples classes"], labels: Int[Array, "examples"]
 ) -> Float[Array, ""]:
     """Return the share of examples whose largest logit is the label's."""
+    check_labels("labels", labels, logits.shape[-1])
     return jnp.mean(logits.argmax(-1) == labels)
 
 
@@ -42,18 +45,21 @@ def top_k_accuracy(
     classes = logits.shape[-1]
     if not 1 <= k <= classes:
         raise ValueError(f"k must be 1 to {classes} (the classes), got {k}")
+    check_labels("labels", labels, classes)
     _, top = jax.lax.top_k(logits, k)
     return jnp.mean((top == labels[:, None]).any(-1))
 
 
+@checked()
 def negative_log_likelihood(
     logits: Float[Array, "examples classes"], labels: Int[Array, "examples"]
 ) -> Float[Array, ""]:
     """Return the mean cross-entropy, in nats."""
+    check_labels("labels", labels, logits.shape[-1])
     return cross_entropy_loss(logits, labels).mean()
 
 
-@checked()
+@checked(bins=count)
 def expected_calibration_error(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
@@ -69,11 +75,12 @@ def expected_calibration_error(
         labels: class indices.
         bins: equal-width bins of (0, 1].
     """
+    check_labels("labels", labels, logits.shape[-1])
     confidence = jax.nn.softmax(as_float(logits)).max(-1)
     return calibration_error(confidence, logits.argmax(-1) == labels, bins)
 
 
-@checked()
+@checked(bins=count)
 def adaptive_calibration_error(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
@@ -90,6 +97,7 @@ def adaptive_calibration_error(
         labels: class indices.
         bins: of the examples sorted by confidence; their sizes differ by 1 at most.
     """
+    check_labels("labels", labels, logits.shape[-1])
     confidence = jax.nn.softmax(as_float(logits)).max(-1)
     gap = confidence - (logits.argmax(-1) == labels)
     examples = len(labels)
@@ -98,7 +106,7 @@ def adaptive_calibration_error(
     return jnp.abs(gaps).sum() / examples
 
 
-@checked()
+@checked(bins=count)
 def classwise_calibration_error(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
@@ -118,6 +126,7 @@ def classwise_calibration_error(
     """
     p = jax.nn.softmax(as_float(logits))
     classes = p.shape[-1]
+    check_labels("labels", labels, classes)
     gap = p - jax.nn.one_hot(labels, classes, dtype=p.dtype)
     which = jnp.clip(jnp.ceil(p * bins).astype(int) - 1, 0, bins - 1)
     column = jnp.arange(classes)
@@ -126,6 +135,7 @@ def classwise_calibration_error(
     return jnp.abs(gaps).sum() / (len(labels) * present)
 
 
+@checked()
 def agreement(
     logits: Float[Array, "examples classes"], other: Float[Array, "examples classes"]
 ) -> Float[Array, ""]:
@@ -136,6 +146,7 @@ def agreement(
     return jnp.mean(logits.argmax(-1) == other.argmax(-1))
 
 
+@checked()
 def teacher_kl(
     logits: Float[Array, "examples classes"],
     teacher_logits: Float[Array, "examples classes"],
@@ -172,7 +183,7 @@ def classification_metrics(
     return metrics
 
 
-@checked()
+@checked(batch_size=count)
 def labelled_inputs(
     network: Network,
     source: Examples,
@@ -201,7 +212,7 @@ def labelled_inputs(
         yield jax.tree.map(fill, inputs), batch.get("label")
 
 
-@checked()
+@checked(batch_size=count)
 def predictor(
     network: Network,
     source: Examples,
@@ -266,7 +277,7 @@ def _everywhere(variables: Variables) -> NamedSharding | None:
     return None
 
 
-@checked()
+@checked(batch_size=count)
 def evaluator(
     network: Network,
     source: Examples,

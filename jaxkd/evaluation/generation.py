@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import unknown_name
 from jaxkd.losses.basics import EPS, as_float
 from jaxkd.losses.diffusion import (
@@ -90,7 +90,7 @@ def ddim_trajectory(
     return jax.lax.scan(step, signal, pairs)[1]
 
 
-@checked()
+@checked(projections=count)
 def sliced_wasserstein(
     a: Float[Array, "examples *shape"],
     b: Float[Array, "examples *shape"],
@@ -169,6 +169,7 @@ def rbf_mmd(
     )
 
 
+@checked()
 def frechet_distance(
     a: Float[np.ndarray, "examples features"],
     b: Float[np.ndarray, "others features"],
@@ -201,7 +202,7 @@ def frechet_distance(
     return float(gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
-@checked()
+@checked(batch_size=count)
 def feature_extractor(
     network: Network, variables: Variables, tap: str = "pooled", batch_size: int = 500
 ) -> Callable[[Float[np.ndarray, "examples *shape"]], np.ndarray]:

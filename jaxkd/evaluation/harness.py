@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.data.text.padding import left_pad
 from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.evaluation.likelihood import Pair, encode_pair, likelihood_evaluator
@@ -19,7 +19,7 @@ from jaxkd.network import Network
 from jaxkd.types import Variables
 
 
-@checked()
+@checked(batch_size=count)
 def harness_model(
     network: Network,
     variables: Variables,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.data.sources import Examples
 from jaxkd.losses.basics import expand_weights
 from jaxkd.losses.divergences import cross_entropy_loss, kl_divergence, tempered
@@ -23,7 +23,7 @@ from jaxkd.network import Network
 from jaxkd.types import Batch, Variables, deployed
 
 
-@checked()
+@checked(batch_size=count)
 def token_evaluator(
     network: Network, test: Examples, batch_size: int = 64
 ) -> Callable[[Any], dict[str, float]]:
@@ -42,7 +42,7 @@ def token_evaluator(
     return _evaluator(_token_sums(network), test, batch_size)
 
 
-@checked()
+@checked(batch_size=count)
 def fidelity_evaluator(
     network: Network,
     teacher: Network,
@@ -83,7 +83,7 @@ def fidelity_evaluator(
     return _evaluator(summed, test, batch_size)
 
 
-@checked()
+@checked(batch_size=count)
 def domain_evaluator(
     network: Network, domains: Mapping[str, Examples], batch_size: int = 64
 ) -> Callable[[Any], dict[str, float]]:

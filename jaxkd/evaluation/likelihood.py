@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.checks import check_tokens
 from jaxkd.data.text.tokenizers import Tokenizer, tokens_around
 from jaxkd.losses.basics import as_float
@@ -34,7 +34,7 @@ class Likelihood(NamedTuple):
     greedy: bool
 
 
-@checked()
+@checked(batch_size=count)
 def likelihood_evaluator(
     network: Network, batch_size: int = 16
 ) -> Callable[[Variables, Sequence[Pair]], list[Likelihood]]:
@@ -126,7 +126,7 @@ class Question:
     answer: int
 
 
-@checked()
+@checked(batch_size=count)
 def choice_evaluator(
     network: Network,
     tokenizer: Tokenizer,

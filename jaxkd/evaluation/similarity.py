@@ -16,6 +16,7 @@ from jaxkd.network import Network
 from jaxkd.types import Variables
 
 
+@checked()
 def linear_cka(
     x: Float[Array, "examples *shape"], y: Float[Array, "examples *other"]
 ) -> Float[Array, ""]:

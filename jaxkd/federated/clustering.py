@@ -28,6 +28,7 @@ def _check_features(x: Array, centroids: Array) -> None:
         )
 
 
+@checked()
 def nearest_centroid_distance(
     x: Float[Array, "samples features"], centroids: Float[Array, "k features"]
 ) -> Float[Array, "samples"]:

@@ -4,6 +4,7 @@ Losses of single examples return one value each; losses that relate examples ret
 scalar and take ``weights``. The teacher's arrays get no gradient.
 """
 
+from jaxkd.losses.alignment import feature_align_loss as feature_align_loss
 from jaxkd.losses.attention import at_loss as at_loss
 from jaxkd.losses.attention import attention_map as attention_map
 from jaxkd.losses.attention import cwd_loss as cwd_loss
@@ -89,6 +90,16 @@ from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
 from jaxkd.losses.language import divergence_loss as divergence_loss
 from jaxkd.losses.language import relation_loss as relation_loss
 from jaxkd.losses.language import uld_loss as uld_loss
+from jaxkd.losses.masked_images import (
+    mae_reconstruction_loss as mae_reconstruction_loss,
+)
+from jaxkd.losses.masked_images import normalize_patches as normalize_patches
+from jaxkd.losses.masked_images import patch_errors as patch_errors
+from jaxkd.losses.masked_images import patchify as patchify
+from jaxkd.losses.masked_images import random_masking as random_masking
+from jaxkd.losses.masked_images import restore_tokens as restore_tokens
+from jaxkd.losses.masked_images import unpatchify as unpatchify
+from jaxkd.losses.masked_images import visible_tokens as visible_tokens
 from jaxkd.losses.modules import m2m_kd_loss as m2m_kd_loss
 from jaxkd.losses.online import balance_weights as balance_weights
 from jaxkd.losses.online import bdkd_loss as bdkd_loss

@@ -22,6 +22,7 @@ from jaxkd.losses.divergences import kl_divergence
 from jaxkd.losses.pooling import match_size
 
 
+@checked()
 def attention_map(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch height*width"]:
@@ -35,6 +36,7 @@ def attention_map(
     return l2_normalize(energy.reshape(energy.shape[0], -1))
 
 
+@checked()
 def at_loss(
     student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]
 ) -> Float[Array, "batch"]:
@@ -60,6 +62,7 @@ def at_loss(
     return jnp.mean(difference**2, axis=-1)
 
 
+@checked()
 def ft_loss(
     student_factor: Float[Array, "batch hs ws cs"],
     teacher_factor: Float[Array, "batch ht wt ct"],
@@ -86,6 +89,7 @@ def ft_loss(
     return jnp.mean(absolute(difference), axis=-1)
 
 
+@checked()
 def nst_loss(
     student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]
 ) -> Float[Array, "batch"]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxkd.arguments import checked
 from jaxkd.losses.basics import (
     EPS,
     as_float,
@@ -22,6 +23,7 @@ from jaxkd.losses.basics import (
 _EXACT = jax.lax.Precision.HIGHEST
 
 
+@checked()
 def ickd_loss(
     student: Float[Array, "batch *student_positions channels"],
     teacher: Float[Array, "batch *teacher_positions channels"],
@@ -59,6 +61,7 @@ def ickd_loss(
     return jnp.sum(gap**2, axis=(1, 2)) / student.shape[-1]
 
 
+@checked()
 def class_activation_maps(
     features: Float[Array, "batch height width channels"],
     kernel: Float[Array, "channels classes"],
@@ -85,6 +88,7 @@ def class_activation_maps(
     )
 
 
+@checked()
 def cam_relation_loss(
     student: Float[Array, "batch *student_positions classes"],
     teacher: Float[Array, "batch *teacher_positions classes"],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxkd.arguments import checked, fraction, integer, positive
+from jaxkd.arguments import checked, count, fraction, integer, positive
 from jaxkd.losses.basics import (
     as_float,
     check_array,
@@ -22,7 +22,7 @@ from jaxkd.losses.basics import (
 )
 
 
-@checked()
+@checked(examples=count, dim=count)
 def crd_init(key: PRNGKeyArray, examples: int, dim: int) -> dict[str, Array]:
     """Return the state of `crd_loss` before the first step.
 
@@ -77,8 +77,8 @@ def crd_loss(
         weights: one an example; 0 gives loss 0 and leaves the state as it is.
 
     Returns:
-        The loss of each example, and the new state. Where an example is twice in the
-        batch, the later one's memory stays.
+        The loss of each example, NaN where a position is outside the data set, and the
+        new state. Where an example is twice in the batch, the later one's memory stays.
 
     Raises:
         ValueError: shapes do not fit, or τ is not above 0.
@@ -101,6 +101,7 @@ def crd_loss(
         )
     weights = jnp.ones(batch) if weights is None else as_float(weights)
     contrast_index = zero_masked(contrast_index, weights)
+    inside = ((contrast_index >= 0) & (contrast_index < examples)).all(1)
     student = l2_normalize(zero_masked(as_float(student_embedding), weights))
     teacher = l2_normalize(zero_masked(as_float(teacher_embedding), weights))
 
@@ -123,7 +124,7 @@ def crd_loss(
         log_sum = jnp.logaddexp(log_x, jnp.log(noise + 1e-7))
         hit = log_x[:, 0] - log_sum[:, 0]
         misses = jnp.sum(jnp.log(noise) - log_sum[:, 1:], axis=1)
-        return zero_masked(-hit - misses, weights), log_z
+        return zero_masked(jnp.where(inside, -hit - misses, jnp.nan), weights), log_z
 
     index = contrast_index[:, 0]
     counts = weights > 0

@@ -187,6 +187,7 @@ def denoising_loss(
     return weight * _squared_error(signal, clean)
 
 
+@checked()
 def signal_step_coef(
     log_ratio: Float[Array, "*batch"], next_log_ratio: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:

@@ -37,6 +37,7 @@ def class_sums(
     return shares.T @ counted, shares.sum(0)
 
 
+@checked()
 def class_means(
     sums: Float[Array, "classes channels"], counts: Float[Array, "classes"]
 ) -> Float[Array, "classes channels"]:
@@ -51,6 +52,7 @@ def class_means(
     return sums / jnp.where(counts > 0, counts, 1)[:, None]
 
 
+@checked()
 def nd_loss(
     student: Float[Array, "batch channels"],
     teacher: Float[Array, "batch teacher_channels"],
@@ -91,6 +93,7 @@ def nd_loss(
     return jnp.where((directions == 0).all(-1), 0, 1 - cosine)
 
 
+@checked()
 def direction_loss(
     student: Float[Array, "batch channels"],
     means: Float[Array, "classes mean_channels"],
@@ -128,6 +131,7 @@ def norm_loss(
     return jnp.square(length - (frozen(length) + step))
 
 
+@checked()
 def feature_alignment(
     features: Float[Array, "batch channels"],
     means: Float[Array, "classes mean_channels"],

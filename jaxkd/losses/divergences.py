@@ -41,11 +41,11 @@ def cross_entropy_loss(
         label_smoothing: ε in [0, 1).
 
     Returns:
-        The loss of each example; NaN where the label is no class, which no compiled
-        step could raise.
+        The loss of each example; NaN where the label is no class, or probabilities that
+        do not sum to 1, which no compiled step could raise.
 
     Raises:
-        ValueError: shapes do not fit, or ε is outside [0, 1).
+        ValueError: shapes do not fit, labels that are neither, or ε is outside [0, 1).
     """
     labels = jnp.asarray(labels)
     soft = jnp.issubdtype(labels.dtype, jnp.floating)
@@ -57,12 +57,17 @@ def cross_entropy_loss(
         )
     log_p = log_softmax(as_float(logits))
     if soft:
-        loss = -times(as_float(labels), log_p).sum(-1)
+        target = as_float(labels)
+        # bfloat16's rounding is let pass.
+        valid = (target >= 0).all(-1) & (jnp.abs(target.sum(-1) - 1) < 1e-2)
+        loss = -times(target, log_p).sum(-1)
     else:
+        check_class_indices(labels)
         valid = (labels >= 0) & (labels < log_p.shape[-1])
         index = jnp.where(valid, labels, 0)[..., None]
         picked = jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
-        loss = jnp.where(valid, -picked, jnp.nan)
+        loss = -picked
+    loss = jnp.where(valid, loss, jnp.nan)
     if label_smoothing:
         exists = ~jnp.isneginf(log_p)
         total = jnp.where(exists, log_p, 0).sum(-1)
@@ -71,6 +76,7 @@ def cross_entropy_loss(
     return loss
 
 
+@checked()
 def kl_divergence(
     log_p: Float[Array, "*batch classes"], log_q: Float[Array, "*batch classes"]
 ) -> Float[Array, "*batch"]:
@@ -192,7 +198,7 @@ def dkd_loss(
         beta: weight of the non-target part.
 
     Returns:
-        The loss of each example.
+        The loss of each example; NaN where the label is no class.
 
     Raises:
         ValueError: shapes differ, fewer than 2 classes, labels that are no class
@@ -216,7 +222,8 @@ def dkd_loss(
     target_t, rest_t = split(frozen(teacher_logits))
     tckd = kl_divergence(target_t, target_s)
     nckd = times(jnp.exp(rest_t), rest_t - rest_s).sum(-1)
-    return temperature**2 * (alpha * tckd + beta * nckd)
+    loss = temperature**2 * (alpha * tckd + beta * nckd)
+    return jnp.where(is_target.any(-1), loss, jnp.nan)
 
 
 @checked()
@@ -233,6 +240,7 @@ def target_mask(
     labels = jnp.asarray(labels)
     if jnp.issubdtype(labels.dtype, jnp.floating):
         labels = labels.argmax(-1)
+    check_class_indices(labels)
     return jax.nn.one_hot(labels, classes, dtype=bool)
 
 

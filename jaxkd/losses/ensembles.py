@@ -17,6 +17,7 @@ from jaxkd.losses.basics import (
 )
 
 
+@checked()
 def masked_ensemble(
     predictions: Float[Array, "clients samples classes"],
     masks: Bool[Array, "clients samples"],

@@ -59,6 +59,7 @@ def _example_sum(x: Array) -> Array:
     return x.sum(axis=tuple(range(1, x.ndim)))
 
 
+@checked()
 def hint_loss(
     student: Float[Array, "batch *features"], teacher: Float[Array, "batch *features"]
 ) -> Float[Array, "batch"]:
@@ -155,6 +156,7 @@ def ab_loss(
     return _example_sum(jax.nn.relu(margin + side * as_float(student)) ** 2)
 
 
+@checked()
 def fsp_matrix(
     first: Float[Array, "batch h1 w1 c1"], second: Float[Array, "batch h2 w2 c2"]
 ) -> Float[Array, "batch c1 c2"]:
@@ -208,6 +210,7 @@ def fsp_loss(
     return hint_loss(fsp_matrix(*student_pair), fsp_matrix(*teacher_pair))
 
 
+@checked()
 def ofd_margin(
     scale: Float[Array, "channels"], bias: Float[Array, "channels"]
 ) -> Float[Array, "channels"]:
@@ -235,6 +238,7 @@ def ofd_margin(
     return jnp.where(deviation > 0, margin, jnp.minimum(mean, 0))
 
 
+@checked()
 def ofd_loss(
     student: Float[Array, "batch hs ws channels"],
     teacher: Float[Array, "batch ht wt channels"],
@@ -338,6 +342,7 @@ def mgd_mask(
     return jax.random.bernoulli(key, 1 - ratio, shapes[kind]).astype(jnp.float32)
 
 
+@checked()
 def mgd_loss(
     generated: Float[Array, "batch *features"], teacher: Float[Array, "batch *features"]
 ) -> Float[Array, "batch"]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkd.arguments import checked
+from jaxkd.checks import check_labels
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
@@ -96,6 +97,7 @@ def tip_adapter_logits(
     return zero_shot + alpha * jnp.exp(beta * (likeness - 1)) @ as_float(values)
 
 
+@checked()
 def clap_class_weights(
     zero_shot_logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
 ) -> Float[Array, "classes"]:
@@ -110,10 +112,11 @@ def clap_class_weights(
         labels: their classes.
 
     Raises:
-        ValueError: labels are no class indices.
+        ValueError: labels are no classes.
     """
     check_class_indices(labels)
     p = jax.nn.softmax(frozen(zero_shot_logits))
+    check_labels("labels", labels, p.shape[-1])
     of_class = jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)
     count = of_class.sum(0)
     return jnp.sum(p * of_class, axis=0) / jnp.where(count > 0, count, 1)

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxkd.arguments import checked, positive, probability
-from jaxkd.checks import unknown_name
+from jaxkd.checks import check_labels, unknown_name
 from jaxkd.losses.basics import as_float, check_class_indices, frozen, log_softmax
 from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 
@@ -25,6 +25,7 @@ GEOMETRY = ("S", "T", "G", "A", "SA", "SG", "ST", "TG", "AG")
 """The vertices and edges of both triangles, in the authors' order."""
 
 
+@checked()
 def class_average_predictions(
     teacher_probabilities: Float[Array, "examples classes"],
     labels: Int[Array, "examples"],
@@ -41,10 +42,11 @@ def class_average_predictions(
         One row a class; the uniform distribution for a class without examples.
 
     Raises:
-        ValueError: labels that are no class indices.
+        ValueError: labels that are no classes.
     """
     check_class_indices(labels)
     p = as_float(teacher_probabilities)
+    check_labels("labels", labels, p.shape[-1])
     classes = p.shape[-1]
     members = jax.nn.one_hot(labels, classes, dtype=p.dtype)
     count = members.sum(0)[:, None]
@@ -225,6 +227,7 @@ def weighted_kd_loss(
     return as_float(weights) * ((1 - alpha_label) * taught + alpha_label * own)
 
 
+@checked()
 def wls_alpha(
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
@@ -247,6 +250,7 @@ def wls_alpha(
     return jnp.where(teacher > 0, -jnp.expm1(-ratio), 1)
 
 
+@checked()
 def ada_alpha(
     teacher_logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:

@@ -8,6 +8,8 @@ edges are left out by the caller's mean. The teacher's logits get no gradient.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxkd.arguments import checked, positive
@@ -23,6 +25,7 @@ from jaxkd.losses.basics import (
 from jaxkd.losses.divergences import kl_divergence
 
 
+@checked()
 def edge_low_frequency_loss(
     student_logits: Float[Array, "nodes classes"],
     teacher_logits: Float[Array, "nodes classes"],
@@ -48,7 +51,7 @@ def edge_low_frequency_loss(
         ValueError: the logits' or the ends' shapes differ.
     """
     check_same_shape(student_logits, teacher_logits, "logits")
-    _check_ends(senders, receivers)
+    _check_ends(senders, receivers, len(student_logits))
     log_s = log_softmax(as_float(student_logits))
     log_t = log_softmax(frozen(teacher_logits))
     return kl_divergence(log_t[receivers], log_s[senders])
@@ -76,7 +79,7 @@ def edge_difference_log_probs(
     Raises:
         ValueError: τ is not above 0, or the ends' shapes differ.
     """
-    _check_ends(senders, receivers)
+    _check_ends(senders, receivers, len(logits))
     logits = as_float(logits)
     exists = ~jnp.isneginf(logits)
     logits, exist = jnp.where(exists, logits, 0), exists[senders] & exists[receivers]
@@ -124,6 +127,7 @@ def edge_high_frequency_loss(
     return kl_divergence(log_t, log_s)
 
 
+@checked()
 def neighbor_cosine(
     logits: Float[Array, "nodes classes"],
     senders: Int[Array, "edges"],
@@ -144,7 +148,7 @@ def neighbor_cosine(
     Raises:
         ValueError: the ends' shapes differ.
     """
-    _check_ends(senders, receivers)
+    _check_ends(senders, receivers, len(logits))
     logits = as_float(logits)
     logits = jnp.where(jnp.isneginf(logits), 0, logits)
     if edge_weights is None:
@@ -158,9 +162,18 @@ def neighbor_cosine(
     return jnp.where(counted, cosine, 0).sum() / jnp.maximum(counted.sum(), EPS)
 
 
-def _check_ends(senders: Array, receivers: Array) -> None:
+def _check_ends(senders: Array, receivers: Array, nodes: int) -> None:
     if jnp.shape(senders) != jnp.shape(receivers) or jnp.ndim(senders) != 1:
         raise ValueError(
             f"senders has shape {jnp.shape(senders)} but receivers has "
             f"{jnp.shape(receivers)}: both must be (edges,)"
         )
+    for name, ends in (("senders", senders), ("receivers", receivers)):
+        if isinstance(ends, Tracer) or not len(ends):
+            continue
+        lowest, highest = np.asarray(ends).min(), np.asarray(ends).max()
+        if lowest < 0 or highest >= nodes:
+            raise ValueError(
+                f"{name} holds nodes from {lowest} to {highest}, but there are {nodes}:"
+                f" 0 to {nodes - 1}"
+            )

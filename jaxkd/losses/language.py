@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped
 
-from jaxkd.arguments import checked, positive, probability
+from jaxkd.arguments import checked, count, positive, probability
 from jaxkd.kernels.linear_distill.divergences import Divergence, forward_kl
 from jaxkd.losses.basics import (
     absolute,
@@ -162,7 +162,7 @@ def uld_loss(
     return jnp.where(counted, distances, 0).sum(1) / jnp.maximum(tokens, 1)
 
 
-@checked()
+@checked(heads=count)
 def relation_loss(
     student: Float[Array, "batch length student_width"],
     teacher: Float[Array, "batch length teacher_width"],

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkd.arguments import checked, finite, positive
+from jaxkd.checks import check_labels
 from jaxkd.losses.basics import (
     as_float,
     check_class_indices,
@@ -187,11 +188,17 @@ def kdcl_targets(
         The teacher's logits, frozen.
 
     Raises:
-        ValueError: fewer than 2 peers, shapes differ, labels that are no class indices,
-            or an unknown kind.
+        ValueError: fewer than 2 peers, shapes differ, labels that are no classes, or an
+            unknown kind.
     """
     _check_peers("logits", logits)
     check_class_indices(labels)
+    if jnp.shape(labels) != jnp.shape(logits[0])[:1]:
+        raise ValueError(
+            f"labels has shape {jnp.shape(labels)} but each peer's logits have shape "
+            f"{jnp.shape(logits[0])}: give one label an example"
+        )
+    check_labels("labels", labels, jnp.shape(logits[0])[-1], weights)
     if kind not in KDCL_KINDS:
         raise ValueError(f"kind must be one of {KDCL_KINDS}, got {kind!r}")
     peers = frozen(jnp.stack([as_float(z) for z in logits]))
@@ -246,6 +253,7 @@ def _mixture(form: str, shares: Array, logits: Array) -> Array:
     return jnp.where(absent.any(0), -jnp.inf, mixed)
 
 
+@checked()
 def one_gate_logits(
     branch_logits: Float[Array, "branches batch classes"],
     gate: Float[Array, "batch branches"],

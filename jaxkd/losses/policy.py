@@ -32,6 +32,7 @@ def reverse_kl_rewards(
     return rewards if limit is None else jnp.clip(rewards, -limit, limit)
 
 
+@checked()
 def reverse_kl_k3(log_p: Tokens, log_q: Tokens) -> Tokens:
     """Return what each sampled token says of KL(q ‖ p), to watch it without all logits.
 

@@ -57,6 +57,7 @@ def adaptive_average_pool(
     return _pool_axis(_pool_axis(as_float(x), 1, height), 2, width).astype(x.dtype)
 
 
+@checked()
 def match_size(
     student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]
 ) -> tuple[Float[Array, "batch h w cs"], Float[Array, "batch h w ct"]]:

@@ -42,6 +42,7 @@ def dpo_loss(
     return -jax.nn.log_sigmoid(beta * (gain - other))
 
 
+@checked()
 def rrhf_loss(
     scores: Float[Array, "*batch answers"], rewards: Float[Array, "*batch answers"]
 ) -> Float[Array, "*batch"]:

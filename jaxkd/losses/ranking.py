@@ -20,6 +20,7 @@ from jaxkd.losses.basics import (
 )
 
 
+@checked()
 def teacher_ranking(
     teacher_logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Int[Array, "*batch classes"]:
@@ -46,6 +47,7 @@ def teacher_ranking(
     return jnp.argsort(jnp.where(first, -jnp.inf, -logits), axis=-1, stable=True)
 
 
+@checked()
 def plackett_luce_loss(
     logits: Float[Array, "*batch classes"],
     ranking: Int[Array, "*batch classes"],

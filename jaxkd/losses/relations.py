@@ -91,6 +91,7 @@ def rkd_loss(
     return distance_weight * distance + angle_weight * angle
 
 
+@checked()
 def pkt_loss(
     student: Float[Array, "batch student_dim"],
     teacher: Float[Array, "batch teacher_dim"],
@@ -131,6 +132,7 @@ def pkt_loss(
     return weighted_mean(divergence, pair_weights(weights, len(student)))
 
 
+@checked()
 def sp_loss(
     student: Float[Array, "batch *student_dims"],
     teacher: Float[Array, "batch *teacher_dims"],
@@ -165,6 +167,7 @@ def sp_loss(
     return weighted_mean(gap**2, pair_weights(weights, len(student)))
 
 
+@checked()
 def cc_loss(
     student: Float[Array, "batch dim"],
     teacher: Float[Array, "batch dim"],

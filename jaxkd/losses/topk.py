@@ -45,6 +45,7 @@ def top_k_log_probs(
     return ids, _normalised(as_float(best), as_float(logits))
 
 
+@checked()
 def gather_log_probs(
     logits: Float[Array, "*batch vocabulary"], ids: Integer[Array, "*batch k"]
 ) -> Float[Array, "*batch k"]:
@@ -61,7 +62,8 @@ def gather_log_probs(
     _check_ids(logits, ids)
     logits = as_float(logits)
     picked = jnp.take_along_axis(logits, ids, axis=-1, mode="fill", fill_value=jnp.nan)
-    return _normalised(picked, logits)
+    # A negative one would be counted from the end.
+    return _normalised(jnp.where(ids < 0, jnp.nan, picked), logits)
 
 
 @checked()

@@ -29,6 +29,8 @@ from jaxkd.methods.dho import dho as dho
 from jaxkd.methods.dist import dist as dist
 from jaxkd.methods.divergence_kd import divergence_kd as divergence_kd
 from jaxkd.methods.dkd import dkd as dkd
+from jaxkd.methods.dmae import dmae as dmae
+from jaxkd.methods.dmae import feature_align as feature_align
 from jaxkd.methods.dml import dml as dml
 from jaxkd.methods.expert_balance import expert_balance as expert_balance
 from jaxkd.methods.ffg2m import ffg2m as ffg2m
@@ -51,6 +53,7 @@ from jaxkd.methods.lelp import subclass_kd as subclass_kd
 from jaxkd.methods.linear_kd import linear_kd as linear_kd
 from jaxkd.methods.lskd import lskd as lskd
 from jaxkd.methods.m2mkd import m2mkd as m2mkd
+from jaxkd.methods.mae import mae as mae
 from jaxkd.methods.mgd import mgd as mgd
 from jaxkd.methods.minillm import minillm as minillm
 from jaxkd.methods.mixstd import mixstd as mixstd

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.adapters import abstract_module, merge_module, split_module
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, finite
 from jaxkd.losses.basics import weighted_loss
 from jaxkd.methods.masks import batch_weights as batch_weights
 from jaxkd.methods.masks import masked
@@ -157,7 +157,9 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
             a loss can warm up, or train alone for a first stage.
 
     Raises:
-        ValueError: no terms, or a term that is not a pair of weight and method.
+        ValueError: no terms, a term that is not a pair of weight and method, a weight
+            that is neither a finite number nor a function; from the loss, a schedule
+            that returns no number.
     """
     if not terms:
         raise ValueError("combine() needs at least one (weight, method) pair")
@@ -169,6 +171,7 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
                 f"combine() takes (weight, method) pairs, got {term!r}: call the "
                 "method's constructor, as in (0.9, kd(temperature=4.0))"
             )
+        _check_weight(term[0])
     methods = [method for _, method in terms]
 
     def init(key, student, teacher, batch) -> MethodVariables:
@@ -211,6 +214,11 @@ def combine(*terms: tuple[float | Schedule, Method]) -> Method:
     )
 
 
+@checked(weight=finite)
+def _check_weight(weight: float | Schedule) -> None:
+    """Refuse a weight of `combine` that is no finite number and no function."""
+
+
 @checked()
 def weighted_losses(
     terms: Sequence[tuple[float | Schedule, Method]],
@@ -239,6 +247,11 @@ def weighted_losses(
             own, student, teacher, batch, jax.random.fold_in(key, i), step
         )
         loss, factor = as_loss(loss), weight(step) if callable(weight) else weight
+        if getattr(factor, "size", 1) != 1 or factor is None:
+            raise ValueError(
+                f"the weight of term {i} is a schedule that returned {factor!r:.80}: "
+                "it must return a number"
+            )
         losses.append(Loss(factor * loss.total, loss.weight))
         metrics |= {
             name if name not in metrics else f"{name}_{i}": metric

@@ -1,6 +1,6 @@
 """Correlation congruence, as its reference code computes it."""
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.losses.basics import frozen
 from jaxkd.losses.relations import cc_loss
 from jaxkd.methods.base import example_weights, from_module
@@ -8,7 +8,7 @@ from jaxkd.methods.modules.projectors import EmbedPair
 from jaxkd.types import Method
 
 
-@checked()
+@checked(dim=count)
 def cc(tap: str, teacher_tap: str | None = None, *, dim: int = 128) -> Method:
     """Return correlation congruence between neighbouring examples' embeddings.
 

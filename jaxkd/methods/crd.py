@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from jaxkd.adapters import abstract_module, merge_module, split_module
-from jaxkd.arguments import checked, fraction, positive
+from jaxkd.arguments import checked, count, fraction, positive
 from jaxkd.losses.basics import frozen, weighted_loss
 from jaxkd.losses.contrastive import crd_init, crd_loss, sample_negatives
 from jaxkd.methods.base import example_weights
@@ -15,7 +15,7 @@ from jaxkd.methods.modules.projectors import EmbedPair
 from jaxkd.types import Method
 
 
-@checked(temperature=positive, momentum=fraction)
+@checked(temperature=positive, momentum=fraction, dim=count, negatives=count)
 def crd(
     tap: str,
     labels: Int[np.ndarray, "examples"],

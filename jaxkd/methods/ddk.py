@@ -56,6 +56,7 @@ def ddk(
     )
 
 
+@checked()
 def discrepancy_init(
     student: Float[Array, "domains"], teacher: Float[Array, "domains"]
 ) -> Float[Array, "domains"]:

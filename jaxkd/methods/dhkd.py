@@ -1,13 +1,13 @@
 """Dual-head distillation: the teacher's logits are learnt by a head of their own."""
 
-from jaxkd.arguments import checked, fraction, positive
+from jaxkd.arguments import checked, count, fraction, positive
 from jaxkd.losses.binary import binary_kl_norm_loss
 from jaxkd.methods.base import example_weights, from_module
 from jaxkd.methods.modules.heads import AuxiliaryHead
 from jaxkd.types import Method
 
 
-@checked(temperature=positive, dropout=fraction)
+@checked(temperature=positive, dropout=fraction, hidden=count)
 def dhkd(
     temperature: float = 2.0,
     hidden: int | None = 200,

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from jaxkd.adapters import NO_EDITS, abstract_module, merge_module, split_module
-from jaxkd.arguments import checked, probability
+from jaxkd.arguments import checked, count, probability
 from jaxkd.losses.attention import ft_loss
 from jaxkd.losses.features import hint_loss
 from jaxkd.methods.base import example_weights, from_loss, from_module
@@ -13,7 +13,7 @@ from jaxkd.network import Network
 from jaxkd.types import Method, Outputs
 
 
-@checked(rate=probability)
+@checked(rate=probability, channels=count)
 def paraphrased(
     teacher: Network, tap: str, channels: int, *, rate: float = 0.5
 ) -> Network:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flax import nnx
 from jaxtyping import Array
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.losses.basics import as_float, frozen, l2_normalize
 from jaxkd.losses.language import relation_loss
 from jaxkd.methods.base import (
@@ -77,7 +77,7 @@ def hidden_kd(
     )
 
 
-@checked()
+@checked(heads=count)
 def relation_kd(
     taps: Sequence[str], teacher_taps: Sequence[str] | None = None, *, heads: int
 ) -> Method:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from jaxtyping import Array
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.losses.features import hcl_loss
 from jaxkd.methods.base import example_weights, from_module, pair_taps
 from jaxkd.methods.modules.projectors import ReviewFusion
 from jaxkd.types import Method, Outputs
 
 
-@checked()
+@checked(mid=count)
 def reviewkd(
     taps: Sequence[str],
     teacher_taps: Sequence[str] | None = None,

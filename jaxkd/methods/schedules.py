@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.methods.base import Schedule
 
 
-@checked()
+@checked(steps_per_epoch=count, epochs=count)
 def epoch_warmup(weight: float, steps_per_epoch: int, epochs: int = 20) -> Schedule:
     """Return weight·min(epoch / epochs, 1), epochs counted from 1 (DKD, ReviewKD).
 
@@ -20,7 +20,7 @@ def epoch_warmup(weight: float, steps_per_epoch: int, epochs: int = 20) -> Sched
     )
 
 
-@checked()
+@checked(steps_per_epoch=count, epochs=count)
 def ctkd_curriculum(steps_per_epoch: int, epochs: int = 10) -> Schedule:
     """Return CTKD's λ: from 0 to −1 on a cosine over the first epochs, then −1.
 

@@ -4,7 +4,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import NO_EDITS, abstract_module, merge_module, split_module
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.losses.features import hint_loss
 from jaxkd.losses.pooling import adaptive_average_pool, match_size
 from jaxkd.methods.base import from_loss
@@ -13,7 +13,7 @@ from jaxkd.network import Network
 from jaxkd.types import Method, Outputs
 
 
-@checked()
+@checked(channels=count, factor=count)
 def simkd_student(
     student: Network,
     tap: str,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from jaxkd.arguments import checked, finite
 from jaxkd.checks import unknown_name
 from jaxkd.reporting.metrics import higher_is_better
 from jaxkd.reporting.quantities import (
@@ -94,6 +95,7 @@ class Claim:
         return self.method in run if self.method else bool(run)
 
 
+@checked(a=finite, b=finite, margin=finite)
 def contrast(
     a: Side,
     b: Side,
@@ -128,11 +130,11 @@ def contrast(
         name: instead of the one made of these.
 
     Raises:
-        ValueError: the margin does not fit the kind, it has no reason, or the metric
-            has no good end and ``lower`` is None.
+        ValueError: the margin does not fit the kind, it has no reason, both sides are
+            the same, or the metric has no good end and ``lower`` is None.
     """
     check_margin(margin, kind)
-    if kind != "superiority" and not because:
+    if kind != "superiority" and not because.strip():
         raise ValueError(
             f"because is empty: say in a clause why {margin:g} is the margin of "
             f"{kind} in {metric}"
@@ -147,6 +149,8 @@ def contrast(
         lower = not higher
     sign = -1 if lower else 1
     first, second = quantity(a, metric), quantity(b, metric)
+    if first.name == second.name:
+        raise ValueError(f"a and b are both {first.name}: compare it with another")
 
     def judge(records: Sequence[Record]) -> Verdict:
         try:
@@ -186,6 +190,7 @@ def contrast(
     )
 
 
+@checked(a=finite, b=finite)
 def observed(
     a: Side,
     relation: str,
@@ -246,6 +251,7 @@ RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
 }
 
 
+@checked()
 def all_of(name: str, claims: Sequence[Claim]) -> Claim:
     """Claim several things at once, such as a fall from each of some arms to the next.
 

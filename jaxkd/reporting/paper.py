@@ -1,7 +1,10 @@
 """A paper's own numbers: what they are, where they stand, and whether that was read."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from jaxkd.arguments import checked
 
 RECALLED = "†"
 """Marks a paper's number that was not read in the paper or its code."""
@@ -29,6 +32,7 @@ A key ``"setting/method"`` holds for that setting only and goes before ``"method
 """
 
 
+@checked()
 def paper_table(
     metric: str,
     settings: Sequence[str],
@@ -47,9 +51,11 @@ def paper_table(
         checked: whether it was read there.
 
     Raises:
-        ValueError: a row has not as many entries as there are settings, or one is no
-            number.
+        ValueError: a setting twice, a row that has not as many entries as there are
+            settings, or one that is no number.
     """
+    if len(set(settings)) < len(settings):
+        raise ValueError(f"settings must be different, got {settings}")
     found = {}
     for method, row in rows.items():
         cells = row.split()
@@ -58,11 +64,20 @@ def paper_table(
                 f"the row {method!r} has {len(cells)} entries, and there are "
                 f"{len(settings)} settings: write '-' where the paper has none"
             )
-        found |= {
-            f"{setting}/{method}": {
-                metric: PaperValue(round(float(cell) / 100, 6), where, checked)
-            }
-            for setting, cell in zip(settings, cells, strict=True)
-            if cell != "-"
-        }
+        for setting, cell in zip(settings, cells, strict=True):
+            if cell != "-":
+                value = round(_number(cell, method) / 100, 6)
+                found[f"{setting}/{method}"] = {
+                    metric: PaperValue(value, where, checked)
+                }
     return found
+
+
+def _number(cell: str, method: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"the row {method!r} has {cell!r}, which is no number")
+    return value

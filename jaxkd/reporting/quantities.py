@@ -6,10 +6,12 @@ names its own metric or setting, an arithmetic expression of cells, such as
 """
 
 import math
+import numbers
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import sub, truediv
 
+from jaxkd.arguments import checked
 from jaxkd.reporting.records import Record, select
 from jaxkd.reporting.tables import compact, metric_name
 
@@ -40,6 +42,8 @@ class Quantity:
 
     def __rmul__(self, factor: float | int) -> "Quantity":
         """Return the quantity times a number."""
+        if not isinstance(factor, numbers.Real):
+            return NotImplemented
 
         def read(records: Sequence[Record], metric: str, setting: str) -> Values:
             values = self.read(records, metric, setting)
@@ -51,10 +55,14 @@ class Quantity:
 
     def __sub__(self, other: "Quantity") -> "Quantity":
         """Return the difference of two quantities, seed by seed."""
+        if not isinstance(other, Quantity):
+            return NotImplemented
         return self._with(other, "−", sub)
 
     def __truediv__(self, other: "Quantity") -> "Quantity":
         """Return the ratio of two quantities, seed by seed."""
+        if not isinstance(other, Quantity):
+            return NotImplemented
         return self._with(other, "/", truediv)
 
     def _with(
@@ -74,6 +82,7 @@ class Quantity:
 Side = str | float | int | Quantity
 
 
+@checked()
 def cell(
     arm: str, metric: str = "", setting: str = "", *, fixed: bool = False
 ) -> Quantity:
@@ -99,6 +108,7 @@ def cell(
     return Quantity(name + within(setting), read, arm, setting)
 
 
+@checked()
 def derived(
     name: str,
     function: Callable[[Sequence[Record]], Values],
@@ -123,13 +133,15 @@ def values_of(
     """Return an arm's value of a metric in each seed, for functions of `derived`.
 
     Raises:
-        NotComparable: there is none, or one is not finite.
+        NotComparable: there is none, a seed has two, or one is not finite.
     """
     found = select(records, arm, metric, setting)
     values: dict[Hashable, float] = {r.seed: r.value for r in found}
     where = f"{arm}'s {metric}{within(setting)}"
     if not values:
         raise NotComparable(f"no records of {where}")
+    if len(values) < len(found):
+        raise NotComparable(f"{where} is there twice in a seed")
     if not all(map(math.isfinite, values.values())):
         raise NotComparable(f"{where} is not finite in every seed")
     return values
@@ -151,13 +163,24 @@ def paired(
     """Return both values of each seed; a value that is fixed stands beside all.
 
     Raises:
-        NotComparable: a side has no records, a seed lacks one of them, or neither side
-            has seeds.
+        NotComparable: a side has no records, a seed lacks one of them, a value is not
+            finite, or neither side has seeds.
+        ValueError: what a side reads is no number, nor one a seed.
     """
     first, second = (x.read(records, metric, setting) for x in (a, b))
     for side, values in ((a, first), (b, second)):
         if isinstance(values, Mapping) and not values:
             raise NotComparable(f"no records of {side.name}")
+        for value in values.values() if isinstance(values, Mapping) else [values]:
+            try:
+                finite = math.isfinite(value)
+            except TypeError:
+                raise ValueError(
+                    f"{side.name} is {value!r:.80}: its function must return a number, "
+                    "or a dict of one a seed"
+                ) from None
+            if not finite:
+                raise NotComparable(f"{side.name} is not finite in every seed")
     if not isinstance(first, Mapping):
         if not isinstance(second, Mapping):
             return {0: (first, second)}

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -298,7 +299,8 @@ def _check_fields(
 
 def _finite(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    # An integer may be beyond what a float can hold.
+    return number and abs(value) <= sys.float_info.max
 
 
 def _from_json(entry: Any, index: int, path: Path) -> Record:

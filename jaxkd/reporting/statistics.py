@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxkd.arguments import checked, finite, own_check, probability
 from jaxkd.checks import unknown_name
 
 LEVEL = 0.05
@@ -35,12 +36,13 @@ def check_margin(margin: float, kind: str) -> None:
     """Raise an error unless a margin fits the kind of a contrast.
 
     Raises:
-        ValueError: an unknown kind, a negative margin, or none where one is needed.
+        ValueError: an unknown kind, a negative or infinite margin, or none where one is
+            needed.
     """
     if kind not in KINDS:
         raise ValueError(unknown_name("kind of contrast", kind, KINDS))
-    if not margin >= 0:
-        raise ValueError(f"margin must not be negative, got {margin}")
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"margin must be finite and not negative, got {margin}")
     if kind != "superiority" and margin == 0:
         raise ValueError(
             f"margin is 0, but {kind} needs one above 0: name the smallest difference "
@@ -48,6 +50,7 @@ def check_margin(margin: float, kind: str) -> None:
         )
 
 
+@checked(differences=finite, margin=own_check, kind=own_check)
 def paired_test(
     differences: Sequence[float], margin: float = 0.0, kind: str = "superiority"
 ) -> PairedTest:
@@ -70,7 +73,8 @@ def paired_test(
         kind: of the claim.
 
     Raises:
-        ValueError: fewer than 2 differences, or a margin that does not fit the kind.
+        ValueError: fewer than 2 differences, one that is not finite, or a margin that
+            does not fit the kind.
     """
     from scipy.special import stdtrit
 
@@ -106,6 +110,7 @@ def _p_above(gap: float, error: float, n: int) -> float:
     return float(stdtr(n - 1, -gap / error))
 
 
+@checked(p_values=probability)
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number by Holm's step-down method.
 

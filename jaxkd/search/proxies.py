@@ -57,6 +57,7 @@ def synflow(logits_fn: Callable[[PyTree], Array], params: PyTree) -> Float[Array
     return jnp.log(sum((w * g).sum() for w, g in pairs))
 
 
+@checked()
 def code_similarity(active: Bool[Array, "batch *units"]) -> Float[Array, "batch batch"]:
     """Return how many of a ReLU layer's units any two examples switch alike.
 
@@ -67,6 +68,7 @@ def code_similarity(active: Bool[Array, "batch *units"]) -> Float[Array, "batch 
     return (code.shape[1] + code @ code.T) / 2
 
 
+@checked()
 def nwot(kernel: Float[Array, "batch batch"]) -> Float[Array, ""]:
     """Return ``log |det K|`` of the ReLUs' codes: Mellor et al. 2021, arXiv:2006.04647.
 

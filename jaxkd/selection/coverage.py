@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count
 from jaxkd.losses.basics import as_float
 
 
-@checked()
+@checked(block=count)
 @functools.partial(jax.jit, static_argnames="block")
 def min_dist(
     pool: Float[Array, "pool features"],
@@ -40,6 +40,7 @@ def min_dist(
     return jnp.sqrt(_squared_min_dist(as_float(pool), as_float(centers), block))
 
 
+@checked()
 def cover_radius(
     pool: Float[Array, "pool features"], centers: Float[Array, "centers features"]
 ) -> Float[Array, ""]:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxkd.arguments import checked
+from jaxkd.arguments import count as at_least_one
 from jaxkd.losses.basics import as_float, check_class_indices, l2_normalize
 from jaxkd.losses.divergences import cross_entropy_loss
 from jaxkd.losses.few_shot import (
@@ -20,7 +21,7 @@ from jaxkd.losses.few_shot import (
 )
 
 
-@checked()
+@checked(passes=at_least_one, batch_size=at_least_one)
 @functools.partial(
     jax.jit, static_argnames=("scale", "passes", "batch_size", "learning_rate")
 )

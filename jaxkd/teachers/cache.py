@@ -138,7 +138,8 @@ def open_shard(shard: Shard, manifest: Mapping[str, Any]) -> Any:
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(damaged(shard.path, str(error))) from None
     for name, value in label(shard, manifest).items():
-        if found.get(name) != value:
+        # As text: the arrays stand in a record in this order.
+        if json.dumps(found.get(name)) != json.dumps(value):
             raise ValueError(
                 f"{shard.path} is not of this cache: its {name} is {found.get(name)!r} "
                 f"in place of {value!r}. Delete it, and `jaxkd cache-teacher` with the "

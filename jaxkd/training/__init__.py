@@ -16,6 +16,8 @@ from jaxkd.training.metrics import JsonLines as JsonLines
 from jaxkd.training.metrics import MetricWriter as MetricWriter
 from jaxkd.training.metrics import TensorBoard as TensorBoard
 from jaxkd.training.optimizers import decay_mask as decay_mask
+from jaxkd.training.optimizers import layer_scales as layer_scales
 from jaxkd.training.optimizers import part_labels as part_labels
+from jaxkd.training.optimizers import scale_by_layer as scale_by_layer
 from jaxkd.training.progress import ProgressBar as ProgressBar
 from jaxkd.training.stopping import patience as patience

@@ -5,7 +5,9 @@ the slice, not the slice: whether a program fits its memory, and what a step cos
 known before a chip is paid for.
 """
 
+import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,6 +41,9 @@ from jaxkd.sharding.mesh import (
 from jaxkd.training.buffers import DUMP, biggest_buffers
 from jaxkd.training.costs import program_costs
 from jaxkd.types import Batch, Program
+
+MOST_CHIPS = 2**17
+"""Of a topology: more than any pod, or row of pods, has."""
 
 
 @checked()
@@ -135,6 +140,13 @@ def slice_devices(topology: str) -> list[Any]:
     """
     _chip(topology)
     slices, shape = _slices(topology)
+    # Of 0 chips libtpu ends the process, and of too many it fills the memory.
+    sizes = [int(x) for x in re.findall(r"\d+", shape.partition(":")[2])]
+    if not 1 <= slices * math.prod(sizes) <= MOST_CHIPS:
+        raise ValueError(
+            f"topology {topology!r} is of {slices * math.prod(sizes):,} chips: name a "
+            f"slice of 1 to {MOST_CHIPS:,}, such as v5e:16x16"
+        )
     # Without them libtpu looks for a TPU and its neighbours on the network, and lets
     # one process of a machine alone load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ class Checkpoints:
         folder: made if it is missing.
         keep: how many of the newest to keep, at least 1.
         best: an evaluation metric whose best checkpoint is kept too, and saved whenever
-            it is evaluated.
+            it is evaluated; NaN is never the best.
         best_mode: which end of it is best.
         config: what the run was made from, as JSON can hold it. It is saved along, and
             a checkpoint of another configuration is refused.
@@ -80,7 +81,11 @@ class Checkpoints:
             ) from error
         self.best_metric = best
         self._sign = -1 if best_mode == "min" else 1
-        self._config = None if config is None else json.loads(json.dumps(dict(config)))
+        try:
+            held = None if config is None else dict(config)
+            self._config = json.loads(json.dumps(held))
+        except TypeError as error:
+            raise ValueError(f"config must be what JSON can hold: {error}") from None
         kept: list[Any] = [preservation_policy.LatestN(keep)]
         if best is not None:
             kept.append(
@@ -222,7 +227,8 @@ class Checkpoints:
         self.wait()
         evaluated = history[-1] if history and history[-1]["step"] == step else {}
         metrics = None
-        if self.best_metric in evaluated:
+        # Of NaN, none would be better or worse.
+        if not math.isnan(evaluated.get(self.best_metric, math.nan)):
             metrics = {self.best_metric: evaluated[self.best_metric]}
         loop = {
             "data": data,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxkd.arguments import checked, count, own_check
-from jaxkd.checks import check_batch
+from jaxkd.checks import check_batch, unknown_name
 from jaxkd.data.iterators import array_batch, batch_iterator, resumable
 from jaxkd.data.prefetch import Prefetch
 from jaxkd.sharding.mesh import (
@@ -182,8 +182,14 @@ def fit(
         history.append({"step": done, **trained, **values})
         if values:
             write(values)
-        if checkpoints is not None and checkpoints.best_metric in values:
+        if checkpoints is None or checkpoints.best_metric is None:
+            return
+        if checkpoints.best_metric in values:
             save()
+        if checkpoints.best_metric not in history[-1]:
+            save()
+            name = checkpoints.best_metric
+            raise ValueError(unknown_name("best metric", name, history[-1]))
 
     def save() -> None:
         look()
@@ -357,7 +363,11 @@ def _check_names(who: str, metrics: Any, *taken: str) -> None:
             f"{who} must return a dict of metrics, got {type(metrics).__name__}: "
             f"{metrics!r:.80}"
         )
-    for name in metrics:
+    for name, value in metrics.items():
+        if not isinstance(name, str) or np.ndim(value):
+            raise ValueError(
+                f"{who} must return a number for each name, got {name!r}: {value!r:.80}"
+            )
         if name == "step" or name.startswith(taken[1:]):
             raise ValueError(
                 f"{who} returned a metric {name!r}, but the history keeps that name "
@@ -375,5 +385,6 @@ def _not_finite(
     return (
         f"{metric} is {value} at step {step}; last good checkpoint: {last}. Lower the "
         "learning rate or clip gradients; a label outside the classes gives NaN too, "
-        "and so does a token of the teacher's that the student has not"
+        "and so do probabilities that do not sum to 1, and a token of the teacher's "
+        "that the student has not"
     )

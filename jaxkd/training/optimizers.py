@@ -5,10 +5,14 @@ params}``: the student's weights, and those that the method trains along (projec
 heads), empty if it has none.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import optax
 from jaxtyping import PyTree
+
+from jaxkd.arguments import checked, count, positive_share
 
 SPARED = ("bias", "scale", "log_rate", "skip", "time_bias")
 """Names of biases, of norms' scales, and of what Mamba's layers have beside matrices.
@@ -43,6 +47,58 @@ def part_labels(params: PyTree) -> PyTree:
             weight's path is its part.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: _name(path[0]), params)
+
+
+@checked(depth=count, decay=positive_share)
+def layer_scales(depth: int, decay: float) -> tuple[float, ...]:
+    """Return the share of the learning rate of the embedding, each block, and the rest.
+
+    The last is 1, and each group before it has ``decay`` times the next one's.
+
+    Args:
+        depth: blocks.
+        decay: in (0, 1].
+    """
+    return tuple(decay ** (depth + 1 - group) for group in range(depth + 2))
+
+
+@checked(depth=count, decay=positive_share)
+def scale_by_layer(
+    depth: int,
+    decay: float,
+    *,
+    blocks: str = "blocks",
+    embedding: Sequence[str] = ("prefix", "positions", "patches"),
+) -> optax.GradientTransformation:
+    """Return what scales updates by `layer_scales`, to fine-tune a transformer.
+
+    It comes last: ``optax.chain(optax.adamw(1e-3), scale_by_layer(12, 0.75))``.
+
+    Args:
+        depth: blocks.
+        decay: in (0, 1].
+        blocks: the list of blocks in a weight's path, such as ``blocks/3/...``.
+        embedding: names in the paths of weights that come before the blocks.
+
+    Raises:
+        ValueError: from ``update``, a block beyond the depth.
+    """
+    scales = layer_scales(depth, decay)
+
+    def scaled(path: tuple, update: Any) -> Any:
+        names = [_name(key) for key in path]
+        group = depth + 1
+        if blocks in names:
+            group = 1 + int(names[names.index(blocks) + 1])
+        elif not set(embedding).isdisjoint(names):
+            group = 0
+        if group > depth and blocks in names:
+            raise ValueError(f"depth is {depth}, but there is a block {group - 1}")
+        return update * scales[group]
+
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates)
+    )
 
 
 def _name(key: object) -> str:

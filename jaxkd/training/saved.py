@@ -1,6 +1,7 @@
 """How a checkpoint's state is compared, and what to do when one is not written."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,8 @@ def changes(saved: Any, mine: Mapping[str, Any] | None) -> list[str]:
     return [
         f"{name} was {saved.get(name)!r}, is {mine.get(name)!r}"
         for name in sorted({*saved, *mine})
-        if saved.get(name) != mine.get(name)
+        # As text, in which NaN is NaN.
+        if json.dumps(saved.get(name)) != json.dumps(mine.get(name))
     ]
 
 

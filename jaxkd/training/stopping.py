@@ -1,5 +1,6 @@
 """When to stop a run before its last step, from its evaluations alone."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -19,7 +20,8 @@ def patience(
 
     Args:
         metric: of the evaluations, such as ``accuracy`` or ``train_loss``.
-        evaluations: since the best one; of equal ones, the first is the best.
+        evaluations: since the best one; of equal ones, the first is the best, and NaN
+            never is.
         mode: which end of the metric is best.
 
     Raises:
@@ -30,7 +32,9 @@ def patience(
     def stop(history: History) -> bool:
         if metric not in history[-1]:
             raise ValueError(unknown_name("metric", metric, history[-1]))
-        values = [entry[metric] for entry in history]
+        worst = -math.inf if mode == "max" else math.inf
+        # argmax would take NaN for the best.
+        values = [worst if math.isnan(x[metric]) else x[metric] for x in history]
         best = int(np.argmax(values) if mode == "max" else np.argmin(values))
         return len(values) - 1 - best >= evaluations
 

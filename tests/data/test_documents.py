@@ -39,6 +39,12 @@ def test_texts_become_documents_between_begin_and_end():
     assert plain.fingerprint != found.fingerprint
 
 
+def test_unsigned_offsets_that_go_back_are_refused():
+    offsets = np.array([0, 9, 3, 9], np.uint64)
+    with pytest.raises(ValueError, match="document 1 of 'a' is empty"):
+        data.Documents("a", np.arange(9), offsets, 9)
+
+
 def test_documents_are_read_in_place(tmp_path):
     record = {"prompt": "to be", "response": "or not"}
     for found in (

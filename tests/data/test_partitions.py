@@ -50,6 +50,9 @@ def test_dirichlet_is_the_more_uneven_the_smaller_its_concentration():
 def test_bad_divisions_are_refused():
     with pytest.raises(ValueError, match="unknown kind of partition 'week': did you"):
         partition(LABELS, 10, "week")
+    for labels in (np.eye(3, dtype=int), np.array([0.0, 1.0])):
+        with pytest.raises(ValueError, match=r"labels are .*: give class indices"):
+            partition(labels, 2, "iid")
     with pytest.raises(ValueError, match="clients must be at least 1, got 0"):
         partition(LABELS, 0, "iid")
     with pytest.raises(ValueError, match="4 clients of 1 classes each cannot hold"):

@@ -91,6 +91,30 @@ def test_a_text_has_parts(tmp_path, part, expected):
     assert list(data.texts(data.open_records(path, part=part))) == expected
 
 
+@pytest.mark.parametrize("other", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r"])
+def test_only_line_feeds_end_a_line(tmp_path, other):
+    (tmp_path / "a.txt").write_bytes(f"one{other}two\nthree\n".encode())
+    for part, expected in (
+        ("line", [f"one{other}two", "three"]),
+        ("paragraph", [f"one{other}two\nthree"]),
+    ):
+        records = data.open_records(tmp_path / "a.txt", part=part)
+        assert list(data.texts(records)) == expected
+
+
+def test_what_windows_adds_to_a_text_is_no_part_of_it(tmp_path):
+    def read(name, content, **options):
+        (tmp_path / name).write_bytes(content)
+        plain = list(data.open_records(tmp_path / name, **options))
+        content = b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")
+        (tmp_path / name).write_bytes(content)
+        assert list(data.open_records(tmp_path / name, **options)) == plain
+
+    read("a.tsv", b"text\tlabel\none\t1\ntwo\t0\n")
+    for part in ("line", "paragraph", "file"):
+        read("a.txt", b"one\ntwo\n\nthree\n", part=part)
+
+
 def test_records_feed_the_pipeline(tmp_path):
     json_lines(tmp_path / "a.jsonl")
 
@@ -118,6 +142,7 @@ def test_texts_of_tfds_are_bytes():
     [
         ("a.jsonl.xz", b"no such thing", r"a\.jsonl\.xz is damaged.*fetch it again"),
         ("a.txt", b"\xff", r"a\.txt is damaged.*utf-8"),
+        ("a.tsv", b"text\ttext\na\tb\n", r"a\.tsv names a column twice: text, text"),
         ("a.parquet", b"no such thing", r"a\.parquet is damaged"),
         ("a.array_record", b"no such thing", r"a\.array_record is damaged"),
         ("a.csv", b"a,b", r"a\.csv is of no kind that is known: name it \.jsonl"),

@@ -99,6 +99,11 @@ def test_bad_sizes_are_refused(source, options, message):
 
 
 def test_bad_positions_are_refused(source):
+    for wrong in (np.arange(20) < 3, np.array([0.7, 1.2])):
+        with pytest.raises(
+            ValueError, match=r"labelled is (bool|float64), but must be"
+        ):
+            semi_supervised_batches(source, wrong, UNLABELLED, (1, 1), steps=1)
     with pytest.raises(ValueError, match="labelled holds 0 positions"):
         semi_supervised_batches(source, np.zeros(0), UNLABELLED, (1, 1), steps=1)
     with pytest.raises(ValueError, match="unlabelled holds positions from 0 to 20"):

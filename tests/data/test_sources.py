@@ -28,6 +28,7 @@ def toy(examples=10, classes=3, **changes):
         ({"image": np.full((10, 2), np.nan)}, r"holds 20 values that are not finite"),
         ({"label": np.full(10, 3)}, "label 3 at example 0, but the classes are 0 to 2"),
         ({"label": np.arange(9) % 3}, "unequal length"),
+        ({"extra": np.array(1)}, r"extra is array\(1\), not one an example"),
     ],
 )
 def test_a_bad_source_is_refused_with_its_name(changes, message):
@@ -226,3 +227,11 @@ def test_sources_are_shown_without_their_values():
     ):
         assert part in repr(each)
         assert len(repr(each)) < 400
+
+
+@pytest.mark.parametrize("label", [None, np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]])
+def test_a_subset_is_balanced_by_class_indices_alone(label):
+    arrays = {"image": np.zeros((4, 2, 2, 1), np.float32), "label": label}
+    source = data.Source("s", {k: v for k, v in arrays.items() if v is not None}, 3)
+    with pytest.raises(ValueError, match="'s' is balanced by label, one class index"):
+        source.subset(2)

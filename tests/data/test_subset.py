@@ -25,3 +25,9 @@ def test_the_fingerprint_is_of_source_and_choice(source):
 def test_positions_must_be_examples(source, positions):
     with pytest.raises(ValueError, match="some of 0 to 19"):
         Subset(source, np.array(positions, int))
+
+
+def test_a_mask_is_no_positions_and_a_list_is(source, unchecked_shapes):
+    with pytest.raises(ValueError, match="positions is bool, but must be integers"):
+        Subset(source, np.arange(20) < 3)
+    assert len(Subset(source, [3, 1])) == 2

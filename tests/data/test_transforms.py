@@ -253,3 +253,16 @@ def test_an_image_too_narrow_for_any_crop_is_taken_whole():
     columns = found.mean(0)
     closest = min(np.abs(c - whole).max() for c in (columns, columns[::-1]))
     assert closest < 25
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (((127.5,), (64.0,)), r"Normalize: mean must be in \[0, 1\], got 127.5"),
+        (((0.5,), (0.0,)), r"Normalize: std must be in \(0, 1\], got 0.0"),
+        (((0.5, 0.5), (0.2,)), "mean has 2 channels but std 1"),
+    ],
+)
+def test_normalize_is_of_the_channels_between_0_and_1(settings, message):
+    with pytest.raises(ValueError, match=message):
+        data.Normalize(*settings)

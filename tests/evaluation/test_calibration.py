@@ -72,3 +72,11 @@ def test_what_changes_least_wins_a_tie():
 def test_bad_arguments_are_named(examples, grid, message):
     with pytest.raises(ValueError, match=message):
         search_temperature(jnp.zeros((examples, 5)), jnp.zeros(examples, bool), grid)
+
+
+def test_no_bins_and_no_step_are_refused():
+    log_probs, correct = jnp.zeros((2, 5)), jnp.zeros(2, bool)
+    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+        calibration_error(log_probs[:, 0], correct, 0)
+    with pytest.raises(ValueError, match="step must be above 0, got 0"):
+        search_temperature(log_probs, correct, [1.0], step=0.0)

@@ -229,6 +229,22 @@ def test_an_evaluation_reads_each_record_once(case):
     assert found == pytest.approx(evaluator(network, source)(variables), rel=1e-5)
 
 
+def test_labels_that_are_no_classes_are_not_counted_as_wrong(unchecked_shapes):
+    logits = jnp.eye(3)
+    for measure in (
+        *(accuracy, negative_log_likelihood, expected_calibration_error),
+        *(adaptive_calibration_error, classwise_calibration_error),
+        lambda z, y: top_k_accuracy(z, y, 2),
+    ):
+        for label in (-100, -1, 3):
+            with pytest.raises(ValueError, match=f"labels has label {label} at exampl"):
+                measure(logits, jnp.array([0, label, 2]))
+        with pytest.raises(ValueError, match=r"(labels|correct) has shape"):
+            measure(logits, jnp.arange(3)[:, None])
+    with pytest.raises(ValueError, match="other has shape"):
+        agreement(logits, logits[:1])
+
+
 def test_missing_labels_and_another_sources_teacher_are_refused(case):
     network, variables, source = case
     bare = Source("bare", {"image": source.arrays["image"]}, 3)

@@ -148,6 +148,15 @@ def embed(rows=4, dim=5, index=((0, 1),) * 4, **kwargs):
     return crd_loss(state, *arrays, jnp.array(index), **kwargs)
 
 
+@pytest.mark.parametrize("outside", [8, -1, 1000])
+def test_a_position_outside_the_data_is_nan_in_its_example_alone(outside):
+    index = ((0, 1), (outside, 1), (2, 3), (3, outside))
+    loss, _ = embed(index=index)
+    assert np.isnan(loss).tolist() == [False, True, False, True]
+    masked, _ = embed(index=index, weights=jnp.array([1.0, 0, 1, 0]))
+    assert np.isfinite(masked).all()
+
+
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("call", "message"),

@@ -220,3 +220,27 @@ def test_scale_gradient_is_the_identity_forward():
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("label", [-100, -1, 5])
+def test_a_label_that_is_no_class_gives_nan_and_no_gradient(label):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5)), jnp.float32)
+    labels, counts = jnp.array([1, label]), jnp.array([True, False])
+    for loss in (cross_entropy_loss, lambda z, y: dkd_loss(z, -logits[: len(z)], y)):
+        values = loss(logits, labels)
+        assert np.isnan(values[1])
+        np.testing.assert_allclose(values[:1], loss(logits[:1], labels[:1]), rtol=1e-6)
+        gradient = jax.grad(lambda z, f=loss: jnp.where(counts, f(z, labels), 0).sum())
+        assert np.isfinite(gradient(logits)).all()
+
+
+def test_what_are_no_probabilities_gives_nan(unchecked_shapes):
+    logits = jnp.zeros((5, 2))
+    labels = jnp.array([[1.0, 0], [0.3, 0.7], [5, 0], [2, -1], [0, 0]])
+    found = np.isnan(cross_entropy_loss(logits, labels))
+    assert found.tolist() == [False, False, True, True, True]
+    rounded = jnp.full((1, 1000), 1e-3, jnp.bfloat16)
+    assert np.isfinite(cross_entropy_loss(jnp.zeros((1, 1000)), rounded)).all()
+    for kind in (bool, complex):
+        with pytest.raises(ValueError, match=f"labels is {kind.__name__}.* indices"):
+            cross_entropy_loss(logits, jnp.zeros(5, kind))

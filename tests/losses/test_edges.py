@@ -234,6 +234,18 @@ def test_neighbor_cosine():
             lambda: edge_low_frequency_loss(logits(0), None, SENDERS, RECEIVERS),
             "teacher_logits is None",
         ),
+        (
+            lambda: edge_low_frequency_loss(
+                logits(0), logits(1), SENDERS.at[0].set(-1), RECEIVERS
+            ),
+            "senders holds nodes from -1 to",
+        ),
+        (
+            lambda: edge_high_frequency_loss(
+                logits(0), logits(1), SENDERS, RECEIVERS.at[0].set(99)
+            ),
+            "receivers holds nodes from 0 to 99, but there are 6:",
+        ),
         (lambda: methods.ffg2m(1.5), r"label_weight must be in \[0, 1\], got 1.5"),
         (lambda: methods.glnn(-0.1), "label_weight"),
         (lambda: methods.ffg2m(0.5, 0.0), "temperature"),

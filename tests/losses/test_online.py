@@ -117,6 +117,8 @@ class TestOnline:
         (lambda: dml_loss(PEERS[:1], LABELS), "2 or more"),
         (lambda: dml_loss([PEERS[0], PEERS[1][:, :3]], LABELS), "same classes"),
         (lambda: kdcl_targets(PEERS[:1], LABELS), "2 or more"),
+        (lambda: kdcl_targets(PEERS, LABELS[:1]), r"labels has shape \(1,\) but each"),
+        (lambda: kdcl_targets(PEERS, LABELS - 9), "labels has label -9 at example 0"),
         (lambda: kdcl_targets(PEERS, LABELS, "mean"), "naive.*minlogit.*linear"),
         (lambda: one_gate_logits(PEERS[0][None], jnp.ones((7, 1))), "2 or more"),
         (lambda: one_gate_logits(jnp.stack(PEERS), jnp.ones((3, 7))), "gate has shape"),

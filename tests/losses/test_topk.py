@@ -133,8 +133,9 @@ def test_best_tokens_come_first_and_have_the_vocabulary_s_probabilities():
 
 def test_an_id_outside_the_vocabulary_is_nan_in_its_token_alone():
     ids, log_probs = top_k_log_probs(logits(1), K)
-    found = top_k_kd_loss(logits(0), ids.at[0, 1, 2].set(VOCABULARY), log_probs)
-    assert np.isnan(found).tolist() == [[False, True, False], [False] * 3]
+    for outside in (VOCABULARY, -1, -VOCABULARY - 1):
+        found = top_k_kd_loss(logits(0), ids.at[0, 1, 2].set(outside), log_probs)
+        assert np.isnan(found).tolist() == [[False, True, False], [False] * 3]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Every method: scalar, differentiable, jittable, and blind to masked examples."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,7 @@ SHAPES = {
     "cam": (2, 2, CLASSES),
     "final": (7,),
     "block0": (3, 6),
+    "pixels": (4, 3),
 }
 HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
@@ -79,7 +82,9 @@ BUILD = {
     "diswot": lambda: diswot("a", "b"),
     "divergence_kd": lambda: methods.divergence_kd(jensen_shannon(0.3), 2.0),
     "dkd": lambda: methods.dkd(),
+    "dmae": lambda: methods.dmae(["block0"], alpha=0.5),
     "dml": lambda: methods.dml(3),
+    "feature_align": lambda: methods.feature_align(["block0"], project=False),
     "expert_balance": lambda: methods.expert_balance(["block0"], k=2),
     "ffg2m": lambda: methods.ffg2m(),
     "first": lambda: methods.first(2.0, k=3, reduction="sequence"),
@@ -97,6 +102,7 @@ BUILD = {
     "labelled_cross_entropy": lambda: methods.labelled_cross_entropy(),
     "low_frequency": lambda: methods.low_frequency(),
     "lskd": lambda: methods.lskd(methods.kd(2.0)),
+    "mae": lambda: methods.mae(),
     "m2mkd": lambda: methods.m2mkd([0, 1]),
     "mgd": lambda: methods.mgd("b"),
     "mixstd": lambda: methods.mixstd(),
@@ -142,6 +148,8 @@ def make_batch(**extra):
         "index": jnp.arange(BATCH),
         "time": jnp.linspace(0.1, 0.9, BATCH),
         "clean": jnp.zeros((BATCH, CLASSES)),
+        "patches": jnp.zeros((BATCH, 4, 3)),
+        "hidden": jnp.tile(jnp.array([1.0, 0, 1, 1]), (BATCH, 1)),
         "graph": GRAPH,
         "labelled": jnp.arange(BATCH) % 2 == 1,
         **extra,
@@ -390,6 +398,9 @@ def test_warmup_and_curriculum_count_epochs_as_the_papers():
         (lambda: combine(), "at least one"),
         (lambda: combine(methods.kd()), "pairs"),
         (lambda: combine((1.0, methods.kd)), "constructor"),
+        (lambda: combine((math.nan, methods.kd())), "weight must be finite, got nan"),
+        (lambda: combine(("1", methods.kd())), "weight must be a number or a function"),
+        (lambda: combine((np.ones(2), methods.kd())), "weight must be a number or"),
         (lambda: methods.at("stage1"), "sequence"),
         (lambda: methods.at(["a"], ["a", "b"]), "1 layers"),
         (lambda: methods.fsp(["a"]), "at least two"),
@@ -413,3 +424,14 @@ def test_bad_batches_are_named(unchecked_shapes):
         run(methods.kd(), student, fewer, make_batch())
     with pytest.raises(ValueError, match="teacher_logits is None"):
         run(methods.kd(), student, Outputs(None, {}), make_batch())
+
+
+@pytest.mark.parametrize("wrong", [None, jnp.ones(2)])
+def test_a_schedule_that_returns_no_number_is_named(wrong):
+    method = combine((1.0, methods.kd()), (lambda step: wrong, methods.kd()))
+    outputs = Outputs(jnp.ones((2, 3)))
+    held = method.init(jax.random.key(0), outputs, outputs, {"label": jnp.ones(2)})
+    with pytest.raises(
+        ValueError, match="weight of term 1 is a schedule that returned"
+    ):
+        method.loss(held, outputs, outputs, {}, jax.random.key(0), 0)

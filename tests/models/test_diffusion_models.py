@@ -13,8 +13,9 @@ from scipy.special import erf, softmax
 from jaxkd import models, training
 from jaxkd.evaluation.cost import parameter_count
 from jaxkd.models.diffusion.conditioning import sinusoidal
-from jaxkd.models.diffusion.dit import Block, grid_positions
+from jaxkd.models.diffusion.dit import Block
 from jaxkd.models.diffusion.unet import ResBlock, SpatialAttention, resample
+from jaxkd.models.parts.tokens import grid_positions
 from jaxkd.sharding.mesh import on_mesh
 from jaxkd.training.costs import program_costs
 

@@ -123,6 +123,30 @@ def test_bare_params_will_do_where_there_is_nothing_else():
         network.with_variables([1])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(int), "is of .'int32'., not of .'floats'"),
+        (lambda x: x.astype(complex), "is of .'complex64'., not of .'floats'"),
+        (lambda x: 0.0, r"has shape \(\), not \(5, 3\)"),
+        (
+            lambda x: np.asarray(x).tolist(),
+            r"has shape \[\[\(\), \(\), \(\)\], .*, not",
+        ),
+        (lambda x: "x", "has shape"),
+    ],
+)
+def test_weights_of_another_kind_are_named(change, message):
+    network = models.mlp(6, (5,), 3)
+    variables = network.init(KEY)
+    head = {**variables["params"]["head"]}
+    head["kernel"] = change(head["kernel"])
+    with pytest.raises(ValueError, match=rf"params/head/kernel {message}"):
+        network.with_variables({**variables["params"], "head": head})
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
+    assert network.with_variables(half).init(KEY)["params"]["head"]["kernel"].shape
+
+
 def test_other_networks_are_not_given_back():
     network = models.mlp(6, (5,), 3)
     variables = network.init(KEY)

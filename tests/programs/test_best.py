@@ -67,7 +67,7 @@ def test_a_validation_set_is_scored_every_so_many_steps():
     # Checkpoints keep its fingerprint.
     (kept,) = jax.tree.leaves(program.frozen(state))
     np.testing.assert_array_equal(kept, held["x"])
-    with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         with_best(program, score, every=0)
     with pytest.raises(ValueError, match="the batch is empty"):
         with_best(program, score, validation={"x": np.zeros(0)})

@@ -1,5 +1,8 @@
 """What every kind of claim says of records, with numbers worked by hand."""
 
+import math
+
+import numpy as np
 import pytest
 
 from jaxkd.reporting.claims import Status, all_of, contrast, judge_all, observed
@@ -324,10 +327,74 @@ def test_a_contrast_names_itself(arguments, options, name):
             lambda: contrast("a", "b", "nll", 0.0, "non-inferiority", because="so"),
             "non-inferiority needs one above 0",
         ),
+        (
+            lambda: contrast("a", "b", "nll", 0.1, "equivalence", because=" "),
+            "because is empty",
+        ),
+        (
+            lambda: contrast("a", "b", "nll", math.inf, "equivalence", because="so"),
+            "contrast: margin must be finite, got inf",
+        ),
+        (lambda: contrast("a", "a", "nll"), "a and b are both a: compare"),
+        (lambda: contrast("a", math.nan, "nll"), "contrast: b must be finite, got nan"),
+        (lambda: contrast(None, "b", "nll"), "contrast: a must be .* got None"),
+        (lambda: contrast("a", "b", "nll", lower="no"), "lower must be True or False"),
+        (lambda: observed("a", "<", math.inf, "nll"), "observed: b must be finite"),
         (lambda: observed("a", "=<", "b", "nll"), "unknown relation '=<'"),
         (lambda: all_of("nothing", []), "claims is empty"),
+        (
+            lambda: all_of("one", contrast("a", "b", "nll")),
+            "all_of: claims must be a sequence, each a Claim",
+        ),
     ],
 )
 def test_bad_claims_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["superiority", "non-inferiority", "equivalence"])
+def test_what_is_not_finite_establishes_nothing(bad, kind):
+    found = pair(0.02)
+    sides = [
+        derived("d", lambda _: dict.fromkeys(range(3), bad)),
+        derived("d", lambda _: {0: bad, 1: 0.5, 2: 0.6}),
+        derived("d", lambda _: bad),
+        bad * cell("a"),
+    ]
+    for side in sides:
+        claim = contrast(side, "b", "last_accuracy", 0.1, kind, because="so")
+        assert claim.judge(found).status is OPEN
+        assert observed(side, "<", "b", "last_accuracy").judge(found).status is OPEN
+
+
+def test_a_ratio_to_0_establishes_nothing_with_numbers_of_numpy_either():
+    zero = derived("zero", lambda _: dict.fromkeys(range(3), np.float64(0)))
+    with np.errstate(divide="ignore"):
+        verdict = contrast(cell("a") / zero, "b", "last_accuracy").judge(pair(0.02))
+    assert verdict.status is OPEN
+
+
+def test_a_value_that_is_there_twice_establishes_nothing():
+    found = [*pair(0.02), *records("a", [0.9])]
+    verdict = contrast("a", "b", "last_accuracy").judge(found)
+    assert verdict.status is OPEN
+    assert verdict.numbers == "a's last_accuracy is there twice in a seed"
+
+
+@pytest.mark.parametrize("value", [None, "0.5", [0.1, 0.2], {0: None}])
+def test_a_function_that_returns_no_numbers_is_named(value):
+    claim = contrast(derived("slope", lambda _: value), "b", "last_accuracy")
+    with pytest.raises(ValueError, match=r"slope is .*: its function must return"):
+        claim.judge(pair(0.02))
+
+
+def test_quantities_are_computed_with_quantities_and_numbers_alone():
+    for wrong in (
+        lambda: cell("a") - 1,
+        lambda: cell("a") / "b",
+        lambda: "2" * cell("a"),
+    ):
+        with pytest.raises(TypeError, match="Quantity"):
+            wrong()

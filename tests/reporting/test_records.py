@@ -171,6 +171,14 @@ def test_a_paper_s_table_is_read_row_by_row():
     }
     with pytest.raises(ValueError, match="'kd' has 1 entries, and there are 2"):
         paper_table("last_accuracy", ("a-b", "c-d"), {"kd": "70.66"}, "Table 1", True)
+    for row, message in (
+        ("70.66 7O.1", "the row 'kd' has '7O.1', which is no number"),
+        ("70.66 nan", "the row 'kd' has 'nan', which is no number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paper_table("last_accuracy", ("a-b", "c-d"), {"kd": row}, "Table 1", True)
+    with pytest.raises(ValueError, match="settings must be different"):
+        paper_table("last_accuracy", ("a", "a"), {"kd": "1 2"}, "Table 1", True)
 
 
 def test_markdown_escapes_its_own_characters():

@@ -185,6 +185,7 @@ def test_a_missing_field_of_a_record_is_named(path, name):
         ({"value": None}, "value = None, which is not a finite number"),
         ({"value": "0.9"}, "value = '0.9', which is not a finite number"),
         ({"value": True}, "value = True, which is not a finite number"),
+        ({"value": 10**400}, "value = 10+, which is not a finite number"),
         ({"seed": 1.5}, "seed = 1.5, which is not an integer"),
         ({"seed": True}, "seed = True, which is not an integer"),
         ({"method": 3}, "method = 3, which is not text"),

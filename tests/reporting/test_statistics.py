@@ -86,8 +86,11 @@ def test_the_level_is_kept_where_nothing_differs():
     ("arguments", "message"),
     [
         (([0.1], 0.0), "needs at least 2 differences, got 1"),
-        (([0.1, 0.2], -0.1), "margin must not be negative, got -0.1"),
-        (([0.1, 0.2], math.nan), "margin must not be negative, got nan"),
+        (([0.1, 0.2], -0.1), "margin must be finite and not negative, got -0.1"),
+        (([0.1, 0.2], math.nan), "margin must be finite and not negative, got nan"),
+        (([0.1, 0.2], math.inf), "margin must be finite and not negative, got inf"),
+        (([0.1, math.nan], 0.0), "differences must be finite, got nan"),
+        (([0.1, math.inf], 0.0), "differences must be finite, got inf"),
         (([0.1, 0.2], 0.0, "equivalence"), "equivalence needs one above 0"),
         (([0.1, 0.2], 0.1, "inferiority"), "did you mean 'non-inferiority'"),
     ],

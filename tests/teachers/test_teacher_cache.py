@@ -296,6 +296,15 @@ def test_a_file_of_another_teacher_other_data_or_other_examples_is_refused(
         (copy / file).write_bytes(before)
 
 
+def test_a_manifest_with_its_arrays_in_another_order_is_refused(copy):
+    path = copy / MANIFEST
+    found = json.loads(path.read_text())
+    found["arrays"] = dict(reversed(found["arrays"].items()))
+    path.write_text(json.dumps(found))  # The digest is of its content in any order.
+    with pytest.raises(ValueError, match="is not of this cache: its arrays is"):
+        teachers.CachedTeacher(windows(), copy)
+
+
 def test_a_cache_without_labels_is_read_and_goes_on(copy, cache, targets):
     """As those were written that were begun before there were labels."""
     from array_record.python.array_record_module import (

@@ -105,6 +105,9 @@ def test_what_does_not_fit_says_so():
 def test_unknown_slices_are_refused():
     with pytest.raises(ValueError, match="unknown chip 'v5': did you mean 'v5"):
         slice_devices("v5:2x4")
+    for topology in ("v5e:0x0", "v5p:2x0x2", "0xv5e:2x2", "v5e:99999x99999"):
+        with pytest.raises(ValueError, match=f"'{topology}' is of .* chips: name a"):
+            slice_devices(topology)
     with pytest.raises(ValueError, match="topology 'v5e:3x5x7' is no slice"):
         slice_devices("v5e:3x5x7")
     with pytest.raises(ValueError, match="unknown mesh 'dat': did you mean 'data'"):

@@ -51,3 +51,21 @@ def test_parts_of_a_program_have_optimizers_of_their_own():
         "student": {"a": ["student", "student"]},
         "method": {},
     }
+
+
+def test_later_layers_learn_faster():
+    assert training.layer_scales(2, 0.5) == (0.125, 0.25, 0.5, 1.0)
+    network = models.vit((8, 2, 2), 3, image_size=8, patch_size=4)
+    params = {"student": jax.eval_shape(network.init, jax.random.key(0))["params"]}
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape), params)
+    scale = training.scale_by_layer(2, 0.5)
+    found = scale.update(ones, scale.init(ones))[0]["student"]
+    for group, names in enumerate(
+        ({"prefix", "positions", "patches"}, {"0"}, {"1"}, {"norm", "head"})
+    ):
+        part = {k: x for k, x in {**found, **found["blocks"]}.items() if k in names}
+        assert part
+        for x in jax.tree.leaves(part):
+            np.testing.assert_array_equal(x, training.layer_scales(2, 0.5)[group])
+    with pytest.raises(ValueError, match="depth is 1, but there is a block 1"):
+        training.scale_by_layer(1, 0.5).update(ones, ())

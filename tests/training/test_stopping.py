@@ -74,3 +74,52 @@ def test_bad_settings_are_refused():
 def test_another_mode_is_refused():
     with pytest.raises(ValueError, match=r"unknown mode 'maximum'.*Valid: max, min"):
         patience("score", 1, "maximum")
+
+
+def test_nan_is_never_the_best():
+    nan = float("nan")
+    stop = patience("score", 2)
+    for scores, stopped in (
+        ((1, 2, nan, 3), False),
+        ((3, nan, 2), True),
+        ((nan, 1, 2, 3), False),
+        ((nan, nan, nan), True),
+    ):
+        assert stop([{"score": score} for score in scores]) is stopped
+    assert not patience("score", 2, "min")([{"score": x} for x in (3, 2, nan, 1)])
+
+
+def test_the_best_checkpoint_outlives_an_evaluation_that_is_nan(tmp_path):
+    scores = {2: 4.0, 4: float("nan"), 6: 3.0}
+
+    def evaluate(state):
+        return {"score": scores[int(state["steps"])]}
+
+    with Checkpoints(tmp_path, keep=1, best="score") as checkpoints:
+        run(steps=6, evaluate=evaluate, checkpoints=checkpoints)
+        assert (checkpoints.best, checkpoints.latest) == (2, 6)
+
+
+def test_a_best_metric_that_no_evaluation_has_is_named(tmp_path):
+    with (
+        Checkpoints(tmp_path, best="scores") as checkpoints,
+        pytest.raises(ValueError, match=r"best metric 'scores': did you mean 'score'"),
+    ):
+        run(checkpoints=checkpoints)
+    with Checkpoints(tmp_path / "own", best="train_loss") as checkpoints:
+        run(steps=4, checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize("found", [{3: 1.0}, {"a": np.ones(2)}, {"a": [1.0]}])
+def test_an_evaluation_of_something_else_is_named(found):
+    with pytest.raises(ValueError, match="evaluate must return a number for each name"):
+        run(evaluate=lambda state: found)
+
+
+def test_a_configuration_is_what_json_holds(tmp_path):
+    with pytest.raises(ValueError, match=r"config must be what JSON .* set"):
+        Checkpoints(tmp_path, config={"a": {1}})
+    for steps in (2, 4):  # NaN is no other value than NaN.
+        config = {"rate": float("nan")}
+        with Checkpoints(tmp_path, config=config) as checkpoints:
+            run(steps=steps, checkpoints=checkpoints)

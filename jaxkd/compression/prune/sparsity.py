@@ -119,6 +119,7 @@ def prune(params: PyTree, masks: Masks) -> PyTree:
     return map_weights(lambda name, w: jnp.where(masks[name], w, 0), params, masks)
 
 
+@checked()
 def wanda_score(
     weights: Float[Array, "*layers inputs outputs"],
     input_norms: Float[Array, "*layers inputs"],

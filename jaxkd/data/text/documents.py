@@ -84,7 +84,8 @@ class Documents:
     @cached_property
     def lengths(self) -> Integer[np.ndarray, "documents"]:
         """Tokens of each document."""
-        return np.diff(self.offsets)
+        # Unsigned, an end before its beginning would be a long way on.
+        return np.diff(np.asarray(self.offsets, np.int64))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxkd.arguments import checked, integer
 
+
+@checked(axis=integer)
 def nm_mask(
     weights: Float[Array, "*shape"],
     n: int = 2,

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
+from jaxkd.arguments import checked, integer
 from jaxkd.kernels.nm_matmul.masks import check_groups, check_pattern, nm_mask
 
 LARGEST_GROUP = 16
@@ -44,6 +45,7 @@ def place_bits(m: int) -> int:
     return 1 if m <= 2 else 2 if m <= 4 else 4
 
 
+@checked(axis=integer)
 def nm_pack(
     weights: Float[Array, "inputs outputs"],
     n: int = 2,

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
 from jaxkd.arguments import checked
+from jaxkd.losses.masked_images import unpatchify
 from jaxkd.models.diffusion.conditioning import INPUTS, Conditioning, unpack
 from jaxkd.models.parts.linear import Linear
 from jaxkd.models.parts.recorded import recorded
-from jaxkd.models.parts.tokens import MLP, PatchEmbed, named_size
+from jaxkd.models.parts.tokens import MLP, PatchEmbed, grid_positions, named_size
 from jaxkd.models.vision.vit import Attention
 from jaxkd.network import Network
 from jaxkd.sharding.axes import constrain_batch
@@ -35,21 +34,6 @@ SIZES = {
 
 FREQUENCIES = 256
 """Sines and cosines of the time."""
-
-
-@checked()
-def grid_positions(side: int, width: int) -> Float[np.ndarray, "tokens width"]:
-    """Return sines and cosines of the rows and columns of a square grid of patches.
-
-    Args:
-        side: patches in a row.
-        width: of one position's vector, a multiple of 4.
-    """
-    frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
-    angle = np.arange(side)[:, None] * frequency
-    waves = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
-    rows, columns = np.repeat(waves, side, axis=0), np.tile(waves, (side, 1))
-    return np.concatenate([columns, rows], axis=-1).astype(np.float32)
 
 
 def _plain_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -154,13 +138,7 @@ class DiT(nnx.Module):
         return _modulated(self.norm(x), shift[:, None], scale[:, None])
 
     def _pixels(self, x: Array) -> Array:
-        return rearrange(
-            self.head(x),
-            "b (i j) (y x c) -> b (i y) (j x) c",
-            i=self.side,
-            y=self.patch_size,
-            x=self.patch_size,
-        )
+        return unpatchify(self.head(x), self.patch_size)
 
 
 @checked()

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
-from einops import rearrange
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxkd.arguments import checked, positive
+from jaxkd.arguments import checked, count, natural, positive
 from jaxkd.checks import unknown_name
+from jaxkd.losses.masked_images import patchify
 from jaxkd.models.parts.blocks import check_floats
 from jaxkd.models.parts.linear import Linear
 
@@ -52,6 +53,33 @@ linear = partial(Linear, kernel_init=normal)
 def layer_norm(width: int, epsilon: float = 1e-6, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Return a layer norm with ε = 1e-6, as ViT and Mixer have it, or another."""
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+
+
+@checked(side=count, width=count, prefix=natural)
+def grid_positions(
+    side: int, width: int, prefix: int = 0
+) -> Float[np.ndarray, "tokens width"]:
+    """Return sines and cosines of the rows and columns of a square grid of patches.
+
+    Args:
+        side: patches in a row.
+        width: of one position's vector, a multiple of 4.
+        prefix: tokens before the patches', such as a class token, whose rows are 0.
+
+    Raises:
+        ValueError: a width that 4 does not divide.
+    """
+    if width % 4:
+        raise ValueError(
+            f"width must be a multiple of 4, got {width}: a sine and a cosine of row "
+            "and column each take a quarter"
+        )
+    frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
+    angle = np.arange(side)[:, None] * frequency
+    waves = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+    rows, columns = np.repeat(waves, side, axis=0), np.tile(waves, (side, 1))
+    grid = np.concatenate([columns, rows], axis=-1).astype(np.float32)
+    return np.concatenate([np.zeros((prefix, width), np.float32), grid])
 
 
 class PatchEmbed(nnx.Module):
@@ -102,10 +130,7 @@ class PatchEmbed(nnx.Module):
                 f"{', '.join(map(str, self.shape))}): resize it, or build the model "
                 "with its image_size and channels_in"
             )
-        patches = rearrange(
-            image, "b (i y) (j x) c -> b (i j) (y x c)", y=self.size, x=self.size
-        )
-        return self.projection(patches)
+        return self.projection(patchify(image, self.size))
 
 
 class MLP(nnx.Module):

@@ -41,6 +41,7 @@ class Statistics(NamedTuple):
     kernel: Float[Array, "channels classes"]
 
 
+@checked()
 def fc_grad(
     features: Float[Array, "batch channels"],
     logits: Float[Array, "batch classes"],
@@ -78,6 +79,7 @@ def fc_grad(
     )
 
 
+@checked()
 def relation_similarity(
     student: Float[Array, "batch *student_dims"],
     teacher: Float[Array, "batch *teacher_dims"],
@@ -99,6 +101,7 @@ def relation_similarity(
     return sp_loss(student, teacher)
 
 
+@checked()
 def channel_similarity(
     student: Float[Array, "batch *student_positions channels"],
     teacher: Float[Array, "batch *teacher_positions channels"],
@@ -174,6 +177,7 @@ def diswot_score(
     )
 
 
+@checked()
 def gaussian_reinit(params: PyTree, key: PRNGKeyArray) -> PyTree:
     """Return parameters drawn as the score wants them, whatever they were.
 

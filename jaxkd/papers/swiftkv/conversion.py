@@ -170,6 +170,7 @@ def kv_cache_bytes(network: Network, tokens: int, dtype: Any = jnp.bfloat16) -> 
     return (kv_layers + groups) * a_layer * jnp.dtype(dtype).itemsize
 
 
+@checked()
 def layer_input_similarity(
     hidden: Float[Array, "layers batch length width"],
 ) -> Float[Array, "layers layers"]:
