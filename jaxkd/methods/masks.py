@@ -150,6 +150,8 @@ def finite_where_masked(
 ) -> tuple[Outputs, Outputs | None, Batch]:
     """Return both networks' outputs as `finite_outputs`, and the batch likewise.
 
+    Labels of what does not count become class 0.
+
     Args:
         student: its logits and features, (batch, …, features).
         teacher: likewise, or None; with ``teacher_mask`` in the batch, of its own
@@ -160,6 +162,13 @@ def finite_where_masked(
     arrays = {
         name: x if name in COUNTS else _clean(x, batch) for name, x in batch.items()
     }
+    label = arrays.get("label")
+    if label is not None and jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        # Which may be no class there, such as −100.
+        counted = counted_places(batch, jnp.shape(label))
+        if counted is not None:
+            kept = counted.reshape(counted.shape + (1,) * (label.ndim - counted.ndim))
+            arrays["label"] = jnp.where(kept, label, 0)
     if teacher is not None:
         teacher = finite_outputs(teacher, _teacher_batch(batch))
     return finite_outputs(student, batch), teacher, arrays
