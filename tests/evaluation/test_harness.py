@@ -50,7 +50,7 @@ def test_texts_end_at_the_first_stop():
 
 def test_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.api.model", None)
-    with pytest.raises(ImportError, match=r"pip install 'jaxkd\[lm-eval\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'jaxkd-distill\[lm-eval\]'"):
         harness_model(models.llama(259, 16, 1, 4, 24), {}, BYTES)
 
 
