@@ -127,7 +127,7 @@ def aum_scores(seen: Seen) -> Float[Array, "examples"]:
 def moderate_scores(seen: Seen) -> Float[Array, "examples"]:
     """Return how far from its class's median distance an example lies: LOW is typical.
 
-    Xia et al. 2023 (ICLR, "Moderate Coreset"): |d − median of d over the class|, d the
+    Xia et al. 2023 (ICLR, "Moderate Coreset"): abs(d − median of d over the class), d the
     distance of the features to their class's mean; the mean over networks.
 
     Args:

@@ -179,7 +179,7 @@ def elastic_augment(
     The shifts of `GRID` x `GRID` places are interpolated in between.
 
     Args:
-        params: of a controller of 2·`GRID`² controls.
+        params: of a controller of 2·G² controls, G being `GRID`.
         x: images.
         eps: noise.
         max_shift: in halves of an image.

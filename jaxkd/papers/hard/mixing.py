@@ -33,7 +33,7 @@ def mix_augment(
     """Return x̃ = Σ_k m_k ⊙ x_{π_k}, and the maps m, which sum to 1 in every pixel.
 
     Args:
-        params: of a controller of K·`GRID`² controls.
+        params: of a controller of K·G² controls, G being `GRID`.
         x: images.
         eps: noise.
         perms: π, for each of the K sources the image that stands in each place.
