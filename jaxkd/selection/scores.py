@@ -127,8 +127,8 @@ def aum_scores(seen: Seen) -> Float[Array, "examples"]:
 def moderate_scores(seen: Seen) -> Float[Array, "examples"]:
     """Return how far from its class's median distance an example lies: LOW is typical.
 
-    Xia et al. 2023 (ICLR, "Moderate Coreset"): abs(d − median of d over the class), d the
-    distance of the features to their class's mean; the mean over networks.
+    Xia et al. 2023 (ICLR, "Moderate Coreset"): abs(d − median of d over the class),
+    with d the distance of the features to their class's mean; the mean over networks.
 
     Args:
         seen: ``features``.

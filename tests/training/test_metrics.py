@@ -122,5 +122,7 @@ def test_tensorboard_says_what_to_install(monkeypatch, tmp_path):
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install 'jaxkd-distill\[tensorboard\]'"):
+    with pytest.raises(
+        ImportError, match=r"pip install 'jaxkd-distill\[tensorboard\]'"
+    ):
         TensorBoard(tmp_path)
