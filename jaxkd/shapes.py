@@ -61,7 +61,7 @@ def _whole(hint: Any) -> bool:
 
 
 def _sizes(
-    shape: tuple[int, ...], axes: list[str], known: dict[str, Any]
+    shape: tuple[Any, ...], axes: list[str], known: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Return what is known of axes and these; None if they do not fit."""
     found = dict(known)

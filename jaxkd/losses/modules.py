@@ -3,7 +3,7 @@
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int
 
 from jaxkd.arguments import checked, positive, probability
 from jaxkd.losses.basics import check_same_shape, frozen
@@ -14,7 +14,7 @@ from jaxkd.losses.divergences import cross_entropy_loss, kd_loss
 def m2m_kd_loss(
     student_logits: Float[Array, "batch classes"],
     teacher_logits: Float[Array, "batch classes"],
-    labels: Num[Array, "batch ..."],
+    labels: Int[Array, "batch"] | Float[Array, "batch classes"],
     alpha: float = 0.5,
     temperature: float = 1.0,
     kind: Literal["soft", "hard"] = "soft",
