@@ -19,6 +19,8 @@ from jaxkd.data.graphs import GRAPHS as GRAPHS
 from jaxkd.data.graphs import GraphDataset as GraphDataset
 from jaxkd.data.graphs import load_graph as load_graph
 from jaxkd.data.graphs import repeated as repeated
+from jaxkd.data.image_processor import ImageProcessor as ImageProcessor
+from jaxkd.data.image_processor import load_image_processor as load_image_processor
 from jaxkd.data.long_tail import long_tailed as long_tailed
 from jaxkd.data.long_tail import long_tailed_counts as long_tailed_counts
 from jaxkd.data.mixing import CutMix as CutMix
