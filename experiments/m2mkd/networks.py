@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxkd import Network, models
 from jaxkd.adapters import Steps
-from jaxkd.models.parts.moe import MoE
+from jaxkd.models.parts.moe import Mixture, MoE
 from jaxkd.models.parts.tokens import MLP, layer_norm
 from jaxkd.types import Outputs
 
@@ -26,7 +26,7 @@ class Block(nnx.Module):
     def __init__(self, width: int, experts: int, *, rngs: nnx.Rngs):
         self.norm = layer_norm(width, rngs=rngs)
         self.mlp = (
-            MoE(width, 2 * width, experts, 2, rngs=rngs)
+            MoE(width, Mixture(2 * width, experts, 2), rngs=rngs)
             if experts
             else MLP(width, 2 * width, rngs=rngs)
         )

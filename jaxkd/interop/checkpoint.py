@@ -214,9 +214,10 @@ def tensor_reader(
 
     def part(path: str, place: Place) -> np.ndarray:
         array = arrays[path]
-        if sources[path].layers is not None:  # The host takes one layer only.
-            array = jax.lax.dynamic_slice_in_dim(array, place[0].start, 1)
-            place = (slice(0, 1), *place[1:])
+        stacked = sources[path].stacked
+        for axis in range(stacked):  # The host takes one layer, or expert, only.
+            array = jax.lax.dynamic_slice_in_dim(array, place[axis].start, 1, axis)
+        place = (*[slice(0, 1)] * stacked, *place[stacked:])
         return on_host(array)[(*place, ...)]
 
     def read(name: str) -> np.ndarray:

@@ -3,12 +3,16 @@
 ``weights`` are one a token; a token of weight 0 is as good as absent.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxkd.arguments import checked, count
 from jaxkd.losses.basics import as_float, logsumexp, zero_masked
+
+Scores = Literal["softmax", "sigmoid"]
 
 
 @checked(k=count)
@@ -41,16 +45,22 @@ def load_balance_loss(
     logits: Float[Array, "tokens experts"],
     k: int = 2,
     weights: Float[Array, "tokens"] | None = None,
+    scores: Scores = "softmax",
 ) -> Float[Array, ""]:
     """Return experts · Σ_e load_e · p_e: 1 where all experts get as much, more if not.
 
     Fedus, Zoph, Shazeer 2021, arXiv:2101.03961, Eq. 4-6: the load is `expert_load`,
-    which has no gradient, and p the tokens' mean probability of each expert.
+    which has no gradient, and p the tokens' mean probability of each expert. The loss
+    that transformers adds for Mixtral and Qwen3-MoE is k times this one, over the
+    tokens of all layers together. Of the tokens of one sequence, with ``"sigmoid"``,
+    it is that of DeepSeek-AI 2024, arXiv:2412.19437, Eq. 17-20.
 
     Args:
         logits: the router's.
         k: experts of a token.
         weights: one a token; 0 where none counts.
+        scores: of which a token's probabilities are the shares: ``"softmax"``, or
+            ``"sigmoid"`` for routers of `sigmoid_of_top`.
 
     Raises:
         ValueError: k is above the number of experts.
@@ -59,6 +69,8 @@ def load_balance_loss(
     counted = jnp.ones(len(logits)) if weights is None else as_float(weights)
     load = jax.lax.stop_gradient(expert_load(logits, k, weights))
     share = counted / jnp.maximum(counted.sum(), 1e-12)
+    # Shares of sigmoids are the softmax of their logarithms, finite at any logits.
+    logits = jax.nn.log_sigmoid(logits) if scores == "sigmoid" else logits
     mean = jnp.einsum("t,te->e", share, jax.nn.softmax(logits), precision="highest")
     return logits.shape[-1] * jnp.sum(load * mean)
 

@@ -2,10 +2,16 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from jaxkd.arguments import checked, count
-from jaxkd.losses.routing import expert_load, load_balance_loss, router_z_loss
+from jaxkd.losses.routing import (
+    Scores,
+    expert_load,
+    load_balance_loss,
+    router_z_loss,
+)
 from jaxkd.methods.base import masked_loss, summed
 from jaxkd.methods.masks import batch_weights, masked
 from jaxkd.types import Loss, Method
@@ -13,7 +19,13 @@ from jaxkd.types import Loss, Method
 
 @checked(k=count)
 def expert_balance(
-    taps: Sequence[str], k: int = 2, *, balance: float = 1.0, z: float = 0.1
+    taps: Sequence[str],
+    k: int = 2,
+    *,
+    balance: float = 1.0,
+    z: float = 0.1,
+    scores: Scores = "softmax",
+    by_sequence: bool = False,
 ) -> Method:
     """Return the load-balance and z losses of a student's routers, summed over layers.
 
@@ -28,6 +40,9 @@ def expert_balance(
         k: experts of a token.
         balance: weight of `losses.load_balance_loss`.
         z: weight of `losses.router_z_loss`.
+        scores: as in `losses.load_balance_loss`.
+        by_sequence: whether the load is balanced within each example, as DeepSeek-V3
+            does, and not only over the batch.
 
     Raises:
         ValueError: no taps.
@@ -46,7 +61,14 @@ def expert_balance(
             weights = batch_weights(batch, logits.shape[:-1])
             rows = logits.reshape(-1, logits.shape[-1])
             flat = None if weights is None else weights.reshape(-1)
-            even = load_balance_loss(rows, k, flat)
+            if by_sequence:
+                examples = len(logits)
+                each = None if flat is None else flat.reshape(examples, -1)
+                even = jax.vmap(lambda z, w: load_balance_loss(z, k, w, scores))(
+                    logits.reshape(examples, -1, logits.shape[-1]), each
+                )
+            else:
+                even = load_balance_loss(rows, k, flat, scores)
             terms += [
                 (balance, masked_loss(even, batch)),
                 (z, masked_loss(router_z_loss(logits), batch)),

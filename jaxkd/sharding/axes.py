@@ -22,11 +22,13 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "hidden": ("tensor",),
     "vocabulary": ("tensor",),
+    "expert": ("tensor",),
 }
 """Axes of the mesh by logical axis. ``embed`` is a weight's axis of the residual
 stream's features; an activation's is not split, and is called None. ``length`` is of
 what is kept between blocks, where every token is for itself (Korthikanti et al. 2022,
-arXiv:2205.05198)."""
+arXiv:2205.05198). Experts lie over the devices that have the same tokens
+(`jaxkd.models.parts.moe`)."""
 
 QUANTIZED = ("codes", "scale", "zero")
 """Parts of a quantised weight, which have its axes."""

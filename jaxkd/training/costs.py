@@ -17,6 +17,7 @@ _SIZES = {"pred": 1, "bf16": 2, "s4": 0.5, "u4": 0.5, "s2": 0.25, "u2": 0.25}
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_RAGGED = re.compile(r'"is_ragged_dot":true,"num_groups_in_ragged_dot":"(\d+)"')
 _FREE = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
@@ -153,7 +154,12 @@ class _Program:
         if instruction.op == "fusion":
             inner = self.computations[_called(instruction, "calls")]
             known = {i.name: i.shape for i in inner}
-            return sum((self._flops(i, known) for i in inner), 0.0)
+            total = sum((self._flops(i, known) for i in inner), 0.0)
+            # A ragged product is written as one of all rows with every group's matrix,
+            # of which the blocks of rows that are not the group's are skipped.
+            groups = _RAGGED.search(instruction.text)
+            direct = any(i.op == "convolution" for i in inner)
+            return total / int(groups[1]) if groups and direct else total
         if instruction.op == "custom-call":
             stated = re.search(r'cost_estimate":\{"flops":"(\d+)"', instruction.text)
             return float(stated[1]) if stated else 0.0

@@ -43,6 +43,18 @@ def test_a_loop_counts_as_often_as_it_runs(unroll):
     assert not found.collectives
 
 
+def test_ragged_products_count_a_row_once():
+    def product(w, x, sizes):
+        return jax.lax.ragged_dot(x, w, sizes)
+
+    experts = jax.ShapeDtypeStruct((8, WIDTH, WIDTH), jnp.bfloat16)
+    sizes = jax.ShapeDtypeStruct((8,), jnp.int32)
+    one = 2 * ROWS * WIDTH**2
+    assert costs(product, experts, INPUTS, sizes).flops == pytest.approx(one)
+    both = jax.grad(lambda w, x, n: (product(w, x, n) ** 2).sum(), (0, 1))
+    assert costs(both, experts, INPUTS, sizes).flops == pytest.approx(3 * one)
+
+
 def test_convolutions():
     def convolve(x, w):
         return jax.lax.conv_general_dilated(

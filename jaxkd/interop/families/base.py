@@ -26,13 +26,16 @@ class Source(NamedTuple):
     Attributes:
         names: of tensors that lie side by side along ``axis``, all of one width, such
             as queries, keys and values. With ``layers`` they have ``{}`` for a layer's
-            number.
+            number, with ``experts`` another for an expert's.
         layout: how einops brings a tensor to ours, such as `LINEAR`; as it is if empty.
         layers: how many are stacked along our first axis; None for no such axis.
         share: (which, of how many) equal parts along our last axis a tensor has of
             which only one is ours, such as the keys of queries, keys and values.
         sizes: of the axes that the layout splits or joins.
         axis: of ours, counted from the last.
+        first: number of the first of the ``layers``.
+        experts: of a layer, each in tensors of its own, stacked along our next axis;
+            None for no such axis.
     """
 
     names: tuple[str, ...]
@@ -41,25 +44,33 @@ class Source(NamedTuple):
     share: tuple[int, int] = (0, 1)
     sizes: Mapping[str, int] = MappingProxyType({})
     axis: int = -1
+    first: int = 0
+    experts: int | None = None
+
+    @property
+    def stacked(self) -> int:
+        """How many of our first axes count tensors."""
+        return sum(size is not None for size in (self.layers, self.experts))
 
     def places(self, shape: Sequence[int]) -> dict[str, Place]:
         """Return where in our array of that shape each tensor lies, by its name."""
         found = {}
-        for layer in range(self.layers or 1):
+        counted = [size for size in (self.layers, self.experts) if size is not None]
+        for numbers in np.ndindex(*counted):
             for i, name in enumerate(self.names):
                 place = [slice(0, size) for size in shape]
-                if self.layers is not None:
-                    place[0] = slice(layer, layer + 1)
+                place[: len(numbers)] = [slice(n, n + 1) for n in numbers]
                 if len(self.names) > 1:
                     width = shape[self.axis] // len(self.names)
                     place[self.axis] = slice(i * width, (i + 1) * width)
-                found[name.format(layer)] = tuple(place)
+                layer, *expert = numbers or (0,)
+                found[name.format(self.first + layer, *expert)] = tuple(place)
         return found
 
     def theirs(self, parts: Sequence[Any]) -> Any:
         """Return a tensor from the pieces of our arrays that share it, in order."""
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        whole = whole if self.layers is None else whole[0, ...]
+        whole = whole[(0,) * self.stacked + (...,)]
         if not self.layout:
             return whole
         theirs, ours = self.layout.split("->")
@@ -92,7 +103,7 @@ class Source(NamedTuple):
                     start = self.share[0] * shape[-1]
                     last = slice(start + own[-1].start, start + own[-1].stop)
                     own = (*own[:-1], last)
-                own = own if self.layers is None else own[1:]
+                own = own[self.stacked :]
                 found[_shifted(both, part)] = self._piece(name, own, tensor)
         return found
 

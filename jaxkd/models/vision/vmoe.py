@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from flax import nnx
 
 from jaxkd.arguments import checked, count, fraction, positive
-from jaxkd.models.parts.moe import MoE, RouterName, check_experts
+from jaxkd.models.parts.moe import Mixture, MoE
 from jaxkd.models.parts.recorded import recorded
+from jaxkd.models.parts.routers import RouterName
 from jaxkd.models.parts.tokens import named_size
 from jaxkd.models.vision.vit import SIZES, ViT, check_heads
 from jaxkd.network import Network
@@ -45,7 +46,7 @@ def vmoe(
         k: that a token goes through.
         every: how many blocks there are to one mixture, the last of each; the paper
             takes 2, m2mKD 1.
-        router: a name of `jaxkd.models.parts.moe.ROUTERS`; V-MoE's is
+        router: a name of `jaxkd.models.parts.routers.ROUTERS`; V-MoE's is
             ``"top_of_softmax"``, fastmoe's and m2mKD's the default.
         image_size: pixels of the square image's side.
         patch_size: pixels of a patch's side.
@@ -60,15 +61,13 @@ def vmoe(
     sizes = named_size(size, SIZES, "ViT")
     width, depth, _ = sizes
     check_heads(sizes)
-    check_experts(k, experts)
+    own = 4 * width if hidden is None else hidden
+    mixture = Mixture(own, experts, k, router)
     mixed = [i for i in range(depth) if (i + 1) % every == 0]
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         def mlp(block: int) -> nnx.Module | None:
-            if block not in mixed:
-                return None
-            own = 4 * width if hidden is None else hidden
-            return MoE(width, own, experts, k, router=router, rngs=rngs)
+            return MoE(width, mixture, rngs=rngs) if block in mixed else None
 
         return ViT(
             (width, depth, sizes[2]),

@@ -21,6 +21,20 @@ CASES = {
         (12, 5),
     ),
     "squeezed": (Source(("a",), "1 1 width -> width"), (5,)),
+    "experts": (
+        Source(("a{}.{}",), LINEAR, layers=2, first=1, experts=3),
+        (2, 3, 4, 6),
+    ),
+    "interleaved": (
+        Source(
+            ("a{}",),
+            "experts embed (hidden two) -> experts embed (two hidden)",
+            layers=2,
+            share=(1, 2),
+            sizes={"two": 2},
+        ),
+        (2, 3, 4, 6),
+    ),
     "shared": (Source(("a{}",), LINEAR, layers=2, share=(1, 3)), (2, 4, 6)),
 }
 
