@@ -1,4 +1,4 @@
-"""The command ``jaxkd``: experiments, their reports, exports, and teacher caches."""
+"""The command ``jaxkd``: distil your own models; experiments, reports, caches."""
 
 import dataclasses
 import math
@@ -26,6 +26,7 @@ from jaxkd.cli_runs import (
 )
 from jaxkd.files import plain, replaced_folder
 from jaxkd.recipes.cache_teacher import cache_teacher
+from jaxkd.recipes.command import distill, distill_command
 from jaxkd.reporting.experiment import load_experiment, slugs
 from jaxkd.reporting.run import read_part
 from jaxkd.untrusted import json_file
@@ -258,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = arguments[0] if arguments else "--help"
         commands = {
+            "distill": distill,
             "list": list_experiments,
             "show": show,
             "run": run_command(arguments[1:] if command == "run" else []),
@@ -270,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         if command not in commands and not command.startswith("-"):
             raise ValueError(unknown_name("command", command, commands))
+        if command == "distill":
+            return distill_command(arguments[1:])
         status = tyro.extras.subcommand_cli_from_dict(
             commands,
             args=arguments or ["--help"],
@@ -282,7 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; `jaxkd resume` goes on from here")
+        Console(stderr=True).print(
+            "stopped; `jaxkd resume`, or the same `jaxkd distill`, goes on from here"
+        )
         return 130
     return status or 0
 

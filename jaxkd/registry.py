@@ -6,7 +6,7 @@ from typing import Any
 
 
 def constructors(
-    namespace: Mapping[str, Any], kind: type, besides: tuple[str, ...] = ()
+    namespace: Mapping[str, Any], kind: Any, besides: tuple[str, ...] = ()
 ) -> dict[str, Callable[..., Any]]:
     """Return a package's public functions that make a ``kind``, by name.
 

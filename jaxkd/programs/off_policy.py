@@ -124,7 +124,7 @@ def off_policy(
     capacity: int,
     tolerance: float = 0.1,
     increment: float = 0.1,
-    sampling: Sampling = Sampling(),  # noqa: B008
+    sampling: Sampling = Sampling(),
     eos: int | tuple[int, ...] | None = None,
     pad: int = 0,
     accumulate: int = 1,

@@ -40,7 +40,7 @@ def on_policy(
     student_share: float = 0.5,
     teacher_share: float = 0.0,
     teacher_mixture: float = 0.0,
-    sampling: Sampling = Sampling(),  # noqa: B008
+    sampling: Sampling = Sampling(),
     eos: int | tuple[int, ...] | None = None,
     pad: int = 0,
     accumulate: int = 1,

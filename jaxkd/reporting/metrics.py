@@ -29,6 +29,7 @@ METRICS = {
     "test_accuracy": Metric("test %", higher_is_better=True),
     "teacher_kl": Metric("KL to teacher", higher_is_better=False),
     "reverse_teacher_kl": Metric("reverse KL to teacher", higher_is_better=False),
+    "rouge_l": Metric("ROUGE-L %", higher_is_better=True),
     "sinkhorn": Metric("Sinkhorn distance", higher_is_better=False),
     "mt_bench": Metric("MT-Bench", higher_is_better=True),
     "frechet": Metric("Fréchet", higher_is_better=False),

@@ -234,7 +234,7 @@ def _page(
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_summary(results, verdicts))}</p>',
         "<h2>Results</h2>",
-        *map(_table, rows),
+        *map(html_table, rows),
         '<p class="soft">± is the standard error over seeds; the interval is by '
         "Student's t. The best student of each column is in bold. Seconds are the mean "
         "wall time of a run.</p>",
@@ -246,15 +246,32 @@ def _page(
             f'<h2>Claims</h2>\n<p class="soft">{escape(JUDGED)}</p>\n'
             f'<ul class="claims">{items}</ul>'
         )
-    parts += ["<h2>Plots</h2>", *(_figure(path, text) for path, text in plots.items())]
+    parts += [
+        "<h2>Plots</h2>",
+        *(html_figure(path, text) for path, text in plots.items()),
+    ]
     if others:
         also = layout(comparison(results.records, others, paper), others)
-        parts += ["<h2>Also measured</h2>", *map(_table, also)]
-    facts = {**results.machine, **results.versions, "commit": _commit(results)}
+        parts += ["<h2>Also measured</h2>", *map(html_table, also)]
+    facts = {
+        **results.machine,
+        **results.versions,
+        "commit": commit_text(results.commit, results.dirty),
+    }
     parts += [
-        f"<h2>Configuration</h2>\n{_facts(results.config)}",
-        f"<h2>Made with</h2>\n{_facts(facts)}",
+        f"<h2>Configuration</h2>\n{html_facts(results.config)}",
+        f"<h2>Made with</h2>\n{html_facts(facts)}",
     ]
+    return html_page(title, parts)
+
+
+def html_page(title: str, parts: Iterable[str]) -> str:
+    """Return a page that holds everything in one file.
+
+    Args:
+        title: of the page, as text.
+        parts: of its body, as HTML.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -275,13 +292,15 @@ def _varying(varies: Sequence[str]) -> str:
     return f"What varies between seeds: {', '.join(varies)}."
 
 
-def _commit(results: Results) -> str:
-    if results.commit is None:
+def commit_text(commit: str | None, dirty: bool) -> str:
+    """Return in words what `code_state` found."""
+    if commit is None:
         return "none: not in a repository"
-    return results.commit + (" and changes on top of it" if results.dirty else "")
+    return commit + (" and changes on top of it" if dirty else "")
 
 
-def _table(grid: Grid) -> str:
+def html_table(grid: Grid) -> str:
+    """Return a table as a part of a page."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in grid.header)
     body = "\n".join(
         "<tr>"
@@ -310,7 +329,8 @@ def _claim(claim: Claim, verdict: Verdict) -> str:
     )
 
 
-def _figure(path: Path, text: str) -> str:
+def html_figure(path: Path, text: str) -> str:
+    """Return a picture, which the page then holds, with what it shows."""
     data = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt="{escape(text)}">'
@@ -318,7 +338,8 @@ def _figure(path: Path, text: str) -> str:
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def html_facts(facts: Mapping[str, Any]) -> str:
+    """Return names and what they stand for as a part of a page."""
     rows = "\n".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(_fact(value))}</td></tr>'
         for name, value in facts.items()

@@ -221,7 +221,7 @@ def print_table(
             while shown > 1 and not _fits(console, mine, left[:shown]):
                 shown -= 1
             rest = ", continued" if len(left) < len(metrics) else ""
-            console.print(_rich_table(layout(mine, left[:shown])[0], rest))
+            console.print(rich_table(layout(mine, left[:shown])[0], rest))
             left = left[shown:]
     if rows:
         console.print(
@@ -247,17 +247,19 @@ def markdown_table(
     for grid in grids:
         if grid.setting:
             lines += [f"**{markdown_escape(grid.setting)}**", ""]
-        lines.append(_markdown_row(grid.header))
-        lines.append("|---|" + "---:|" * (len(grid.header) - 1))
-        for i, row in enumerate(grid.rows):
-            cells = [markdown_escape(cell) for cell in row]
-            marked = [
-                f"**{c}**" if (i, j) in grid.best else c for j, c in enumerate(cells)
-            ]
-            lines.append("| " + " | ".join(marked) + " |")
-        lines.append("")
+        lines += [markdown_grid(grid), ""]
     if marks := legend(grids):
         lines += [marks, ""]
+    return "\n".join(lines)
+
+
+def markdown_grid(grid: Grid) -> str:
+    """Return a table in Markdown, the best student's cells in bold."""
+    lines = [_markdown_row(grid.header), "|---|" + "---:|" * (len(grid.header) - 1)]
+    for i, row in enumerate(grid.rows):
+        cells = [markdown_escape(cell) for cell in row]
+        marked = [f"**{c}**" if (i, j) in grid.best else c for j, c in enumerate(cells)]
+        lines.append("| " + " | ".join(marked) + " |")
     return "\n".join(lines)
 
 
@@ -306,7 +308,13 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
 
 
-def _rich_table(grid: Grid, rest: str = "") -> Table:
+def rich_table(grid: Grid, rest: str = "") -> Table:
+    """Return a table for the terminal.
+
+    Args:
+        grid: its text.
+        rest: what its title ends in.
+    """
     table = Table(
         title=Text(grid.setting + rest, style="bold") if grid.setting else None,
         title_justify="left",
@@ -331,7 +339,7 @@ def _rich_table(grid: Grid, rest: str = "") -> Table:
 
 
 def _fits(console: Console, rows: Sequence[Row], metrics: Sequence[str]) -> bool:
-    table = _rich_table(layout(rows, metrics)[0])
+    table = rich_table(layout(rows, metrics)[0])
     wide = console.options.update(width=10_000)
     return Measurement.get(console, wide, table).maximum <= console.width
 

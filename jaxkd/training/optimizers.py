@@ -1,4 +1,4 @@
-"""What optax is told about the trees that programs optimise.
+"""Optimizers as configurations, and what optax is told about the trees it optimises.
 
 A distillation program's optimizer sees one tree, ``{"student": params, "method":
 params}``: the student's weights, and those that the method trains along (projectors,
@@ -6,7 +6,8 @@ heads), empty if it has none.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import optax
@@ -18,6 +19,86 @@ SPARED = ("bias", "scale", "log_rate", "skip", "time_bias")
 """Names of biases, of norms' scales, and of what Mamba's layers have beside matrices.
 In stacked layers these have an axis more, so that their number of axes tells nothing.
 """
+
+
+@checked()
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer, and how its rate changes over a run.
+
+    Attributes:
+        name: ``adam`` and ``sgd`` (momentum 0.9) add the decay to the gradient;
+            ``adamw`` shrinks the weights by it.
+        learning_rate: at its highest.
+        weight_decay: times the weights.
+        schedule: ``constant``, ``cosine`` or ``linear`` to ``final``, or ``steps``: a
+            tenth after each milestone.
+        milestones: epochs.
+        warmup: steps in which the rate rises from 0; below 1 a share of the run.
+        final: share of the rate that is left at the end.
+        clip: the gradient's norm at most; 0 for any.
+
+    Raises:
+        ValueError: an unknown optimizer or schedule.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    warmup: float = 0.0
+    final: float = 0.0
+    clip: float = 0.0
+
+    def scaled(self, share: float) -> "OptimizerConfig":
+        """Return the optimizer with a share of the learning rate."""
+        return replace(self, learning_rate=share * self.learning_rate)
+
+    def rate(self, steps: int, epochs: int = 1) -> optax.Schedule:
+        """Return the learning rate by the step.
+
+        Args:
+            steps: of the whole run.
+            epochs: likewise, by which the milestones are counted.
+        """
+        peak = self.learning_rate
+        warmup = round(self.warmup if self.warmup >= 1 else self.warmup * steps)
+        left = max(steps - warmup, 1)
+        schedules = {
+            "constant": lambda: optax.constant_schedule(peak),
+            "cosine": lambda: optax.cosine_decay_schedule(peak, left, self.final),
+            "linear": lambda: optax.linear_schedule(peak, self.final * peak, left),
+            "steps": lambda: optax.piecewise_constant_schedule(
+                peak, {m * (steps // epochs) - warmup: 0.1 for m in self.milestones}
+            ),
+        }
+        decay = schedules[self.schedule]()
+        if not warmup:
+            return decay
+        rise = optax.linear_schedule(0.0, peak, warmup)
+        return optax.join_schedules([rise, decay], [warmup])
+
+    def build(self, steps: int, epochs: int = 1) -> optax.GradientTransformation:
+        """Return the optimizer of a run.
+
+        Args:
+            steps: of the whole run.
+            epochs: likewise, by which the milestones are counted.
+        """
+        rate, decay = self.rate(steps, epochs), self.weight_decay
+        parts = []
+        if self.clip:
+            parts.append(optax.clip_by_global_norm(self.clip))
+        if decay and self.name != "adamw":
+            parts.append(optax.add_decayed_weights(decay))
+        makers = {
+            "adam": lambda: optax.adam(rate),
+            "adamw": lambda: optax.adamw(rate, weight_decay=decay),
+            "sgd": lambda: optax.sgd(rate, momentum=0.9),
+        }
+        parts.append(makers[self.name]())
+        return optax.chain(*parts)
 
 
 def decay_mask(params: PyTree) -> PyTree:

@@ -133,7 +133,9 @@ class JinjaTemplate:
 
 
 @checked()
-def load_chat_template(folder: str | Path) -> JinjaTemplate:
+def load_chat_template(
+    folder: str | Path, file: str | Path | None = None
+) -> JinjaTemplate:
     """Return the chat template of a Hugging Face folder.
 
     It is in ``chat_template.jinja``, or in ``tokenizer_config.json``, as one text or as
@@ -141,14 +143,14 @@ def load_chat_template(folder: str | Path) -> JinjaTemplate:
 
     Args:
         folder: of the tokenizer, which is often the model's.
+        file: of a template that takes the place of the folder's own.
 
     Raises:
         FileNotFoundError: it has none.
         ValueError: a file that is damaged.
     """
-    config, file = (
-        Path(folder) / name for name in ("tokenizer_config.json", "chat_template.jinja")
-    )
+    config = Path(folder) / "tokenizer_config.json"
+    file = Path(folder) / "chat_template.jinja" if file is None else Path(file)
     said = json_file(config) if config.is_file() else {}
     if not isinstance(said, dict):
         raise ValueError(f"{config} holds a {type(said).__name__}, not an object")

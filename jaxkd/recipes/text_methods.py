@@ -1,0 +1,198 @@
+"""Methods for language models by name: the objective, and the program that trains it.
+
+Names are those of `jaxkd.methods`, of the divergences of `jaxkd.kernels.linear_distill`
+and the shorthands below. Options are the arguments of whatever the name stands for; an
+argument of `jaxkd.programs.on_policy` or `off_policy` among them makes it that program.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optax
+
+from jaxkd import methods
+from jaxkd.arguments import unknown_name
+from jaxkd.kernels.linear_distill import divergences
+from jaxkd.network import Network
+from jaxkd.programs import distill, off_policy, on_policy
+from jaxkd.registry import constructors
+from jaxkd.types import Method, Program
+
+Option = int | float | bool | str
+Options = Mapping[str, Option]
+
+SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("cross_entropy", {}),
+    "kd": ("forward_kl", {}),
+    "gkd": ("jensen_shannon", {"student_share": 0.5}),
+    "minillm": ("minillm", {"student_share": 1.0, "teacher_mixture": 0.2}),
+    "seqkd": ("cross_entropy", {"student_share": 0.0, "teacher_share": 1.0}),
+    "distillm": ("skew_kl", {"increment": 0.1}),
+    "topk": ("topk_kd", {}),
+}
+"""Names of the field for a method and the options that make it the paper's."""
+
+SUPERVISED = ("cross_entropy",)
+"""Methods that read no teacher, unless it writes the texts."""
+
+
+def _direct(function: Any) -> bool:
+    return [*inspect.signature(function).parameters] == ["log_p", "log_q"]
+
+
+DIVERGENCES: dict[str, Callable[..., Any]] = {
+    **{
+        name: function
+        for name, function in vars(divergences).items()
+        if inspect.isfunction(function) and _direct(function)
+    },
+    **constructors(vars(divergences), divergences.Divergence),
+}
+"""Divergences by name; of those that have a parameter, what makes them."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a method's name and options stand for.
+
+    Attributes:
+        name: in `jaxkd.methods`, or of a divergence.
+        options: of the method.
+        program: ``distill``, ``on_policy`` or ``off_policy``.
+        sampling: arguments of the program.
+    """
+
+    name: str
+    options: dict[str, Any]
+    program: str
+    sampling: dict[str, Any]
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the objective reads no teacher."""
+        return self.name in SUPERVISED
+
+    @property
+    def teacher(self) -> bool:
+        """Whether there must be a teacher."""
+        return not self.supervised or bool(self.sampling.get("teacher_share"))
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether some steps read the data's own answers to prompts."""
+        shares = ("student_share", "teacher_share")
+        return sum(self.sampling.get(name, 0.0) for name in shares) < 1
+
+
+PROGRAMS = {"on_policy": on_policy, "off_policy": off_policy}
+GIVEN = ("student", "teacher", "method", "optimizer", "steps", "max_new_tokens")
+GIVEN += ("sampling", "eos", "pad", "accumulate", "validate_every")
+"""Arguments of programs that a recipe says otherwise."""
+
+
+def resolve(method: str, options: Options) -> Way:
+    """Return what a method's name and options stand for.
+
+    Raises:
+        ValueError: an unknown name or option.
+    """
+    names = dict.fromkeys([*SHORTHANDS, *DIVERGENCES, *methods.METHODS])
+    if method not in names:
+        raise ValueError(unknown_name("method", method, names))
+    name, own = SHORTHANDS.get(method, (method, {}))
+    found = {**own, **options}
+    program, sampling = "distill", {}
+    for candidate, maker in PROGRAMS.items():
+        taken = [x for x in found if x in _arguments(maker) and x not in GIVEN]
+        if taken:
+            program, sampling = candidate, {x: found.pop(x) for x in taken}
+            break
+    valid = {*_method_arguments(name)}
+    for option in found:
+        if option not in valid:
+            of_programs = {x for maker in PROGRAMS.values() for x in _arguments(maker)}
+            known = sorted(valid | (of_programs - {*GIVEN}))
+            raise ValueError(unknown_name(f"option of {method}", option, known))
+    return Way(name, found, program, sampling)
+
+
+def _arguments(function: Any) -> list[str]:
+    return [*inspect.signature(inspect.unwrap(function)).parameters]
+
+
+def _method_arguments(name: str) -> list[str]:
+    if name not in DIVERGENCES:
+        return _arguments(methods.METHODS[name])
+    own = [] if _direct(DIVERGENCES[name]) else _arguments(DIVERGENCES[name])
+    return [*own, "temperature", "label_weight"]
+
+
+def objective(way: Way, steps: int) -> Method:
+    """Return a way's method.
+
+    Args:
+        way: from `resolve`.
+        steps: of the training, for methods that change over it.
+
+    Raises:
+        ValueError: an option that the method does not take.
+    """
+    options = dict(way.options)
+    if way.name in DIVERGENCES:
+        divergence = DIVERGENCES[way.name]
+        if not _direct(divergence):
+            own = {x: options.pop(x) for x in _arguments(divergence) if x in options}
+            divergence = divergence(**own)
+        return methods.linear_kd(divergence, **options)
+    if "total_steps" in _method_arguments(way.name):
+        options.setdefault("total_steps", steps)
+    try:
+        return methods.METHODS[way.name](**options)
+    except TypeError as error:
+        raise ValueError(f"method {way.name}: {error}; give it by --options") from None
+
+
+def train_by(
+    way: Way,
+    student: Network,
+    teacher: Network | None,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    accumulate: int,
+    batch_size: int,
+    **written: Any,
+) -> Program:
+    """Return the program of a way.
+
+    Args:
+        way: from `resolve`.
+        student: to train.
+        teacher: frozen; None where its answers come with the batch.
+        method: from `objective`.
+        optimizer: of the training.
+        steps: likewise.
+        accumulate: parts of a batch.
+        batch_size: of the training.
+        **written: ``max_new_tokens``, ``sampling``, ``eos`` and ``pad`` of programs
+            that write text.
+    """
+    if way.program == "distill":
+        return distill(student, teacher, method, optimizer, accumulate=accumulate)
+    assert teacher is not None, "the recipe has asked for one"
+    common = {**written, **way.sampling, "accumulate": accumulate}
+    if way.program == "on_policy":
+        return on_policy(student, teacher, method, optimizer, **common)
+    common.setdefault("capacity", max(1, 1000 // batch_size) * batch_size)
+    return off_policy(
+        student,
+        teacher,
+        method,
+        optimizer,
+        steps=steps,
+        validate_every=max(1, steps // 10),
+        **common,
+    )
