@@ -10,6 +10,7 @@ import json
 import lzma
 import pickle
 import shutil
+import tarfile
 import time
 from io import BytesIO
 from pathlib import Path
@@ -97,6 +98,28 @@ def parquet(path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
 
 
+def arrow(path):
+    table = pyarrow.Table.from_pylist(RECORDS)
+    with pyarrow.ipc.new_stream(str(path), table.schema) as file:
+        file.write_table(table)
+
+
+def tar(path):
+    buffer = BytesIO()
+    Image.new("RGB", (4, 4), (9, 0, 200)).save(buffer, "PNG")
+    with tarfile.open(path, "w") as archive:
+        for name in ("a.png", "a.cls", "b.png", "b.cls"):
+            content = buffer.getvalue() if name[2:] == "png" else b"1"
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, BytesIO(content))
+
+
+def read_images(path):
+    source = data.open_images(path, 4)
+    return source.take(np.arange(min(len(source), 9)))
+
+
 def array_record(path):
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for line in LINES.splitlines():
@@ -172,6 +195,16 @@ FORMATS = {
     "a.txt": (lambda p: p.write_text("one\ntwo\n"), records),
     "a.parquet": (parquet, records),
     "a.array_record": (array_record, records),
+    "a.arrow": (arrow, records),
+    "a.csv": (lambda p: p.write_text('text,label\na,"1"\nb,2\n'), records),
+    "a.tar": (tar, read_images),
+    "s/state.json": (
+        lambda p: (
+            (p.parent.mkdir(exist_ok=True), arrow(p.parent / "a.arrow"))
+            and p.write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+        ),
+        lambda p: records(p.parent),
+    ),
     "tokenizer.json": (tokenizer, encode),
     "tokenizer_config.json": (
         lambda p: tokenizer(p.with_name("tokenizer.json")),
@@ -392,8 +425,8 @@ BOMBS = {
 def test_what_would_fill_the_memory_is_refused_by_the_limit(name, folder, monkeypatch):
     monkeypatch.setattr(untrusted, "EXPANDED", 2**16)
     monkeypatch.setattr(untrusted, "EXPANSION", 2)
-    monkeypatch.setattr(data.records, "LARGEST_GROUP", 1000)
-    monkeypatch.setattr(data.records, "LARGEST_BYTES", 2**16)
+    monkeypatch.setattr(data.columns, "LARGEST_GROUP", 1000)
+    monkeypatch.setattr(data.columns, "LARGEST_BYTES", 2**16)
     file, write, message = BOMBS[name]
     path = folder / file
     path.parent.mkdir(exist_ok=True)
@@ -410,7 +443,7 @@ def test_the_limits_leave_room_for_what_is_in_use(folder):
     assert untrusted.LARGEST_JSON > 5 * 9e6
     assert untrusted.EXPANSION > 50
     assert untrusted.EXPANDED > 2e8
-    assert data.records.LARGEST_GROUP > 50 * 2**20  # Columns of Arrow's own groups.
+    assert data.columns.LARGEST_GROUP > 50 * 2**20  # Columns of Arrow's own groups.
 
 
 LLAMA = json.loads((GOLDEN / "llama" / "config.json").read_text())

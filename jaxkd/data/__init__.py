@@ -15,12 +15,17 @@ from jaxkd.data.datasets import mnist as mnist
 from jaxkd.data.datasets import tfds_dataset as tfds_dataset
 from jaxkd.data.folders import folder_classes as folder_classes
 from jaxkd.data.folders import image_folder as image_folder
+from jaxkd.data.folders import image_table as image_table
 from jaxkd.data.graphs import GRAPHS as GRAPHS
 from jaxkd.data.graphs import GraphDataset as GraphDataset
 from jaxkd.data.graphs import load_graph as load_graph
 from jaxkd.data.graphs import repeated as repeated
 from jaxkd.data.image_processor import ImageProcessor as ImageProcessor
 from jaxkd.data.image_processor import load_image_processor as load_image_processor
+from jaxkd.data.image_sets import image_arrays as image_arrays
+from jaxkd.data.image_sets import image_rows as image_rows
+from jaxkd.data.image_sets import open_images as open_images
+from jaxkd.data.images import read_image as read_image
 from jaxkd.data.long_tail import long_tailed as long_tailed
 from jaxkd.data.long_tail import long_tailed_counts as long_tailed_counts
 from jaxkd.data.mixing import CutMix as CutMix
@@ -53,6 +58,8 @@ from jaxkd.data.sources import Source as Source
 from jaxkd.data.sources import Subset as Subset
 from jaxkd.data.sources import example_labels as example_labels
 from jaxkd.data.sources import split as split
+from jaxkd.data.splits import split_files as split_files
+from jaxkd.data.tarred import webdataset as webdataset
 from jaxkd.data.text.corpora import TEXT_CLASSIFICATION as TEXT_CLASSIFICATION
 from jaxkd.data.text.corpora import ag_news as ag_news
 from jaxkd.data.text.corpora import mrpc as mrpc

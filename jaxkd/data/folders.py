@@ -1,32 +1,23 @@
-"""Images in a folder for each class, as ImageNet's are laid out."""
+"""Images in files: in a folder for each class, or named by a table beside them."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from jaxkd.arguments import checked, count
-from jaxkd.data.sources import Example, RecordSource
-from jaxkd.data.transforms import CropResize
+from jaxkd.data.images import (
+    FORMATS,
+    Classes,
+    Crop,
+    Picture,
+    number_labels,
+    picture_source,
+)
+from jaxkd.data.records import open_records
+from jaxkd.data.sources import RecordSource
+from jaxkd.files import inside
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
-"""Of the files that are images, by their names' ends in small letters."""
-
-LARGEST = 2**26
-"""Pixels of an image, which are looked at before it is decoded: 8,192 by 8,192."""
-
-
-class ImageFile(NamedTuple):
-    """An image of a class.
-
-    Attributes:
-        path: of the file.
-        label: the class's number.
-    """
-
-    path: Path
-    label: int
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names of the table beside the images, as `datasets` looks for it."""
 
 
 @checked()
@@ -51,7 +42,11 @@ def folder_classes(folder: str | Path) -> tuple[str, ...]:
 
 @checked(size=count)
 def image_folder(
-    folder: str | Path, size: int = 224, *, classes: Sequence[str] | None = None
+    folder: str | Path,
+    size: int = 224,
+    *,
+    classes: Sequence[str] | None = None,
+    crop: Crop | None = None,
 ) -> RecordSource:
     """Return the images below a folder of class folders, read when they are asked for.
 
@@ -65,6 +60,7 @@ def image_folder(
         classes: names of the folders, whose order numbers the classes; None for the
             folders there are, sorted. Give ``folder_classes(train)``, or a teacher's
             list, for a part that may lack some.
+        crop: brings an image to its size; None for ``CropResize(size)``.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -80,48 +76,71 @@ def image_folder(
             f"{', '.join(map(repr, unknown[:5])) or 'a folder missing'}: name every "
             f"folder in {folder} once"
         )
-    files = [
-        ImageFile(path, number[name])
+    pictures = [
+        Picture(path, number[name], str(path))
         for name in found
         for path in sorted((folder / name).rglob("*"))
         if path.suffix.lower() in FORMATS and path.is_file()
     ]
-    if not files:
+    if not pictures:
         raise FileNotFoundError(
             f"{folder} holds no image in {len(found)} folders: files must end in "
             f"{', '.join(FORMATS)}"
         )
-    crop = CropResize(size)
-
-    def decode(file: ImageFile, rng: np.random.Generator | None) -> Example:
-        return {
-            "image": crop(read_image(file.path), rng),
-            "label": np.int32(file.label),
-        }
-
-    return RecordSource(str(folder), files, decode, len(names))
+    return picture_source(str(folder), pictures, len(names), names, size, crop)
 
 
-@checked()
-def read_image(path: str | Path) -> np.ndarray:
-    """Return an image (height, width, 3), uint8, of a JPEG, PNG or WebP file.
+@checked(size=count)
+def image_table(
+    folder: str | Path,
+    size: int = 224,
+    *,
+    label: str = "label",
+    classes: Classes = None,
+    crop: Crop | None = None,
+) -> RecordSource:
+    """Return the images that a table in their folder names, as `datasets` has it.
+
+    The table is ``metadata.jsonl``, ``metadata.csv`` or ``metadata.parquet``, with
+    ``file_name`` (within the folder) and a label in each row.
+
+    Args:
+        folder: with the table.
+        size: pixels of an image's side.
+        label: the column with classes' names or numbers.
+        classes: names in the order that numbers the classes, or how many there are;
+            None for the names there are, sorted.
+        crop: brings an image to its size; None for ``CropResize(size)``.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, of another format, or has too many pixels.
+        FileNotFoundError: no table, or an image that it names is not there.
+        ValueError: a row without its image or label, or whose file is no image's name
+            within the folder.
     """
-    from PIL import Image
-
-    path = Path(path)
-    try:
-        with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
-            if image.width * image.height > LARGEST:
-                raise ValueError(
-                    f"it has {image.width:,} by {image.height:,} pixels, and may have "
-                    f"{LARGEST:,} in all"
-                )
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whatever a damaged image causes
-        raise ValueError(f"{path} cannot be read as an image ({error})") from None
+    folder = Path(folder)
+    tables = [folder / name for name in TABLES if (folder / name).is_file()]
+    if not tables:
+        raise FileNotFoundError(f"{folder} holds none of {', '.join(TABLES)}")
+    table, paths, labels = tables[0], [], []
+    for i, row in enumerate(open_records(table)):
+        if missing := {"file_name", label} - row.keys():
+            raise ValueError(
+                f"row {i} of {table} has no {' and no '.join(sorted(missing))}: it has "
+                f"{', '.join(row)}"
+            )
+        path = inside(folder, row["file_name"], table)
+        if path.suffix.lower() not in FORMATS:
+            raise ValueError(
+                f"row {i} of {table} names {path.name!r}: files must end in "
+                f"{', '.join(FORMATS)}"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: row {i} of {table} names it")
+        paths.append(path)
+        labels.append(row[label])
+    if not paths:
+        raise ValueError(f"{table} names no image")
+    numbers, known, names = number_labels(labels, classes, str(table))
+    rows = zip(paths, numbers.tolist(), strict=True)
+    pictures = [Picture(path, number, str(path)) for path, number in rows]
+    return picture_source(str(folder), pictures, known, names, size, crop)

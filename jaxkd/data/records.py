@@ -1,14 +1,13 @@
-"""Records of text in files: JSON lines, plain text, tables, Parquet and ArrayRecord.
+"""Records in files: JSON lines, plain text, tables, Parquet, Arrow and ArrayRecord.
 
 Records are dicts, and can be read in any order: JSON lines that are not compressed,
-Parquet and ArrayRecord files are never read at once.
+Parquet, Arrow and ArrayRecord files are never read at once.
 """
 
-import bisect
-import functools
+import csv
+import io
 import itertools
 import mmap
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,46 +15,56 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxkd.arguments import checked
+from jaxkd.data.columns import COLUMNS, Chained, open_columns
 from jaxkd.data.datasets import tfds_splits
+from jaxkd.data.splits import split_files
 from jaxkd.untrusted import LARGEST_JSON, blaming, decompressed, json_from
-
-LARGEST_GROUP, LARGEST_BYTES = 2**26, 2**32
-"""Values and bytes of a Parquet file's row group, which is in memory at once: a small
-file can ask for any number of values that are all alike."""
 
 Part = Literal["line", "paragraph", "file"]
 Record = Mapping[str, Any]
 
 
 @checked()
-def open_records(*paths: str | Path, part: Part = "line") -> Sequence[Record]:
-    """Return the records of one or several files of one kind, after one another.
+def open_records(
+    *paths: str | Path, part: Part = "line", split: str = "train"
+) -> Sequence[Record]:
+    """Return the records of one or several files, after one another.
 
     The file's name says what it is:
 
     * ``.jsonl``, an object a line;
     * ``.tsv``, rows of a table whose first line names the columns, without quotes;
+    * ``.csv``, the same with commas, and quotes where they are needed;
     * ``.txt``, parts of a text as ``{"text": …}``;
     * ``.parquet``, rows (``pip install 'jaxkd-distill[parquet]'``);
+    * ``.arrow``, rows of a stream as `datasets` writes it (the same);
     * ``.array_record``, each record an object in JSON.
 
-    The first three may be compressed (``.xz``, ``.gz``).
+    The first four may be compressed (``.xz``, ``.gz``). A folder stands for the files
+    of one split: what ``save_to_disk`` of `datasets` has written, or a data set's files
+    as the Hugging Face hub has them, see `jaxkd.data.split_files`.
 
     Args:
-        *paths: of the files.
+        *paths: of the files and folders.
         part: what a record of a ``.txt`` file is: a ``line``, a ``paragraph`` (between
             blank lines), or the ``file``. Blank ones are left out.
+        split: of folders: ``train``, ``validation``, ``test`` or a name of the user's.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: a file is missing, or a folder has no such split.
         ValueError: no files, a name of another kind, a file that cannot be read; when a
             record is read, one that is no object.
         ImportError: pyarrow is not installed.
     """
     if not paths:
         raise ValueError("open_records() needs at least one file")
-    opened = [_open(Path(path), part) for path in paths]
-    return opened[0] if len(opened) == 1 else _Chained(opened)
+    found = [
+        file
+        for path in map(Path, paths)
+        for file in (split_files(path, split) if path.is_dir() else [path])
+    ]
+    opened = [_open(path, part) for path in found]
+    return opened[0] if len(opened) == 1 else Chained(opened)
 
 
 @checked()
@@ -106,8 +115,8 @@ def _open(path: Path, part: Part) -> Sequence[Record]:
     # Shards are named such as x.array_record-00000-of-00004.
     if ".array_record" in name:
         return _ArrayRecords(path)
-    if name.endswith(".parquet"):
-        return _Parquet(path)
+    if name.endswith(COLUMNS):
+        return open_columns(path)
     if name.endswith(".jsonl"):
         return _JsonLines(path)
     if name.endswith(".txt"):
@@ -115,11 +124,11 @@ def _open(path: Path, part: Part) -> Sequence[Record]:
         blocks = {"line": lambda text: text.split("\n"), "paragraph": _paragraphs}
         parts = blocks[part](text) if part in blocks else [text]
         return [{"text": block} for block in parts if block.strip()]
-    if name.endswith(".tsv"):
-        return _table(path)
+    if name.endswith((".tsv", ".csv")):
+        return _table(path, name.endswith(".csv"))
     raise ValueError(
-        f"{path} is of no kind that is known: name it .jsonl, .txt, .tsv (each also "
-        "with .xz or .gz), .parquet or .array_record"
+        f"{path} is of no kind that is known: name it .jsonl, .txt, .tsv, .csv (each "
+        "also with .xz or .gz), .parquet, .arrow or .array_record"
     )
 
 
@@ -146,15 +155,20 @@ def _paragraphs(text: str) -> list[str]:
     return ["\n".join(group) for full, group in lines if full]
 
 
-def _table(path: Path) -> list[Record]:
-    lines = _text(path).rstrip("\n").split("\n")
-    columns, *rows = (line.split("\t") for line in lines)
+def _table(path: Path, quoted: bool) -> list[Record]:
+    text = _text(path).rstrip("\n")
+    if quoted:
+        with blaming(str(path)):
+            lines = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
+    else:
+        lines = [line.split("\t") for line in text.split("\n")]
+    columns, *rows = lines
     if len(set(columns)) < len(columns):
         raise ValueError(f"{path} names a column twice: {', '.join(columns)}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(columns):
             raise ValueError(
-                f"{path}: line {number} has {len(row)} columns, but the first line "
+                f"{path}: row {number} has {len(row)} columns, but the first one "
                 f"names {len(columns)} ({', '.join(columns)})"
             )
     return [dict(zip(columns, row, strict=True)) for row in rows]
@@ -196,58 +210,6 @@ class _JsonLines(Sequence):
         return _parsed(self._content[start:end], f"{self._path}: record {position}")
 
 
-class _Parquet(Sequence):
-    """Rows of a Parquet file, a row group in memory at a time."""
-
-    def __init__(self, path: Path):
-        try:
-            from pyarrow.parquet import ParquetFile
-        except ImportError:
-            raise ImportError(
-                f"{path} needs pyarrow: pip install 'jaxkd-distill[parquet]'"
-            ) from None
-        self._path = path
-        try:
-            self._file: Any = ParquetFile(path)
-            meta = self._file.metadata
-            sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-        except Exception as error:  # whatever a damaged file causes
-            raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
-        if max(sizes, default=0) * meta.num_columns > LARGEST_GROUP:
-            raise ValueError(
-                f"{path} has {max(sizes)} rows of {meta.num_columns} columns in a row "
-                f"group, but {LARGEST_GROUP:,} values are read at once: write it with "
-                "a smaller row_group_size"
-            )
-        self._ends = list(itertools.accumulate(sizes))
-        self._lock = threading.Lock()
-        self._group = functools.lru_cache(maxsize=2)(self._read_group)
-
-    def _read_group(self, group: int) -> list[Record]:
-        rows, size = [], 0
-        with blaming(f"{self._path}, row group {group},"):
-            for batch in self._file.iter_batches(256, row_groups=[group]):
-                for column in batch.columns:
-                    # Texts that are all alike are stored as one text and its places.
-                    whole = getattr(column, "dictionary_decode", lambda c=column: c)()
-                    size += whole.nbytes
-                if size > LARGEST_BYTES:
-                    raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
-                rows += batch.to_pylist()
-        return rows
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, position: Any) -> Record:
-        group, row = _place(self._ends, position)
-        with self._lock:
-            rows = self._group(group)
-        if row >= len(rows):
-            raise ValueError(f"{self._path} lacks rows that it counts: fetch it again")
-        return rows[row]
-
-
 class _ArrayRecords(Sequence):
     """Objects in JSON in an ArrayRecord file."""
 
@@ -271,26 +233,3 @@ class _ArrayRecords(Sequence):
         with blaming(where):
             content = self._records[position]
         return _parsed(content, where)
-
-
-class _Chained(Sequence):
-    """Sequences after one another."""
-
-    def __init__(self, parts: Sequence[Sequence[Record]]):
-        self._parts = parts
-        self._ends = list(itertools.accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, position: Any) -> Record:
-        part, row = _place(self._ends, position)
-        return self._parts[part][row]
-
-
-def _place(ends: list[int], position: int) -> tuple[int, int]:
-    """Return the part and the place in it, of parts that end there."""
-    if not ends or not 0 <= position < ends[-1]:
-        raise IndexError(position)
-    part = bisect.bisect_right(ends, position)
-    return part, position - (ends[part - 1] if part else 0)

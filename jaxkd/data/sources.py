@@ -199,12 +199,14 @@ class RecordSource:
         decode: ``(record, rng) -> example``, a dict of arrays of the same shapes for
             every record; without ``rng`` the form to evaluate on.
         classes: labels are below it.
+        names: of the classes; empty if they are not known.
     """
 
     name: str
     records: Sequence[Any]
     decode: Callable[[Any, np.random.Generator | None], Example]
     classes: int
+    names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return what it holds by dtypes and shapes."""

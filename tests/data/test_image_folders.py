@@ -74,6 +74,6 @@ def test_what_cannot_be_read_is_named(photos, tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(path, format="GIF")
     with pytest.raises(ValueError, match=r"b\.png cannot be read as an image"):
         source.take(np.arange(1))
-    monkeypatch.setattr(data.folders, "LARGEST", 255)
+    monkeypatch.setattr(data.images, "LARGEST", 255)
     with pytest.raises(ValueError, match="16 by 16 pixels, and may have 255 in all"):
         source.take(np.arange(1, 2))

@@ -65,6 +65,15 @@ def test_files_hold_records_in_any_order(tmp_path, name, write):
             sequence[len(sequence)]
 
 
+def test_a_table_with_quotes_has_columns(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('sentence,label\n"so, ""so""",1\n,0\n')
+    assert list(data.open_records(path)) == [
+        {"sentence": 'so, "so"', "label": "1"},
+        {"sentence": "", "label": "0"},
+    ]
+
+
 def test_a_table_has_columns(tmp_path):
     path = tmp_path / "a.tsv.xz"
     path.write_bytes(lzma.compress(b'sentence\tlabel\nso "so\t1\n\t0\n'))
@@ -73,7 +82,7 @@ def test_a_table_has_columns(tmp_path):
         {"sentence": "", "label": "0"},
     ]
     path.write_bytes(lzma.compress(b"sentence\tlabel\nso\t1\nso so"))
-    with pytest.raises(ValueError, match=r"line 3 has 1 columns.*sentence, label"):
+    with pytest.raises(ValueError, match=r"row 3 has 1 columns.*sentence, label"):
         data.open_records(path)
 
 
@@ -145,7 +154,7 @@ def test_texts_of_tfds_are_bytes():
         ("a.tsv", b"text\ttext\na\tb\n", r"a\.tsv names a column twice: text, text"),
         ("a.parquet", b"no such thing", r"a\.parquet is damaged"),
         ("a.array_record", b"no such thing", r"a\.array_record is damaged"),
-        ("a.csv", b"a,b", r"a\.csv is of no kind that is known: name it \.jsonl"),
+        ("a.xls", b"a,b", r"a\.xls is of no kind that is known: name it \.jsonl"),
     ],
 )
 def test_files_that_are_none_are_refused(tmp_path, name, content, message):
