@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from jaxkd.arguments import checked, count, natural, positive
 from jaxkd.checks import unknown_name
-from jaxkd.data.folders import LARGEST
+from jaxkd.data.images import LARGEST
 from jaxkd.data.transforms import Arrays, batch_images
 from jaxkd.untrusted import blaming, json_file
 
