@@ -89,6 +89,11 @@ from jaxkd.data.text.tokenizers import FileTokenizer as FileTokenizer
 from jaxkd.data.text.tokenizers import Tokenizer as Tokenizer
 from jaxkd.data.text.tokenizers import load_tokenizer as load_tokenizer
 from jaxkd.data.text.tokenizers import tokens_around as tokens_around
+from jaxkd.data.text.two_tokenizers import TwoTokenizers as TwoTokenizers
+from jaxkd.data.text.two_tokenizers import align_pieces as align_pieces
+from jaxkd.data.text.two_tokenizers import common_tokens as common_tokens
+from jaxkd.data.text.two_tokenizers import token_bytes as token_bytes
+from jaxkd.data.text.two_tokenizers import two_tokenizers as two_tokenizers
 from jaxkd.data.text.vocabulary import check_vocabularies as check_vocabularies
 from jaxkd.data.text.windows import Windows as Windows
 from jaxkd.data.text.windows import tiny_shakespeare as tiny_shakespeare

@@ -129,6 +129,7 @@ from jaxkd.losses.routing import expert_load as expert_load
 from jaxkd.losses.routing import load_balance_loss as load_balance_loss
 from jaxkd.losses.routing import router_z_loss as router_z_loss
 from jaxkd.losses.sinkd import sinkd_loss as sinkd_loss
+from jaxkd.losses.spans import aligned_kd_loss as aligned_kd_loss
 from jaxkd.losses.subclasses import SubclassDirections as SubclassDirections
 from jaxkd.losses.subclasses import hard_subclass_targets as hard_subclass_targets
 from jaxkd.losses.subclasses import subclass_log_probs as subclass_log_probs

@@ -18,7 +18,7 @@ OTHER_WIDTHS = (
     "give both networks the same classes, or distil features instead; for language "
     "models with one tokenizer, whose logits are padded differently, take "
     "methods.shared_vocabulary(method, size) with the size that "
-    "data.check_vocabularies returns, and methods.uld() for two tokenizers"
+    "data.check_vocabularies returns, and methods.aligned_kd() for two tokenizers"
 )
 """What to do about logits of two widths."""
 

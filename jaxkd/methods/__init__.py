@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxkd.methods.ab import ab as ab
 from jaxkd.methods.akl import akl as akl
+from jaxkd.methods.aligned_kd import aligned_kd as aligned_kd
 from jaxkd.methods.at import at as at
 from jaxkd.methods.base import combine as combine
 from jaxkd.methods.base import from_loss as from_loss

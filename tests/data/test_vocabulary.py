@@ -49,7 +49,7 @@ def test_one_width_but_two_tokenizers_are_refused(english, german):
     assert tokenizers[0].vocabulary == tokenizers[1].vocabulary == 280
     with pytest.raises(ValueError, match=r"different tokenizers.*The quick") as error:
         check_vocabularies(*tokenizers, teacher_width=304, student_width=304)
-    assert "methods.uld()" in str(error.value)
+    assert "methods.aligned_kd()" in str(error.value)
     assert "sequence-level distillation" in str(error.value)
 
 

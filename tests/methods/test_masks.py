@@ -48,7 +48,19 @@ TOKEN = {
 }
 # Of images, graphs and peers, or with tokens of its own (below).
 OTHERS = {
-    *("ab", "at", "bdkd", "cc", "crd", "cwd", "denoising", "dhkd", "dho", "diswot"),
+    *(
+        "ab",
+        "aligned_kd",
+        "at",
+        "bdkd",
+        "cc",
+        "crd",
+        "cwd",
+        "denoising",
+        "dhkd",
+        "dho",
+        "diswot",
+    ),
     *("dmae", "feature_align", "mae"),
     *("dml", "ffg2m", "fitnets", "fsp", "ft", "fused_kd", "glnn", "high_frequency"),
     *("kdcl", "labelled_cross_entropy", "lelp", "low_frequency", "m2mkd", "mgd", "nd"),

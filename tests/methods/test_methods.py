@@ -48,7 +48,7 @@ SHAPES = {
 }
 HEAD = (7, CLASSES)
 # Of sequences alone: tests/methods/test_language_methods.py.
-LANGUAGE = {"minillm", "uld"}
+LANGUAGE = {"aligned_kd", "minillm", "uld"}
 # Their losses compare the examples of a batch with one another.
 RELATE = {
     "cc",

@@ -1,5 +1,6 @@
 """Text to tokens and back: bytes, or the tokenizer of a Hugging Face folder."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,19 @@ from jaxkd.untrusted import blaming, json_file, read_bytes
 
 LARGEST = 2**28
 """Bytes of a ``tokenizer.json``; that of 262,144 tokens has an eighth."""
+
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+"""Bytes that a byte-level file writes as the character of that number; it writes the
+others, in order, as those from 256 on."""
+
+WRITTEN = {
+    chr(c): bytes([byte])
+    for byte, c in [
+        *zip(PRINTED, PRINTED, strict=True),
+        *((b, 256 + i) for i, b in enumerate(sorted({*range(256)} - {*PRINTED}))),
+    ]
+}
+"""The byte that each character of a byte-level file stands for."""
 
 
 @runtime_checkable
@@ -114,6 +128,12 @@ class ByteTokenizer:
         """The token that fills rows up."""
         return 258 if self.specials else None
 
+    @property
+    def pieces(self) -> list[bytes]:
+        """The bytes that each token writes, by its number; a special one, its name."""
+        names = (b"<bos>", b"<eos>", b"<pad>")
+        return [bytes([i]) for i in range(256)] + [*names[: self.vocabulary - 256]]
+
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text."""
         return list(text.encode())
@@ -204,6 +224,26 @@ class FileTokenizer:
             (token, any(marks[start:end]))
             for token, (start, end) in zip(found.ids, found.offsets, strict=True)
         ]
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """The bytes that each token writes, by its number; a special one, its name."""
+        parts = (self._tokenizer.decoder, self._tokenizer.pre_tokenizer)
+        kinds = b"".join(part.__getstate__() for part in parts if part is not None)
+        special = self._tokenizer.get_added_tokens_decoder()
+        found = [b""] * self.vocabulary
+        for text, number in self._tokenizer.get_vocab().items():
+            if number in special:
+                found[number] = text.encode()
+            elif b"ByteLevel" in kinds:
+                found[number] = b"".join(
+                    WRITTEN[c] if c in WRITTEN else c.encode() for c in text
+                )
+            elif byte := re.fullmatch("<0x([0-9A-F]{2})>", text):
+                found[number] = bytes.fromhex(byte[1])
+            else:
+                found[number] = text.replace("\u2581", " ").encode()
+        return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without the special ones.

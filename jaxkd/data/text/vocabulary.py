@@ -68,7 +68,7 @@ def check_vocabularies(
                 f"teacher and student have different tokenizers: {probe!r} is "
                 f"{_some(first, at)} to the teacher and {_some(second, at)} to the "
                 f"student (from token {at} on), so their logits mean different tokens. "
-                "Use methods.uld(), which compares them without their names, or "
+                "Use methods.aligned_kd(), which compares what both write, or "
                 "sequence-level distillation, where the student learns the texts that "
                 "the teacher writes"
             )
