@@ -20,6 +20,7 @@ import functools
 import inspect
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -122,7 +123,7 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
             try:
                 result = function(*given, *args[len(given) :], **kwargs)
             except Exception as error:
-                if not _says_what_to_do(error):
+                if not _says_what_to_do(error, arrays):
                     check_axes(axes, arrays, error)
                 raise
             check_axes(axes, arrays)
@@ -135,14 +136,19 @@ def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
     return decorate
 
 
-def _says_what_to_do(error: Exception) -> bool:
-    """Return whether an error is this library's, and not of a sum, say, within it."""
+def _says_what_to_do(error: Exception, given: Mapping[str, Any]) -> bool:
+    """Return whether an error is this library's, and names an argument that was given.
+
+    A sum within raises others, or a function that calls the argument something else.
+    """
     where = error.__traceback__
     while where is not None and where.tb_next is not None:
         where = where.tb_next
     module = "" if where is None else where.tb_frame.f_globals.get("__name__", "")
     ours = isinstance(error, ValueError) and module.startswith("jaxkd.")
-    return ours or isinstance(error, TypeCheckError)
+    names = "|".join(x for x, value in given.items() if value is not None)
+    named = ours and re.search(rf"\b({names})(_\w+)?\b", str(error))
+    return bool(named) or isinstance(error, TypeCheckError)
 
 
 @functools.cache

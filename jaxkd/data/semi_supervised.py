@@ -28,7 +28,7 @@ class Joined:
         arrays: by name, one row an example, in the source's order.
 
     Raises:
-        ValueError: an array has another number of rows.
+        ValueError: an array has another number of rows, or a name that is taken.
     """
 
     source: Examples
@@ -46,6 +46,12 @@ class Joined:
                     f"{len(self.source)} examples: give one row an example, in their "
                     "order"
                 )
+        taken = self.source.take(np.zeros(1, int)).keys() & self.arrays.keys()
+        if taken:
+            raise ValueError(
+                f"{self.source.name!r} has {', '.join(sorted(taken))} of its own: give "
+                "the array another name"
+            )
 
     @property
     def name(self) -> str:

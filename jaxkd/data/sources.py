@@ -111,8 +111,9 @@ class Source:
         classes: labels are below it.
 
     Raises:
-        ValueError: no examples, arrays of different lengths, values that are not
-            finite, labels out of range, or images neither uint8 nor floats.
+        ValueError: no examples, arrays of different lengths, masked ones, values that
+            are not finite, labels out of range, images neither uint8 nor floats, or an
+            ``index`` that is not the examples' own.
     """
 
     name: str
@@ -133,6 +134,15 @@ class Source:
             for name, array in arrays.items():
                 if not np.ndim(array):
                     raise ValueError(f"{name} is {array!r:.80}, not one an example")
+                if np.ma.isMaskedArray(array):
+                    raise ValueError(
+                        f"{name} is a masked array, whose mask would be lost: fill it"
+                    )
+            places = np.arange(len(self))
+            if not np.array_equal(arrays.get("index", places), places):
+                raise ValueError(
+                    "index is the name of the examples' positions: give yours another"
+                )
             check_batch(self.arrays, self.classes)
             _check_images(self.arrays)
         except ValueError as error:
@@ -249,6 +259,10 @@ class RecordSource:
             ) from error
         try:
             _check_images(example)
+            if example.get("index", position) != position:
+                raise ValueError(
+                    "index is the name of the examples' positions: call it otherwise"
+                )
         except ValueError as error:
             raise ValueError(
                 f"data set {self.name!r}: record {position}: {error}"

@@ -1,6 +1,7 @@
 """Documents, conversations and their packing: nothing sees what it must not."""
 
 import contextlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,14 @@ def test_no_damaged_documents_are_loaded(tmp_path):
             data.load_documents(tmp_path)
             read.append(what)
     assert all(what.endswith("notes.txt") or "notes.txt cut" in what for what in read)
+    # Whoever wrote them without digests may have counted the vocabulary wrongly.
+    (tmp_path / "SHA256SUMS").rename(tmp_path / "kept")
+    about = (tmp_path / "documents.json").read_text()
+    (tmp_path / "documents.json").write_text(re.sub(r": \d+", ": 3", about))
+    with pytest.raises(ValueError, match=r"tokens go from 0 to .*vocabulary is 3"):
+        data.load_documents(tmp_path)
+    (tmp_path / "documents.json").write_text(about)
+    (tmp_path / "kept").rename(tmp_path / "SHA256SUMS")
     # Documents on the disk may be saved where they are.
     data.load_documents(tmp_path).save(tmp_path)
     assert data.load_documents(tmp_path).offsets.tolist() == [0, 3, 5, 9]

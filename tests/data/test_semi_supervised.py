@@ -83,6 +83,8 @@ def test_a_cache_is_joined_by_position(source):
     assert both.fingerprint != Joined(source, {"teacher_logits": 2 * cache}).fingerprint
     with pytest.raises(ValueError, match="teacher_logits has 19 rows but 'toy' has 20"):
         Joined(source, {"teacher_logits": cache[1:]})
+    with pytest.raises(ValueError, match="'toy' has index, label of its own: give"):
+        Joined(source, {"label": cache, "index": cache, "other": cache})
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def toy(examples=10, classes=3, **changes):
         ({"label": np.full(10, 3)}, "label 3 at example 0, but the classes are 0 to 2"),
         ({"label": np.arange(9) % 3}, "unequal length"),
         ({"extra": np.array(1)}, r"extra is array\(1\), not one an example"),
+        ({"index": np.arange(10)[::-1]}, "index is the name of .*: give yours another"),
+        ({"extra": np.ma.masked_less(np.ones(10), 2)}, "extra is a masked array"),
     ],
 )
 def test_a_bad_source_is_refused_with_its_name(changes, message):
@@ -152,6 +154,15 @@ def test_a_bad_record_is_named(bad, message):
     source.take(np.array([0, 4]))
     with pytest.raises(ValueError, match=rf"data set 'records': {message}"):
         source.take(np.array([0, 5]))
+
+
+def test_an_index_of_the_records_own_is_not_overwritten():
+    def numbered(record, rng):
+        return {**decode(record, rng), "index": 7}
+
+    source = data.RecordSource("records", records(), numbered, 4)
+    with pytest.raises(ValueError, match="record 5: index is the name of the examples"):
+        source.take(np.array([7, 5]))
 
 
 def test_the_fingerprint_of_records_changes_with_them():

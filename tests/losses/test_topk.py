@@ -153,7 +153,7 @@ def test_an_id_outside_the_vocabulary_is_nan_in_its_token_alone():
             lambda: top_k_kd_loss(
                 logits(0), jnp.zeros((2, 4, 4), int), jnp.zeros((2, 4, 4))
             ),
-            "k ids for each token",
+            r"teacher_ids has shape \(2, 4, 4\), but must be \(batch, k\)",
         ),
         (
             lambda: gather_log_probs(logits(0), jnp.zeros((2, 3, 10), int)),

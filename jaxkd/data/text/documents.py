@@ -152,6 +152,12 @@ def load_documents(folder: str | Path) -> Documents:
             if array.ndim != 1 or not np.issubdtype(array.dtype, wanted[name]):
                 raise ValueError(f"{name} are {array.dtype} of shape {array.shape}")
         check_plain(found["name"], f"the name in {about}")
+        tokens, vocabulary = arrays["tokens"], found["vocabulary"]
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+            raise ValueError(
+                f"tokens go from {tokens.min()} to {tokens.max()}, but the vocabulary "
+                f"is {vocabulary}"
+            )
         return Documents(found["name"], vocabulary=found["vocabulary"], **arrays)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
