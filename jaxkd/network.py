@@ -74,6 +74,7 @@ class Network:
         origin: what the folder that it was read from says beyond the network, which
             `jaxkd.interop.save_pretrained` writes again.
         vocabulary: tokens that it reads are below it; None where that is not known.
+        lora: of `jaxkd.networks.with_lora` what it was given, network and config.
     """
 
     init: Callable[[PRNGKeyArray], Variables]
@@ -86,6 +87,7 @@ class Network:
     module: Any = field(default=None, compare=False, repr=False)
     origin: Any = field(default=None, compare=False, repr=False)
     vocabulary: int | None = field(default=None, compare=False)
+    lora: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
     @checked()

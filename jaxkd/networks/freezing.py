@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PRNGKeyArray
@@ -12,13 +13,17 @@ from jaxkd.arguments import checked, floating
 from jaxkd.network import Network
 from jaxkd.types import Variables
 
+FROZEN = "frozen weights"
+"""Where `train_only` keeps them in ``stats``: no name that a layer could have."""
+
 
 @checked(dtype=floating)
 def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
     """Return a network of whose weights only those that match are parameters.
 
     The others are among its ``stats``: no gradient is computed for them, no optimizer
-    keeps anything of them, and they stay the same bit for bit. Wrap last, as in
+    keeps anything of them, and they stay the same bit for bit. `programs.distill`'s
+    checkpoints and averages (`programs.with_average`) leave them out. Wrap last, as in
     ``train_only(network.computing_in("bfloat16"), ...)``.
 
     Args:
@@ -46,7 +51,7 @@ def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
             for path, weight in flat.items()
             if path not in chosen
         }
-        stats = {"frozen": unflatten_dict(kept), "own": variables["stats"]}
+        stats = {FROZEN: unflatten_dict(kept), "own": variables["stats"]}
         return {"params": unflatten_dict(trained), "stats": stats}
 
     def apply(variables, inputs, **kwargs):
@@ -64,5 +69,16 @@ def all_weights(variables: Variables) -> Variables:
         variables: of the network that it returned.
     """
     stats = variables["stats"]
-    parts = flatten_dict(stats["frozen"]) | flatten_dict(variables["params"])
+    parts = flatten_dict(stats[FROZEN]) | flatten_dict(variables["params"])
     return {"params": unflatten_dict(parts), "stats": stats["own"]}
+
+
+def frozen_weights(variables: Variables) -> list[Any]:
+    """Return those of a network's arrays that `train_only` keeps from training.
+
+    Args:
+        variables: of any network, such as an ensemble of which some members are
+            `train_only`'s.
+    """
+    stats = flatten_dict(variables["stats"])
+    return jax.tree.leaves([x for path, x in stats.items() if FROZEN in path])

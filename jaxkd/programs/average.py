@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxkd.arguments import checked, fraction
 from jaxkd.losses.basics import as_float
+from jaxkd.programs.kept import completed, map_kept, without_frozen
 from jaxkd.types import Batch, Metrics, Program, deployed
 
 
@@ -19,11 +20,19 @@ class AveragedState:
 
     Attributes:
         program: the averaged program's own state.
-        average: the moving average of the part that was chosen.
+        moving: the moving average of the part that was chosen; None for arrays of it
+            that are frozen.
+        of: ``state -> the part``, static.
     """
 
     program: Any
-    average: Any
+    moving: Any
+    of: Callable[[Any], PyTree] = flax.struct.field(pytree_node=False, default=deployed)
+
+    @property
+    def average(self) -> Any:
+        """The part that was chosen: its moving average, and what is frozen."""
+        return completed(self.moving, self.of(self.program))
 
     @property
     def deployed(self) -> Any:
@@ -41,7 +50,8 @@ def with_average(
 
     After every step, average ← decay · average + (1 − decay) · value, from the initial
     value on, in float32 whatever the values are: in bfloat16 the sum would be rounded
-    back to the old average. Integers are copied. Evaluate and export ``state.average``.
+    back to the old average. Integers are copied. What is frozen is not averaged, nor
+    held twice. Evaluate and export ``state.average``.
 
     Args:
         program: any.
@@ -54,7 +64,9 @@ def with_average(
 
     def init(key: PRNGKeyArray, batch: Batch) -> AveragedState:
         state = program.init(key, batch)
-        return AveragedState(state, jax.tree.map(wide, of(state)))
+        return AveragedState(
+            state, jax.tree.map(wide, without_frozen(program, state, of)), of
+        )
 
     def wide(x: jax.Array) -> jax.Array:
         return as_float(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -66,8 +78,8 @@ def with_average(
 
     def step(state: AveragedState, batch: Batch) -> tuple[AveragedState, Metrics]:
         inner, metrics = program.step(state.program, batch)
-        averaged = jax.tree.map(average, state.average, of(inner))
-        return AveragedState(inner, averaged), metrics
+        averaged = map_kept(average, state.moving, of(inner))
+        return AveragedState(inner, averaged, of), metrics
 
     return Program(
         init,

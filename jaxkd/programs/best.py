@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxkd.arguments import checked, count
 from jaxkd.checks import check_batch, disjoint
+from jaxkd.programs.kept import completed, map_kept, without_frozen
 from jaxkd.types import Batch, Metrics, Program, deployed
 
 
@@ -19,21 +20,29 @@ class BestState:
 
     Attributes:
         program: the program's own state.
-        best: the part that was chosen, at its best score.
+        kept: the part that was chosen, at its best score; None for arrays of it that
+            are frozen.
         score: that score.
         since: steps since then, an int32 scalar.
         steps: steps done, an int32 scalar.
         last: the last score.
         validation: what is scored on, if not each step's batch.
+        of: ``state -> the part``, static.
     """
 
     program: Any
-    best: Any
+    kept: Any
     score: Any
     since: Any
     steps: Any
     last: Any = None
     validation: Any = None
+    of: Callable[[Any], PyTree] = flax.struct.field(pytree_node=False, default=deployed)
+
+    @property
+    def best(self) -> Any:
+        """The part that was chosen, at its best score."""
+        return completed(self.kept, self.of(self.program))
 
     @property
     def deployed(self) -> Any:
@@ -80,7 +89,8 @@ def with_best(
         zero = jnp.zeros((), jnp.int32)
         worst = jnp.full((), -jnp.inf, jnp.float32)
         held = jax.tree.map(jnp.asarray, validation)
-        return BestState(state, of(state), worst, zero, zero, worst, held)
+        kept = without_frozen(program, state, of)
+        return BestState(state, kept, worst, zero, zero, worst, held, of)
 
     def step(state: BestState, batch: Batch) -> tuple[BestState, Metrics]:
         inner, metrics = program.step(state.program, batch)
@@ -92,8 +102,8 @@ def with_best(
 
         value = jax.lax.cond(due, scored, lambda: state.last) if every > 1 else scored()
         better = due & (value >= state.score)
-        best = jax.tree.map(
-            lambda old, new: jnp.where(better, new, old), state.best, of(inner)
+        best = map_kept(
+            lambda old, new: jnp.where(better, new, old), state.kept, of(inner)
         )
         state = BestState(
             inner,
@@ -103,6 +113,7 @@ def with_best(
             state.steps + 1,
             value,
             state.validation,
+            of,
         )
         return state, disjoint(metrics, {"score": value})
 

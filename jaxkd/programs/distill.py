@@ -22,6 +22,7 @@ from jaxkd.checks import (
     unknown_name,
 )
 from jaxkd.network import Network, axes_of
+from jaxkd.networks.freezing import frozen_weights
 from jaxkd.programs.update import Keys, Merge, Objective, Player, descend
 from jaxkd.types import (
     Batch,
@@ -305,7 +306,7 @@ def learn(
 @checked()
 def frozen_teacher(state: TrainState) -> Any:
     """Return the arrays of a state that no step changes."""
-    return state.teacher
+    return {"teacher": state.teacher, "student": frozen_weights(state.student)}
 
 
 @checked()

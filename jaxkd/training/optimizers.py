@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from jaxkd.arguments import checked, count, positive_share
 
-SPARED = ("bias", "scale", "log_rate", "skip", "time_bias")
+SPARED = ("bias", "scale", "magnitude", "log_rate", "skip", "time_bias")
 """Names of biases, of norms' scales, and of what Mamba's layers have beside matrices.
 In stacked layers these have an axis more, so that their number of axes tells nothing.
 """

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxkd.arguments import checked
 from jaxkd.kernels.quant_matmul import QuantizedWeights, quant_matmul
+from jaxkd.models.parts.adapted import AdaptedWeights
 from jaxkd.sharding.axes import declare
 
 
@@ -36,8 +37,26 @@ def on_rows(
 
 
 @checked()
+def product(
+    x: Float[Array, "*places inputs"], kernel: Any
+) -> Float[Array, "*places outputs"]:
+    """Return ``x·W`` of a kernel that is an array, quantised, or adapted."""
+    if isinstance(kernel, QuantizedWeights):
+        return quant_matmul(x, kernel)
+    if not isinstance(kernel, AdaptedWeights):
+        return on_rows(lambda x: x @ kernel, x)
+    out = product(x, kernel.base)
+    out = out + on_rows(kernel.low, x.astype(out.dtype))
+    if kernel.magnitude is None:
+        return out
+    return out * kernel.ratio().astype(out.dtype)
+
+
+@checked()
 class Linear(nnx.Linear):
-    """`nnx.Linear` of tokens, whose kernel `jaxkd.compression` may have quantised.
+    """`nnx.Linear` of tokens, whose kernel may be quantised or have an adapter.
+
+    See `jaxkd.compression` and `jaxkd.networks.with_lora`.
 
     Args:
         features_in: of a token.
@@ -61,7 +80,7 @@ class Linear(nnx.Linear):
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         """Return ``x·W + b`` in x's dtype."""
         kernel = self.kernel.get_value()
-        if not isinstance(kernel, QuantizedWeights):
+        if not isinstance(kernel, QuantizedWeights | AdaptedWeights):
             return on_rows(super().__call__, x)
-        out = quant_matmul(x, kernel)
+        out = product(x, kernel)
         return out if self.bias is None else out + self.bias[...].astype(out.dtype)
