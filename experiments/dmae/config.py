@@ -89,8 +89,22 @@ DIGITS = Config(
     ),
     labelled=200,
 )
+
+
+def _longer(phase: Phase, epochs: int) -> Phase:
+    """Return a phase of as many epochs, evaluated at its end."""
+    task = replace(phase.task, epochs=epochs, evaluate_every=epochs)
+    return replace(phase, task=task)
+
+
 PRESETS = {
     "small": DIGITS,
+    "long": replace(
+        DIGITS,
+        methods=("mae", "dmae", "dmae_l2", "dmae_finetuned"),
+        pretraining=_longer(DIGITS.pretraining, 100),
+        finetuning=_longer(DIGITS.finetuning, 250),
+    ),
     "gpu": replace(
         DIGITS,
         setting="cifar10",

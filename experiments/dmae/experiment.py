@@ -232,6 +232,6 @@ EXPERIMENT = Experiment(
     paper=PAPER,
     full_scale=full_scale,
     topology="v5e:8x8",
-    seeds={"small": 3},
+    seeds={"small": 3, "long": 3},
     varies=("teacher", "student", "order"),
 )
