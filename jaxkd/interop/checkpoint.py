@@ -60,7 +60,11 @@ def tensor_shapes(
         source = sources[path]
         whole = np.broadcast_to(np.int8(0), array.shape)  # It takes no memory.
         for name, place in source.places(array.shape).items():
-            shape = source.theirs([whole[(*place, ...)]] * source.share[1]).shape
+            piece = whole[(*place, ...)]
+            if source.share[1] > 1:  # Beside ours the tensor has others'.
+                width = int(piece.shape[-1] * source.share[1])
+                piece = np.broadcast_to(np.int8(0), (*piece.shape[:-1], width))
+            shape = source.theirs([piece]).shape
             found[name] = jax.ShapeDtypeStruct(shape, array.dtype)
     return found
 

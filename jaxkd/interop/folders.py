@@ -211,7 +211,9 @@ def save_pretrained(
             "was changed since: its weights have no format that could be read again"
         )
     model, arguments = network.spec
-    family = family_writing(model, arguments)
+    theirs = network.origin.config if network.origin else {}
+    architecture = (theirs.get("architectures") or [None])[0]
+    family = family_writing(model, arguments, architecture)
     arrays = check_variables(network, variables)
     if family is None:
         described = {"library": "jaxkd", "model": model, "arguments": dict(arguments)}

@@ -167,7 +167,13 @@ def test_on_a_mesh_the_tokens_are_the_same(variables):
     np.testing.assert_array_equal(found.tokens, plain.tokens)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_rope31", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama", "llama_rope31", "qwen2", "qwen3", "gpt2", "mistral_window"),
+        *("gemma2", "gemma3", "olmo2", "smollm3", "granite", "phi3"),
+    ],
+)
 def test_greedy_tokens_are_those_of_transformers(name):
     network, weights = interop.load_pretrained(GOLDEN / name)
     expected = np.load(GOLDEN / name / "io.npz")

@@ -17,6 +17,7 @@ from jaxkd.kernels.attention import (
     xla,
 )
 from jaxkd.kernels.attention.masks import Band, Tiles
+from jaxkd.kernels.attention.scores import Scores
 from jaxkd.training.ahead import compile_for, lower_for_gpu
 
 CASES = {
@@ -123,7 +124,7 @@ def test_a_query_that_sees_nothing_gets_nothing(implementation):
 
     def function(*x):
         if implementation == "pallas":
-            return tpu.attend(*x, *ids, band=Band(), interpret=True)
+            return tpu.attend(*x, *ids, band=Band(), scores=Scores(0.5), interpret=True)
         return attention(*x, segment_ids=ids, implementation=implementation)
 
     found = with_gradients(function, query, key, value, cotangent)
@@ -148,7 +149,9 @@ def test_the_kernel_interpreted(case):
     )
 
     def kernel(*x):
-        return tpu.attend(*x, ids, None, band=band, interpret=True)
+        return tpu.attend(
+            *x, ids, None, band=band, scores=Scores(8**-0.5), interpret=True
+        )
 
     def plain(*x):
         return attention(*x, segment_ids=ids, implementation="reference", **options)
@@ -157,6 +160,49 @@ def test_the_kernel_interpreted(case):
     found = with_gradients(kernel, query, key, value, cotangent)
     for x, y in zip(found, expected, strict=True):
         np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+SINKS = np.asarray([0.5, -1.0, 30.0, 2.0])
+
+
+def scored(implementation, **options):
+    def run(query, key, value, sinks):
+        if implementation != "interpreted":
+            given = {**options, "sinks": sinks, "implementation": implementation}
+            return attention(query, key, value, causal=True, **given)
+        scores = Scores(options["scale"], options["soft_cap"])
+        arrays = query, key, value, options["segment_ids"], None, sinks
+        band = Band(causal=True)
+        return tpu.attend(*arrays, band=band, scores=scores, interpret=True)
+
+    return run
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "interpreted"])
+def test_scale_cap_and_sinks(implementation, small_blocks):
+    """Against one softmax a query, in which the sink is a key without a value."""
+    query, key, value, cotangent = arrays((2, 40, 4, 8), 2, dtype=np.float32)
+    sinks = jnp.asarray(SINKS, np.float32)
+    ids = jnp.arange(40)[None].repeat(2, 0) // 25
+    options = {"scale": 0.6, "soft_cap": 1.5, "segment_ids": ids}
+
+    def plain(query, key, value, sinks):
+        key, value = (x.repeat(2, axis=2) for x in (key, value))
+        scores = 1.5 * jnp.tanh(0.6 / 1.5 * jnp.einsum("brhd,bchd->bhrc", query, key))
+        seen = jnp.tri(40, dtype=bool) & (ids[:, None, :, None] == ids[:, None, None])
+        scores = jnp.where(seen, scores, -jnp.inf)
+        own = jnp.broadcast_to(sinks[None, :, None, None], (*scores.shape[:3], 1))
+        weights = jax.nn.softmax(jnp.concatenate([scores, own], -1))[..., :-1]
+        return jnp.einsum("bhrc,bchd->brhd", weights, value)
+
+    def gradients(function):
+        out, pull = jax.vjp(function, query, key, value, sinks)
+        return [out, *pull(cotangent)]
+
+    expected = gradients(plain)
+    found = jax.jit(lambda: gradients(scored(implementation, **options)))()
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5)
 
 
 def test_extreme_scores_and_bfloat16(small_blocks):
@@ -258,7 +304,9 @@ def test_the_block_sparse_kernel_interpreted():
     )
     assert not expected[0][:, 112:128].any()
     found = with_gradients(
-        lambda *x: tpu.attend(*x, ids, None, band=tiles, interpret=True),
+        lambda *x: tpu.attend(
+            *x, ids, None, band=tiles, scores=Scores(8**-0.5), interpret=True
+        ),
         *(query, key, value, cotangent),
     )
     for x, y in zip(found, expected, strict=True):
@@ -277,7 +325,9 @@ def test_queries_before_all_keys_of_their_segment():
     assert not expected[0][:, :3].any()
     assert expected[0][:, 3:].all()
     found = with_gradients(
-        lambda *x: tpu.attend(*x, *ids, band=Band(causal=True), interpret=True),
+        lambda *x: tpu.attend(
+            *x, *ids, band=Band(causal=True), scores=Scores(8**-0.5), interpret=True
+        ),
         *arguments,
     )
     for x, y in zip(found, expected, strict=True):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd.kernels.attention import attention
+from jaxkd.kernels.attention.scores import Scores
 from jaxkd.models import llama
 from jaxkd.models.language.cache import KVCache, attend
 
@@ -101,6 +102,11 @@ def test_attention_to_slots_is_that_to_keys():
     found = attend(query, key, value, visible)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert (found[1] == 0).all()
+    how = {"scale": 0.7, "soft_cap": 1.5, "sinks": jnp.asarray([0.3, 30.0, -1.0, 0.0])}
+    capped = attention(query, key, value, segment_ids=(rows, segments), **how)
+    scores = Scores(how["scale"], how["soft_cap"])
+    again = attend(query, key, value, visible, scores, how["sinks"])
+    np.testing.assert_allclose(again, capped, atol=1e-6)
     low = attend(query.astype(jnp.bfloat16), key, value, visible)
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(float), expected, atol=0.05)

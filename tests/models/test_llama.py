@@ -18,7 +18,13 @@ from jaxkd.models.language.rope import RopeScaling, frequencies
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_rope31", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama", "llama_rope31", "qwen2", "qwen3", "mistral_window", "gemma2"),
+        *("gemma3", "olmo2", "smollm3", "granite", "phi3"),
+    ],
+)
 def test_logits_and_hidden_states_are_those_of_transformers(name):
     network, variables = load_pretrained(GOLDEN / name)
     expected = np.load(GOLDEN / name / "io.npz")

@@ -12,9 +12,9 @@ from jaxkd.interop.families.base import Family
 FAMILIES: tuple[Family, ...] = tuple(
     importlib.import_module(f"{__name__}.{module.name}").FAMILY
     for module in pkgutil.iter_modules(__path__)
-    if module.name != "base"
+    if not module.name.endswith("base")
 )
-"""One for each constructor, and a module each."""
+"""Of each constructor one at least, and a module each."""
 
 
 @checked()
@@ -32,12 +32,17 @@ def family_reading(config: Mapping[str, Any]) -> Family:
 
 
 @checked()
-def family_writing(model: str, arguments: Mapping[str, Any]) -> Family | None:
+def family_writing(
+    model: str, arguments: Mapping[str, Any], architecture: str | None = None
+) -> Family | None:
     """Return the family of a constructor, or None if transformers has no such model.
 
     Args:
         model: a name in `jaxkd.models.MODELS`.
         arguments: all of the constructor's.
+        architecture: whose family goes before others that write the same arguments, as
+            the folder that a network was read from names it.
     """
-    families = (family for family in FAMILIES if family.model == model)
+    families = [family for family in FAMILIES if family.model == model]
+    families.sort(key=lambda family: architecture not in family.architectures)
     return next((family for family in families if family.writes(arguments)), None)

@@ -5,6 +5,7 @@ writing are done once for all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,8 +30,9 @@ class Source(NamedTuple):
             number, with ``experts`` another for an expert's.
         layout: how einops brings a tensor to ours, such as `LINEAR`; as it is if empty.
         layers: how many are stacked along our first axis; None for no such axis.
-        share: (which, of how many) equal parts along our last axis a tensor has of
-            which only one is ours, such as the keys of queries, keys and values.
+        share: (which, of how many) parts along our last axis a tensor has of which
+            only one is ours, such as the keys of queries, keys and values. They are
+            counted in widths of ours: a fraction, where others are narrower.
         sizes: of the axes that the layout splits or joins.
         axis: of ours, counted from the last.
         first: number of the first of the ``layers``.
@@ -41,7 +43,7 @@ class Source(NamedTuple):
     names: tuple[str, ...]
     layout: str = ""
     layers: int | None = None
-    share: tuple[int, int] = (0, 1)
+    share: tuple[int, int | Fraction] = (0, 1)
     sizes: Mapping[str, int] = MappingProxyType({})
     axis: int = -1
     first: int = 0

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, positive
 from jaxkd.kernels.attention import reference, xla
 from jaxkd.kernels.attention.masks import Band, Tiles
+from jaxkd.kernels.attention.scores import Scores
 from jaxkd.kernels.dispatch import Versions, dispatch
 
 Segments = Int[Array, "batch _"] | Bool[Array, "batch _"]
 
 
-@checked()
+@checked(soft_cap=positive)
 def attention(
     query: Float[Array, "batch rows heads dim"],
     key: Float[Array, "batch columns kv_heads dim"],
@@ -27,9 +28,12 @@ def attention(
     window: int | tuple[int, int] | None = None,
     global_tokens: Sequence[int] = (),
     segment_ids: Segments | tuple[Segments, Segments] | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, "heads"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "batch rows heads dim"]:
-    """Attend: ``softmax(query·keyᵀ/√dim)·value`` over the keys that each query sees.
+    """Attend: ``softmax(scale·query·keyᵀ)·value`` over the keys that each query sees.
 
     Scores are kept of a pair of blocks at a time, forward and backward, and pairs of
     blocks that no query sees are left out. The gradient of causal attention, 12 heads
@@ -56,6 +60,11 @@ def attention(
             al. 2020, arXiv:2004.05150, Section 3.1).
         segment_ids: queries see keys of their own segment only: one array where rows
             and columns are the same tokens, else one for each.
+        scale: of the scores; None for 1/√dim.
+        soft_cap: scores become ``soft_cap·tanh(scores / soft_cap)`` (Gemma 2,
+            arXiv:2408.00118); None for no cap.
+        sinks: a logit of each head that takes its part of the softmax and has no value
+            (gpt-oss, arXiv:2508.10925), or None.
         implementation: ``"auto"``, ``"reference"``, ``"xla"`` or ``"pallas"`` (on TPUs,
             splash attention, and XLA where JAX's integers have 64 bits); see
             `jaxkd.kernels`.
@@ -70,9 +79,10 @@ def attention(
     """
     _check_shapes(query, key, value, segment_ids)
     band = _band(causal, window, global_tokens, query.shape[1], key.shape[1])
-    versions = _versions(xla.attend, band)
-    segments = _two(segment_ids)
-    return dispatch("attention", implementation, versions, query, key, value, *segments)
+    scores = Scores(query.shape[-1] ** -0.5 if scale is None else scale, soft_cap)
+    versions = _versions(xla.attend, band, scores)
+    given = query, key, value, *_two(segment_ids), sinks
+    return dispatch("attention", implementation, versions, *given)
 
 
 @checked()
@@ -127,11 +137,9 @@ def block_sparse_attention(
     full = np.repeat(table, heads // patterns, axis=0)
     sizes = rows // row_blocks, columns // column_blocks
     tiles = Tiles(full.tobytes(), full.shape, *sizes)
-    versions = _versions(xla.attend_tiles, tiles)
-    segments = _two(segment_ids)
-    return dispatch(
-        "block_sparse_attention", implementation, versions, query, key, value, *segments
-    )
+    versions = _versions(xla.attend_tiles, tiles, Scores(query.shape[-1] ** -0.5))
+    given = query, key, value, *_two(segment_ids), None
+    return dispatch("block_sparse_attention", implementation, versions, *given)
 
 
 @checked()
@@ -161,15 +169,17 @@ def bigbird_table(
     return table
 
 
-def _versions(blocks: Callable[..., Array], band: Band | Tiles) -> Versions:
+def _versions(
+    blocks: Callable[..., Array], band: Band | Tiles, scores: Scores
+) -> Versions:
     from jaxkd.kernels.attention import tpu  # Pallas: most of a second.
 
     # Splash attention cannot be traced where integers have 64 bits.
     kernel = None if jax.config.read("jax_enable_x64") else tpu.attend
     return Versions(
-        reference=functools.partial(reference.attend, band=band),
-        xla=functools.partial(blocks, band=band),
-        tpu=kernel and functools.partial(kernel, band=band),
+        reference=functools.partial(reference.attend, band=band, scores=scores),
+        xla=functools.partial(blocks, band=band, scores=scores),
+        tpu=kernel and functools.partial(kernel, band=band, scores=scores),
     )
 
 

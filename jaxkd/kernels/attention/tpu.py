@@ -20,6 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jaxtyping import Array, Float, Int
 
 from jaxkd.kernels.attention.masks import Band, Tiles
+from jaxkd.kernels.attention.scores import Scores
 
 LANES = 128
 """Blocks are multiples of a TPU's lanes."""
@@ -36,12 +37,14 @@ def attend(
     value: Float[Array, "batch columns kv_heads dim"],
     row_segments: Int[Array, "batch rows"] | None,
     column_segments: Int[Array, "batch columns"] | None,
+    sinks: Float[Array, "heads"] | None = None,
     *,
     band: Band | Tiles,
+    scores: Scores,
     interpret: bool = False,
 ) -> Float[Array, "batch rows heads dim"]:
-    """Return softmax(query·keyᵀ/√dim)·value over the keys that each query sees."""
-    batch, rows, heads, dim = query.shape
+    """Return softmax(scores)·value over the keys that each query sees."""
+    batch, rows, heads, _ = query.shape
     columns = key.shape[1]
     row_block, column_block = _block(band, rows), _block(band, columns)
     kernel = _kernel(
@@ -49,6 +52,7 @@ def attend(
         heads,
         (rows + -rows % row_block, columns + -columns % column_block),
         (row_block, column_block),
+        scores.soft_cap,
         interpret,
     )
     ids = None
@@ -61,11 +65,11 @@ def attend(
             _fill(jnp.zeros((batch, length), jnp.int32), block, FILL)
             for length, block in ((rows, row_block), (columns, column_block))
         )
-    scaled = (query.astype(jnp.float32) / math.sqrt(dim)).astype(query.dtype)
+    scaled = (query.astype(jnp.float32) * scores.scale).astype(query.dtype)
     q = _fill(scaled, row_block).swapaxes(1, 2)
     k, v = (_fill(x, column_block).swapaxes(1, 2) for x in (key, value))
     segments = None if ids is None else splash.SegmentIds(*ids)
-    out: Any = jax.vmap(kernel)(q, k, v, segments)
+    out: Any = jax.vmap(kernel, (0, 0, 0, 0, None))(q, k, v, segments, sinks)
     out = out.swapaxes(1, 2)[:, :rows]
     if row_segments is None or (column_segments is None and isinstance(band, Band)):
         # Every query sees itself.
@@ -126,6 +130,7 @@ def _kernel(
     heads: int,
     shape: tuple[int, int],
     blocks: tuple[int, int],
+    soft_cap: float | None,
     interpret: bool,
 ) -> splash.SplashAttentionKernel:
     """Return the kernel of one example, its mask as NumPy arrays."""
@@ -152,6 +157,7 @@ def _kernel(
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
+            attn_logits_soft_cap=soft_cap,
             interpret=interpret,
         )
     return jax.tree.map(np.asarray, kernel)

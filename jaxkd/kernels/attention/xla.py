@@ -15,21 +15,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxkd.kernels.attention.masks import Band, Tiles
+from jaxkd.kernels.attention.scores import Scores
 
 LEAST, BLOCK = 64, 512
 """Tokens of a block."""
 
 
 class Cut(NamedTuple):
-    """What is visible by place, and the sizes of blocks.
+    """What is visible by place, how it is scored, and the sizes of blocks.
 
     Attributes:
         band: of positions.
+        scores: of products.
         rows: queries of a block.
         columns: keys of a block.
     """
 
     band: Band
+    scores: Scores
     rows: int
     columns: int
 
@@ -40,16 +43,19 @@ def attend(
     value: Float[Array, "batch columns kv_heads dim"],
     row_segments: Int[Array, "batch rows"] | None,
     column_segments: Int[Array, "batch columns"] | None,
+    sinks: Float[Array, "heads"] | None = None,
     *,
     band: Band,
+    scores: Scores,
 ) -> Float[Array, "batch rows heads dim"]:
-    """Return softmax(query·keyᵀ/√dim)·value over the keys that each query sees."""
+    """Return softmax(scores)·value over the keys that each query sees."""
     lengths = query.shape[1], key.shape[1]
     most = band.block(LEAST, BLOCK)
     rows, columns = (math.ceil(n / math.ceil(n / most)) for n in lengths)
     pairs = jnp.asarray(band.pairs(*lengths, rows, columns))
-    cut = Cut(band, rows, columns)
-    return pairwise(query, key, value, row_segments, column_segments, pairs, cut)
+    cut = Cut(band, scores, rows, columns)
+    segments = row_segments, column_segments
+    return pairwise(query, key, value, *segments, sinks, pairs, cut)
 
 
 def attend_tiles(
@@ -58,32 +64,37 @@ def attend_tiles(
     value: Float[Array, "batch columns heads dim"],
     row_segments: Int[Array, "batch rows"] | None,
     column_segments: Int[Array, "batch columns"] | None,
+    sinks: None = None,
     *,
     band: Tiles,
+    scores: Scores,
 ) -> Float[Array, "batch rows heads dim"]:
-    """Return the same where each head has its own pairs of blocks."""
-    cut = Cut(Band(), band.rows, band.columns)
+    """Return the same where each head has its own pairs of blocks, without sinks."""
+    cut = Cut(Band(), scores, band.rows, band.columns)
+    segments = row_segments, column_segments
 
     def head(q: Array, k: Array, v: Array, pairs: Array) -> Array:
         q, k, v = (x[:, :, None] for x in (q, k, v))
-        return pairwise(q, k, v, row_segments, column_segments, pairs, cut)[:, :, 0]
+        return pairwise(q, k, v, *segments, sinks, pairs, cut)[:, :, 0]
 
     pairs = jnp.asarray(band.pairs())
     return jax.vmap(head, (2, 2, 2, 0), 2)(query, key, value, pairs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
 def pairwise(
     query: Float[Array, "batch rows heads dim"],
     key: Float[Array, "batch columns kv_heads dim"],
     value: Float[Array, "batch columns kv_heads dim"],
     row_segments: Int[Array, "batch rows"] | None,
     column_segments: Int[Array, "batch columns"] | None,
+    sinks: Float[Array, "heads"] | None,
     pairs: Int[Array, "pairs 2"],
     cut: Cut,
 ) -> Float[Array, "batch rows heads dim"]:
     """Return attention within the pairs of blocks, each given once."""
-    return _pairwise(query, key, value, row_segments, column_segments, pairs, cut)[0]
+    segments = row_segments, column_segments
+    return _pairwise(query, key, value, *segments, sinks, pairs, cut)[0]
 
 
 def _pairwise(
@@ -92,6 +103,7 @@ def _pairwise(
     value: Float[Array, "batch columns kv_heads dim"],
     row_segments: Int[Array, "batch rows"] | None,
     column_segments: Int[Array, "batch columns"] | None,
+    sinks: Float[Array, "heads"] | None,
     pairs: Int[Array, "pairs 2"],
     cut: Cut,
 ) -> tuple[Array, Array]:
@@ -110,7 +122,7 @@ def _pairwise(
         out, top, total = carry
         i, j = pair[0], pair[1]
         visible = seen(i, j)
-        scores = jnp.where(visible, _scores(q[i], k[j], work), lowest)
+        scores = jnp.where(visible, _scores(q[i], k[j], work, cut), lowest)
         old = top[i]
         new = jnp.maximum(old, scores.max(-1))
         weights = jnp.where(visible, jnp.exp(scores - new[..., None]), 0)
@@ -125,11 +137,11 @@ def _pairwise(
         total = total.at[i].set(total[i] * fade + weights.sum(-1))
         return (out, top.at[i].set(new), total), None
 
-    start = (
-        jnp.zeros((*shape, dim), work),
-        jnp.full(shape, lowest, work),
-        jnp.zeros(shape, work),
-    )
+    top, total = jnp.full(shape, lowest, work), jnp.zeros(shape, work)
+    if sinks is not None:
+        own = sinks.astype(work).reshape(kv_heads, -1, 1)
+        top, total = jnp.broadcast_to(own, shape), jnp.ones(shape, work)
+    start = jnp.zeros((*shape, dim), work), top, total
     (out, top, total), _ = jax.lax.scan(visit, start, pairs)
     total = jnp.where(total == 0, 1, total)
     out = _join_rows(out / total[..., None], length).astype(query.dtype)
@@ -142,39 +154,46 @@ def _backward(
     value: Float[Array, "batch columns kv_heads dim"],
     row_segments: Int[Array, "batch rows"] | None,
     column_segments: Int[Array, "batch columns"] | None,
+    sinks: Float[Array, "heads"] | None,
     pairs: Int[Array, "pairs 2"],
     out: Float[Array, "batch rows heads dim"],
     log_total: Float[Array, "batch heads rows"],
     cotangent: Float[Array, "batch rows heads dim"],
     cut: Cut,
-) -> tuple[Array, Array, Array]:
-    """Return the gradients of the query, the key and the value."""
+) -> tuple[Array, Array, Array, Array | None]:
+    """Return the gradients of the query, the key, the value and the sinks."""
     length, keys = query.shape[1], key.shape[1]
-    kv_heads, dim = key.shape[2:]
+    kv_heads = key.shape[2]
     work = jnp.promote_types(query.dtype, jnp.float32)
     q, k, v, seen = _cut(cut, query, key, value, row_segments, column_segments)
     g = _cut_rows(cotangent, cut.rows, kv_heads)
-    log_total = _cut_statistics(log_total, cut.rows, kv_heads)
     # Row sums of (softmax's gradient) x (softmax).
     shared = jnp.einsum("brhd,brhd->bhr", out, cotangent, preferred_element_type=work)
-    shared = _cut_statistics(shared, cut.rows, kv_heads)
+    of_sinks = None
+    if sinks is not None:
+        share = jnp.exp(sinks.astype(work)[:, None] - log_total)
+        of_sinks = -(share * shared).sum((0, 2)).astype(sinks.dtype)
+    log_total, shared = (
+        _cut_statistics(x, cut.rows, kv_heads) for x in (log_total, shared)
+    )
 
     def visit(carry: tuple, pair: Any) -> tuple:
         dq, dk, dv = carry
         i, j = pair[0], pair[1]
-        exponent = _scores(q[i], k[j], work) - log_total[i][..., None]
+        scores = _scores(q[i], k[j], work, cut)
+        exponent = scores - log_total[i][..., None]
         weights = jnp.exp(jnp.where(seen(i, j), exponent, -jnp.inf))
         of_weights = jnp.einsum(
             "bkgrd,bkcd->bkgrc", g[i], v[j], preferred_element_type=work
         )
-        of_scores = weights * (of_weights - shared[i][..., None]) / math.sqrt(dim)
-        of_scores = of_scores.astype(query.dtype)
+        of_scores = weights * (of_weights - shared[i][..., None])
+        of_products = (of_scores * cut.scores.slope(scores)).astype(query.dtype)
 
         def product(letters: str, x: Array, y: Array) -> Array:
             return jnp.einsum(letters, x, y, preferred_element_type=work)
 
-        dq = dq.at[i].add(product("bkgrc,bkcd->bkgrd", of_scores, k[j]))
-        dk = dk.at[j].add(product("bkgrc,bkgrd->bkcd", of_scores, q[i]))
+        dq = dq.at[i].add(product("bkgrc,bkcd->bkgrd", of_products, k[j]))
+        dk = dk.at[j].add(product("bkgrc,bkgrd->bkcd", of_products, q[i]))
         weights = weights.astype(cotangent.dtype)
         dv = dv.at[j].add(product("bkgrc,bkgrd->bkcd", weights, g[i]))
         return (dq, dk, dv), None
@@ -185,25 +204,27 @@ def _backward(
         _join_rows(dq, length).astype(query.dtype),
         _join_columns(dk, keys).astype(key.dtype),
         _join_columns(dv, keys).astype(value.dtype),
+        of_sinks,
     )
 
 
 def _save(*arguments: Any) -> tuple[Array, tuple]:
     out, log_total = _pairwise(*arguments)
-    return out, (*arguments[:6], out, log_total)
+    return out, (*arguments[:7], out, log_total)
 
 
 def _gradients(cut: Cut, saved: tuple[Any, ...], cotangent: Array) -> tuple:
     found: tuple = _backward(*saved, cotangent, cut)  # pyright: ignore[reportCallIssue]
-    return (*found, None, None, None)
+    *of_arrays, of_sinks = found
+    return (*of_arrays, None, None, of_sinks, None)
 
 
 pairwise.defvjp(_save, _gradients)
 
 
-def _scores(q: Array, k: Array, work: Any) -> Array:
-    scores = jnp.einsum("bkgrd,bkcd->bkgrc", q, k, preferred_element_type=work)
-    return scores / math.sqrt(q.shape[-1])
+def _scores(q: Array, k: Array, work: Any, cut: Cut) -> Array:
+    products = jnp.einsum("bkgrd,bkcd->bkgrc", q, k, preferred_element_type=work)
+    return cut.scores(products)
 
 
 def _cut(

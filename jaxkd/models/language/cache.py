@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.kernels.attention.scores import Scores
 from jaxkd.sharding.axes import constrain
 from jaxkd.types import Axes
 
@@ -179,6 +180,8 @@ def attend(
     key: Float[Array, "batch slots kv_heads dim"],
     value: Float[Array, "batch slots kv_heads dim"],
     visible: Bool[Array, "batch tokens slots"],
+    scores: Scores | None = None,
+    sinks: Float[Array, "heads"] | None = None,
 ) -> Float[Array, "batch tokens heads dim"]:
     """Attend to the slots of a cache, as `jaxkd.kernels.attention` does to keys.
 
@@ -189,6 +192,8 @@ def attend(
         key: of one layer.
         value: likewise.
         visible: which slots a token sees.
+        scores: how products are scored; None divides them by √dim.
+        sinks: a logit of each head without a value, or None.
 
     Returns:
         In the query's dtype, softmax in float32; 0 where a token sees nothing.
@@ -198,9 +203,15 @@ def attend(
     work = jnp.promote_types(query.dtype, jnp.float32)
     key, value = key.astype(query.dtype), value.astype(query.dtype)
     grouped = query.reshape(batch, tokens, kv_heads, heads // kv_heads, dim)
-    scores = _product("btkgd,bskd->bkgts", grouped, key, work)
+    score = scores or Scores(dim**-0.5)
+    logits = score(_product("btkgd,bskd->bkgts", grouped, key, work))
     mask = visible[:, None, None]
-    weights = jax.nn.softmax(scores / dim**0.5, axis=-1, where=mask)
+    if sinks is None:
+        weights = jax.nn.softmax(logits, axis=-1, where=mask)
+    else:
+        own = sinks.astype(work).reshape(kv_heads, -1, 1, 1)
+        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True, where=mask)
+        weights = jnp.where(mask, jnp.exp(logits - jnp.logaddexp(total, own)), 0)
     weights = jnp.where(mask.any(-1, keepdims=True), weights, 0).astype(value.dtype)
     found = _product("bkgts,bskd->btkgd", weights, value, work)
     return found.reshape(query.shape).astype(query.dtype)

@@ -1,21 +1,35 @@
-"""Decoder-only language models: Llama, Mistral, Qwen2 and Qwen3.
+"""Decoder-only language models: Llama, and those that differ from it in switches.
 
-One network with the switches in which they differ. Llama (Touvron et al. 2023,
-arXiv:2302.13971), with the stretched rotations of Llama 3.1 (arXiv:2407.21783); Mistral
-(Jiang et al. 2023, arXiv:2310.06825) has a sliding window, Qwen2 (arXiv:2407.10671)
-biases in its projections, Qwen3 (arXiv:2505.09388) norms of queries and keys.
+Llama (Touvron et al. 2023, arXiv:2302.13971), with the stretched rotations of Llama 3.1
+(arXiv:2407.21783); Mistral (Jiang et al. 2023, arXiv:2310.06825) has a sliding window,
+Qwen2 (arXiv:2407.10671) biases in its projections, Qwen3 (arXiv:2505.09388) norms of
+queries and keys. Gemma 2 (arXiv:2408.00118) and 3 (arXiv:2503.19786) have layers with
+and without a window, norms before and after, and caps; OLMo 2 (arXiv:2501.00656) norms
+after, SmolLM3 layers without rotations, Granite multipliers; Phi-3 (arXiv:2404.14219)
+is a Llama whose files fuse weights.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from flax import nnx
+from jaxtyping import Array
 
 from jaxkd.adapters import Steps
 from jaxkd.arguments import checked, positive
 from jaxkd.kernels.dispatch import Implementation
-from jaxkd.models.language.llama_blocks import Block, Config, normal, run_blocks
-from jaxkd.models.language.rope import RopeScaling
+from jaxkd.models.language.llama_blocks import Block, run_blocks
+from jaxkd.models.language.llama_config import (
+    Activation,
+    AttentionKind,
+    Config,
+    Multipliers,
+    Norms,
+    SoftCaps,
+    normal,
+    times,
+)
+from jaxkd.models.language.rope import Scaling
 from jaxkd.models.language.sequence import (
     READS,
     kept_norm,
@@ -37,8 +51,9 @@ class Llama(nnx.Module):
     Taps: ``embed``, ``block0`` … and ``final`` (after the last norm), (batch, length,
     width); ``block{i}.attn``, what a block's attention adds; ``head``, the output
     projection (width, vocabulary), for losses that never hold the logits: with
-    ``final`` it is all they need, and XLA drops logits that nobody reads; ``cache``, a
-    `KVCache` of the tokens read, to go on from.
+    ``final`` it is all they need, and XLA drops logits that nobody reads (models whose
+    logits are capped lack it); ``cache``, a `KVCache` of the tokens read, to go on
+    from.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -58,7 +73,8 @@ class Llama(nnx.Module):
             axes = "embed", "vocabulary"
             self.head = config.linear(config.width, config.vocabulary, axes, rngs=rngs)
         blocks = block_taps(config.layers, "", ".attn")
-        self.taps = ("embed", *blocks, "final", "head", "cache")
+        head = () if config.soft_caps.logits else ("head",)
+        self.taps = ("embed", *blocks, "final", *head, "cache")
         self.cuts = ("embed", *block_taps(config.layers, ""), "final")
 
     def __call__(
@@ -80,16 +96,22 @@ class Llama(nnx.Module):
                 without room for them, or one of packed sequences.
         """
         steps, inputs, config = steps or Steps(), inputs or {}, self.config
-        x = steps("embed", lambda: self.embed.embedding[...][token_ids(inputs)])
+        embedding, multipliers = self.embed.embedding[...], config.multipliers
+
+        def embedded() -> Array:
+            return times(multipliers.embed, embedding[token_ids(inputs)])
+
+        x = steps("embed", embedded)
         sizes = config.layers, config.kv_heads, config.head_dim
         cache = open_cache(inputs, x, steps.taps, *sizes)
-        tokens = sequence(inputs, x.shape, cache, config.window)
+        tokens = sequence(inputs, x.shape, cache, config.windows)
         x, cache = run_blocks(config, self.blocks, x, tokens, cache, steps)
         if cache is not None:
             steps.tap("cache", cache.passed(x.shape[1]))
         x = steps("final", kept_norm, self.norm, x, inputs)
-        head = self.embed.embedding[...].T if config.tied else self.head.kernel[...]
-        return vocabulary_outputs(steps, x, head)
+        head = embedding.T if config.tied else self.head.kernel[...]
+        head = times(multipliers.logits, head)
+        return vocabulary_outputs(steps, x, head, config.soft_caps.logits)
 
 
 @checked(epsilon=positive)
@@ -104,15 +126,23 @@ def llama(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     rope_theta: float = 10_000.0,
-    rope_scaling: RopeScaling | None = None,
+    rope_scaling: Scaling | Mapping[str, Any] | None = None,
     epsilon: float = 1e-6,
     qkv_bias: bool = False,
-    qk_norm: bool = False,
+    qk_norm: bool | Literal["whole"] = False,
     tied: bool = False,
     window: int | None = None,
     scan: bool = True,
     remat: bool = False,
     implementation: Implementation = "auto",
+    attention: Sequence[AttentionKind | Mapping[str, Any]] | None = None,
+    out_bias: bool = False,
+    sinks: bool = False,
+    activation: Activation = "silu",
+    norms: Norms = "before",
+    zero_centred: bool = False,
+    multipliers: Multipliers | Mapping[str, Any] | None = None,
+    soft_caps: SoftCaps | Mapping[str, Any] | None = None,
 ) -> Network:
     """Return a decoder-only language model; see `Config` for the arguments.
 
@@ -128,34 +158,26 @@ def llama(
         rope_scaling: stretches them to longer contexts.
         epsilon: of the norms.
         qkv_bias: as in Qwen2.
-        qk_norm: as in Qwen3.
+        qk_norm: as in Qwen3, or ``"whole"`` as in OLMo 2.
         tied: whether the head is the embedding.
         window: tokens that one attends to, as in Mistral.
         scan: whether the blocks are one compiled loop.
         remat: whether blocks are computed anew in the backward pass.
         implementation: of the attention.
+        attention: window and rotations of the first layers, which repeat for the
+            others, in place of ``window``, ``rope_theta`` and ``rope_scaling``.
+        out_bias: as in gpt-oss.
+        sinks: as in gpt-oss.
+        activation: of the MLPs.
+        norms: before attention and MLP, after as in OLMo 2, or both as in Gemma 2.
+        zero_centred: as in Gemma.
+        multipliers: as in Granite.
+        soft_caps: as in Gemma 2.
 
     Raises:
         ValueError: heads that do not divide the width, key-value heads that do not
-            divide the heads, or an odd ``head_dim``.
+            divide the heads, an odd ``head_dim``, or more kinds of attention than
+            layers.
     """
-    config = Config.of(
-        vocabulary=vocabulary,
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        hidden=hidden,
-        head_dim=head_dim,
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        epsilon=epsilon,
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
-        tied=tied,
-        window=window,
-        scan=scan,
-        remat=remat,
-        implementation=implementation,
-    )
+    config = Config.of(**locals())
     return Network.from_nnx(lambda rngs: Llama(config, rngs=rngs), reads=READS)

@@ -27,13 +27,14 @@ class Sequence:
         positions: (batch, length), for the rotations.
         segments: (batch, length), tokens see those of their own segment alone; None
             where all are of one.
-        visible: (batch, length, slots), which slots of a cache each sees; None where
-            there is nothing before these tokens.
+        visible: (batch, length, slots), which slots of a cache each sees, one after
+            another for each window if there are several; None where there is nothing
+            before these tokens.
     """
 
     positions: Int[Array, "batch length"]
     segments: Int[Array, "batch length"] | None
-    visible: Bool[Array, "batch length slots"] | None = None
+    visible: Bool[Array, "*windows batch length slots"] | None = None
 
 
 @checked()
@@ -68,7 +69,7 @@ def sequence(
     inputs: Mapping[str, Any],
     shape: tuple[int, ...],
     cache: KVCache | None,
-    window: int | None = None,
+    windows: tuple[int | None, ...] = (None,),
 ) -> Sequence:
     """Return what is known of the tokens of the inputs.
 
@@ -76,7 +77,8 @@ def sequence(
         inputs: of a language model.
         shape: (batch, length, …) of the tokens or their features.
         cache: that has admitted them, or None.
-        window: tokens that one sees, itself included; None for all.
+        windows: of the layers, each once: tokens that one sees, itself included; None
+            for all.
     """
     batch, length, *_ = shape
     continued = cache if inputs.get("cache") is not None else None
@@ -85,7 +87,10 @@ def sequence(
         first = 0 if continued is None else continued.length
         positions = jnp.broadcast_to(first + jnp.arange(length), (batch, length))
     if continued is not None:
-        return Sequence(positions, None, continued.visible(length, window))
+        visible = [continued.visible(length, window) for window in windows]
+        return Sequence(
+            positions, None, jnp.stack(visible) if visible[1:] else visible[0]
+        )
     segments = inputs.get("segment_ids")
     if inputs.get("attention_mask") is not None:
         real = jnp.asarray(inputs["attention_mask"], jnp.int32)
@@ -144,6 +149,7 @@ def vocabulary_outputs(
     steps: Steps,
     x: Float[Array, "batch length width"],
     head: Float[Array, "width vocabulary"],
+    soft_cap: float | None = None,
 ) -> Outputs:
     """Return the outputs of a language model, after its tap ``head``.
 
@@ -151,10 +157,14 @@ def vocabulary_outputs(
         steps: of the forward pass.
         x: features, normalised.
         head: the output projection.
+        soft_cap: that logits stay within; None for none.
     """
     head = steps.tap("head", head.astype(x.dtype))
 
     def logits() -> Array:
-        return constrain(on_rows(lambda x: x @ head, x), "batch", None, "vocabulary")
+        found = on_rows(lambda x: x @ head, x)
+        if soft_cap is not None:
+            found = soft_cap * jnp.tanh(found / soft_cap)
+        return constrain(found, "batch", None, "vocabulary")
 
     return steps.outputs(logits)

@@ -2,8 +2,9 @@
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_args, get_type_hints
 
 from jaxkd.arguments import checked
 from jaxkd.network import Network
@@ -34,3 +35,30 @@ def recorded[**Arguments](
         )
 
     return build
+
+
+@checked()
+def as_record(value: Any, kind: Any) -> Any:
+    """Return a record, made of its fields if these are given, as JSON has records.
+
+    Args:
+        value: a record, its fields in a dict, or anything else, which is returned.
+        kind: the dataclass, or a union of some: the one with the fields given, and the
+            fewest others, is meant. Its fields may be records too.
+
+    Raises:
+        ValueError: none has such fields.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    kinds: list[Any] = [k for k in get_args(kind) or (kind,) if is_dataclass(k)]
+    names = {k: [field.name for field in fields(k)] for k in kinds}
+    fitting = [k for k in kinds if set(value) <= {*names[k]}]
+    if not fitting:
+        raise ValueError(
+            f"{dict(value)!r:.200} are the fields of none of "
+            f"{', '.join(f'{k.__name__}({", ".join(names[k])})' for k in kinds)}"
+        )
+    meant = min(fitting, key=lambda k: len(names[k]))
+    hints = get_type_hints(meant)
+    return meant(**{name: as_record(part, hints[name]) for name, part in value.items()})

@@ -31,10 +31,11 @@ def run_stack(
     scan: bool,
     remat: bool,
     prefix: str = "",
+    first: int = 0,
 ) -> tuple[Array, PyTree]:
     """Run stacked blocks one after another; return the last one's output, and state.
 
-    Their outputs are the steps ``block0``, ``block1``, ….
+    Their outputs are the steps ``block0``, ``block1``, …, from ``first`` on.
 
     Args:
         blocks: from `stacked`.
@@ -47,9 +48,11 @@ def run_stack(
             compiles slowly, but lets XLA drop the taps that are not asked for.
         remat: whether a block's activations are computed anew in the backward pass.
         prefix: of the blocks' names.
+        first: number of the first block, where others have run before.
     """
     graph, weights = nnx.split(blocks)
-    names = block_taps(jax.tree.leaves(weights)[0].shape[0], "", prefix=prefix)
+    layers = jax.tree.leaves(weights)[0].shape[0]
+    names = block_taps(first + layers, "", prefix=prefix)
 
     def step(carry: PyTree, scanned: Any) -> tuple[PyTree, dict[str, Array]]:
         (x, state), (block, number), found = carry, scanned, {}
@@ -60,21 +63,21 @@ def run_stack(
         x, state = apply(nnx.merge(graph, block), x, state, number, tap)
         return (tap("", x), state), found
 
-    def run(numbers: range) -> Array:
+    def run(places: range) -> Array:
         nonlocal x, state
-        first, last = numbers.start, numbers.stop
-        own = jax.tree.map(lambda w: w[first:last], weights)
+        numbers = range(first + places.start, first + places.stop)
+        own = jax.tree.map(lambda w: w[places.start : places.stop], weights)
         (x, state), found = jax.lax.scan(
             jax.checkpoint(step) if remat else step,
             (x, state),
-            (own, jnp.arange(first, last)),
+            (own, jnp.arange(numbers.start, numbers.stop)),
             unroll=1 if scan else len(numbers),
         )
         for kind, values in found.items():
             keep_scanned(steps, names, kind, numbers, values)
         return x
 
-    return steps.row(names, run), state
+    return steps.row(names[first:], run), state
 
 
 @checked()

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxkd.arguments import checked
 from jaxkd.losses.basics import l2_normalize
-from jaxkd.models.language.llama_blocks import Config
+from jaxkd.models.language.llama_config import Config
 from jaxkd.network import Network
 from jaxkd.papers.swiftkv.model import swiftkv_llama
 from jaxkd.types import Variables

@@ -7,6 +7,7 @@ keys and values (AcrossKV), which makes the cache smaller.
 """
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from functools import partial
 from typing import Any
 
@@ -18,16 +19,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxkd.adapters import Steps, Tap
 from jaxkd.arguments import checked
-from jaxkd.models.language.cache import KVCache, attend
-from jaxkd.models.language.llama_blocks import (
-    Block,
-    Config,
-    GatedMLP,
+from jaxkd.models.language.cache import KVCache
+from jaxkd.models.language.llama_attention import (
     attend_causally,
+    attend_to_slots,
     by_heads,
-    normal,
-    run_blocks,
 )
+from jaxkd.models.language.llama_blocks import Block, GatedMLP, run_blocks
+from jaxkd.models.language.llama_config import Config, normal
 from jaxkd.models.language.sequence import (
     READS,
     open_cache,
@@ -105,7 +104,7 @@ class LateAttention(nnx.Module):
         if visible is None:
             found = attend_causally(self.config, query, key, value, segments)
         else:
-            found = attend(query, key, value, visible)
+            found = attend_to_slots(self.config, query, key, value, visible)
         return self.out(rearrange(found, "b l h d -> b l (h d)"))
 
 
@@ -181,13 +180,13 @@ class SwiftLlama(nnx.Module):
         wanted = steps.taps if kept is None else (*steps.taps, "cache")
         sizes = cached, config.kv_heads, config.head_dim
         cache = open_cache(inputs, x, wanted, *sizes)
-        tokens = sequence(inputs, x.shape, cache, config.window)
+        tokens = sequence(inputs, x.shape, cache, config.windows)
         x, cache = run_blocks(config, self.early, x, tokens, cache, steps)
 
         visible, positions = tokens.visible, tokens.positions
         if kept is not None and cache is not None:
             positions = positions[:, kept]
-            visible = cache.visible(length, config.window, kept)
+            visible = cache.visible(length, config.windows[0], kept)
         at = positions, tokens.segments, visible
         x, cache = self._late(x, kept, tokens.positions, at, cache, steps)
         if cache is not None:
@@ -281,10 +280,20 @@ def swiftkv_llama(llama: Mapping[str, Any], kv_layers: int, group: int = 1) -> N
         group: later layers to one pair of keys and values.
 
     Raises:
-        ValueError: ``kv_layers`` that leaves no later layer, or later layers that are
-            no multiple of ``group``.
+        ValueError: ``kv_layers`` that leaves no later layer, later layers that are no
+            multiple of ``group``, or another decoder than Llama, Mistral and Qwen.
     """
     config = Config.of(**llama)
+    beyond = [
+        option.name
+        for option in fields(Config)
+        if option.default not in (MISSING, getattr(config, option.name))
+    ]
+    if len({*config.attention}) > 1 or beyond:
+        raise ValueError(
+            f"llama has layers with attention of different kinds, or {beyond}: SwiftKV "
+            "rewires Llama, Mistral and Qwen with layers that are alike"
+        )
     late = config.layers - kv_layers
     if not 0 < kv_layers < config.layers:
         raise ValueError(

@@ -12,8 +12,19 @@ from safetensors.numpy import load_file, save_file
 
 from jaxkd import models, training
 from jaxkd.interop import load_pretrained, save_pretrained
-from jaxkd.interop.families import FAMILIES, family_reading, llama, mamba2, resnet, t5
-from jaxkd.models.language.rope import RopeScaling
+from jaxkd.interop.families import (
+    FAMILIES,
+    family_reading,
+    family_writing,
+    gemma,
+    llama,
+    mamba2,
+    resnet,
+    smollm3,
+    t5,
+)
+from jaxkd.models.language.llama_config import AttentionKind
+from jaxkd.models.language.rope import LinearScaling, Rope, RopeScaling, YarnScaling
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hf"
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
@@ -83,11 +94,39 @@ def test_a_family_has_a_source_for_every_array(name):
     assert set(family.tensors(network.spec[1])) == paths
 
 
-def test_no_two_families_read_or_write_the_same():
+def test_no_two_families_read_the_same():
     names = [name for family in FAMILIES for name in family.architectures]
     assert len(names) == len(set(names))
-    assert len(FAMILIES) == len({family.model for family in FAMILIES})
     assert {family.model for family in FAMILIES} <= set(models.MODELS)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_one_family_writes_what_another_hand_has_built(name):
+    """But that Phi-3 is a Llama whose files are other ones."""
+    config = config_of(name)
+    family = family_reading(config)
+    network = models.create(family.model, **family.arguments(config))
+    writing = [
+        f for f in FAMILIES if f.model == family.model and f.writes(network.spec[1])
+    ]
+    assert family in writing
+    assert len(writing) == 1 or name in (
+        "phi3",
+        "llama",
+        "llama_rope31",
+        "mistral_window",
+    )
+    found = family_writing(*network.spec, config["architectures"][0])
+    assert found is family
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_are_known():
+    with pytest.raises(
+        ValueError, match=r"unknown architecture 'GemmaForCausalLM': did"
+    ) as e:
+        family_reading({"architectures": ["GemmaForCausalLM"]})
+    for family in FAMILIES:
+        assert all(name in str(e.value) for name in family.architectures)
 
 
 LLAMA31 = {
@@ -108,6 +147,14 @@ LLAMA31 = {
         (
             {"rope_parameters": {**LLAMA31, "rope_theta": 5e5, "factor": 32.0}},
             (5e5, RopeScaling(factor=32.0)),
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 8.0}},
+            (10_000.0, LinearScaling(8.0)),
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": False}},
+            (10_000.0, YarnScaling(4.0, 128, truncate=False)),
         ),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, (1e6, None)),
     ],
@@ -143,6 +190,35 @@ def test_old_and_new_keys_of_rotations_are_read(rope, expected):
 )
 def test_windows_are_those_of_every_layer(changes, window):
     assert llama.FAMILY.arguments({**config_of("llama"), **changes})["window"] == window
+
+
+def test_only_the_last_layers_of_a_qwen_may_have_a_window():
+    sizes = {"num_hidden_layers": 3, "max_window_layers": 2, "layer_types": None}
+    window = {"use_sliding_window": True, "sliding_window": 8}
+    found = llama.FAMILY.arguments({**config_of("qwen2"), **sizes, **window})
+    assert [kind.window for kind in found["attention"]] == [None, None, 8]
+    network = models.llama(**found)
+    again = llama.FAMILY.arguments(llama.FAMILY.config(network.spec[1]))
+    assert again["attention"] == found["attention"]
+
+
+def test_kinds_of_layers_follow_the_familys_rule_where_a_config_lists_none():
+    """As configs of transformers 4 have them."""
+    old = {"num_hidden_layers": 7, "layer_types": None, "rope_parameters": None}
+    second = gemma.FAMILY.arguments({**config_of("gemma2"), **old})["attention"]
+    assert [kind.window for kind in second] == [8, None, 8, None, 8, None, 8]
+    rope = {"rope_theta": 1e6, "rope_local_base_freq": 2e4}
+    rope["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    third = gemma.FAMILY.arguments({**config_of("gemma3"), **old, **rope})["attention"]
+    near = AttentionKind(6, Rope(2e4))
+    far = AttentionKind(None, Rope(1e6, LinearScaling(8.0)))
+    assert third == (near, near, far, near, near, far, near)
+    smol = {**config_of("smollm3"), **old, "no_rope_layers": None}
+    turned = smollm3.FAMILY.arguments(smol)["attention"]
+    assert [kind.rope is None for kind in turned] == [i == 3 for i in range(7)]
+    window = {"use_sliding_window": True, "sliding_window": 5}
+    turned = smollm3.FAMILY.arguments({**smol, **window})["attention"]
+    assert [kind.window for kind in turned] == [None, None, None, 5, None, None, None]
 
 
 def test_a_head_has_128_features_in_qwen3_unless_it_says_otherwise():
@@ -183,19 +259,23 @@ def test_every_decoder_comes_back_from_its_config(switches, model_type):
         ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu', .* it knows 'silu'"),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}},
-            "rope_type = 'yarn', .* it knows 'default', 'llama3'",
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}},
+            "rope_type = 'longrope', .* it knows 'default', 'linear', 'llama3', 'yarn'",
         ),
         (
             "llama",
-            {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
-            "rope_type = 'linear'",
+            {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}},
+            "rope_type = 'dynamic'",
         ),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.75}}, "factor = 0.75"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation = 'gelu'"),
         (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-            "max_window_layers = 1: the first layers see all",
+            "gemma3",
+            {"use_bidirectional_attention": True},
+            "bidirectional_attention = T",
         ),
+        ("gemma2", {"layer_types": ["chunked_attention"]}, "= 'chunked_attention'"),
+        ("granite", {"mlp_bias": True}, "mlp_bias = True"),
         ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx = True"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
