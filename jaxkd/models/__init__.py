@@ -19,6 +19,7 @@ from jaxkd.models.language.t5 import t5 as t5
 from jaxkd.models.vision.clip import clip as clip
 from jaxkd.models.vision.cnn import cnn as cnn
 from jaxkd.models.vision.convnext import convnext as convnext
+from jaxkd.models.vision.dinov2 import dinov2 as dinov2
 from jaxkd.models.vision.lenet import lenet as lenet
 from jaxkd.models.vision.mixer import mlp_mixer as mlp_mixer
 from jaxkd.models.vision.mixer import resmlp as resmlp
@@ -30,6 +31,7 @@ from jaxkd.models.vision.resnet import cifar_resnet as cifar_resnet
 from jaxkd.models.vision.resnet import imagenet_resnet as imagenet_resnet
 from jaxkd.models.vision.shufflenet import shufflenet_v1 as shufflenet_v1
 from jaxkd.models.vision.shufflenet import shufflenet_v2 as shufflenet_v2
+from jaxkd.models.vision.siglip import siglip as siglip
 from jaxkd.models.vision.swin import swin as swin
 from jaxkd.models.vision.vgg import vgg as vgg
 from jaxkd.models.vision.vit import vit as vit

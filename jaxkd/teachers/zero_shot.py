@@ -31,8 +31,9 @@ def class_prototypes(
     `losses.cosine_logits` of image embeddings with these are the zero-shot logits.
 
     Args:
-        network: `models.clip`, such as `interop.load_pretrained` returns it, or another
-            with the tap ``text_embeds`` that reads ``input_ids``.
+        network: `models.clip` or `models.siglip`, such as `interop.load_pretrained`
+            returns it, or another with the tap ``text_embeds`` that reads
+            ``input_ids``.
         variables: of the network.
         tokenizer: the model's, such as `data.load_tokenizer` returns it.
         names: of the classes, in the order of their labels.

@@ -11,6 +11,7 @@ from jaxkd import models
 
 X4 = (32, 64, 128, 256)
 BASIC = {"shortcut": "identity", "classes": 10}
+BODY = {"classes": None, "mask_token": True}
 COUNTS = [
     # He et al. 2015: the public CIFAR-10 weights' own counts.
     (models.cifar_resnet, {"depth": 20, **BASIC}, 269_722),
@@ -60,10 +61,16 @@ COUNTS = [
     (models.vit, {"size": "base"}, 86_567_656),
     (models.vit, {"size": "tiny", "distilled": True}, 5_910_800),
     (models.vit, {"size": "small", "distilled": True}, 22_436_432),
+    (models.dinov2, {"size": "small", **BODY}, 22_056_576),
+    (models.dinov2, {"size": "base", **BODY}, 86_580_480),
+    (models.dinov2, {"size": "large", **BODY}, 304_368_640),
+    (models.dinov2, {"size": "giant", "swiglu": True, **BODY}, 1_136_480_768),
     (models.mlp_mixer, {"size": "small"}, 18_528_264),
     (models.mlp_mixer, {"size": "base"}, 59_880_472),
     (models.resmlp, {"size": "s12"}, 15_350_872),
     (models.resmlp, {"size": "s24"}, 30_020_680),
+    # transformers': patches of 16 pixels.
+    (models.siglip, {"image": "base", "text": "base"}, 203_155_970),
 ]
 
 
@@ -96,11 +103,12 @@ SMALL = {
         (4, 1, 1, 2, 1, 1, 1, 2, 2), 5, image_size=16, patch_size=1, window=2
     ),
     "vit": lambda: models.vit((12, 2, 3), distilled=True, drop_path=0.1, **TINY),
+    "dinov2": lambda: models.dinov2((12, 2, 3), swiglu=True, **TINY),
     "vmoe": lambda: models.vmoe((12, 2, 3), experts=2, drop_path=0.1, **TINY),
     "mlp_mixer": lambda: models.mlp_mixer((12, 2, 8, 16), **TINY),
     "resmlp": lambda: models.resmlp((12, 2), **TINY),
 }
-TOKENS = ("swin", "vit", "vmoe", "mlp_mixer", "resmlp")
+TOKENS = ("swin", "vit", "dinov2", "vmoe", "mlp_mixer", "resmlp")
 CONVOLUTIONAL = [n for n in SMALL if n not in TOKENS]
 
 
@@ -285,7 +293,7 @@ def test_an_image_of_another_kind_is_refused(name, unchecked_shapes):
     for shape in ((2, side(name), side(name), 1), (2, side(name), side(name))):
         with pytest.raises(ValueError, match=r"image has shape .* build"):
             jax.eval_shape(network.apply, variables, jnp.zeros(shape))
-    if side(name) == 8:
+    if side(name) == 8 and name != "dinov2":  # It takes images of any size.
         with pytest.raises(ValueError, match=r"takes \(batch, 8, 8, 3\): resize it"):
             jax.eval_shape(network.apply, variables, jnp.zeros((2, 16, 16, 3)))
 

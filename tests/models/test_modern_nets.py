@@ -168,7 +168,8 @@ def test_published_stages():
     ("build", "message"),
     [
         (lambda: models.swin("tinny"), "did you mean 'tiny'"),
-        (lambda: models.swin((4, 1, 1)), "size must be 9 positive numbers"),
+        (lambda: models.swin((4, 1, 1, 1)), "size must be .* such as 9 of four stages"),
+        (lambda: models.swin((4, 0, 1)), r"got \(4, 0, 1\)"),
         (
             lambda: models.swin((6, 1, 1, 1, 1, 4, 4, 4, 4)),
             "widths 6, 12, .* must be multiples of their heads",
@@ -176,6 +177,7 @@ def test_published_stages():
         (lambda: models.swin(image_size=240), r"\[60, 30, 15, 7\]"),
         (lambda: models.swin(image_size=256), "multiples of window 7"),
         (lambda: models.convnext("tinny"), "did you mean 'tiny'"),
+        (lambda: models.convnext(widths=(4, 8)), "widths must be 4 positive numbers"),
         (lambda: models.mobilenet_v2(form="large"), "form must be 'cifar' or"),
     ],
 )

@@ -62,6 +62,11 @@ CASES = {
         SMALL,
         "block0",
     ),
+    "dinov2": (
+        lambda: models.dinov2((8, 2, 2), 3, image_size=8, patch_size=4),
+        SMALL,
+        "block0",
+    ),
     "vmoe": (
         lambda: models.vmoe((8, 2, 2), 3, experts=3, image_size=8, patch_size=4),
         SMALL,

@@ -52,9 +52,9 @@ TOWERS = [
     for part in (
         under(f"{tower}.blocks.attention", ATTENTION),
         under(f"{tower}.blocks.mlp", MLP),
-        {f"{tower}.embedder.kernel": "embed -"},
     )
 ]
+EMBEDDER = {"embedder.kernel": "embed -"}
 FAMILIES = {
     "llama": (
         BLOCKS,
@@ -100,7 +100,28 @@ FAMILIES = {
             **{"image": (8, 1, 2, 16), "text": (8, 1, 2, 16), "features": 4},
             **{"image_size": 8, "patch_size": 4, "vocabulary": 16, "context": 8},
         },
-        [*TOWERS, under("text", EMBED), under("image", PATCHES)],
+        [
+            *TOWERS,
+            under("text", EMBED, EMBEDDER),
+            under("image", PATCHES, EMBEDDER),
+        ],
+    ),
+    "siglip": (
+        {
+            **{"image": (8, 1, 2, 16), "text": (8, 1, 2, 16), "vocabulary": 16},
+            **{"image_size": 8, "patch_size": 4, "context": 8},
+        },
+        [
+            *TOWERS,
+            under("text", EMBED, EMBEDDER),
+            under("image", PATCHES),
+            under("image.pool", ATTENTION),
+            under("image.pool.mlp", MLP),
+        ],
+    ),
+    "dinov2": (
+        {**IMAGE, "size": (8, 1, 2), "swiglu": True},
+        [PATCHES, under("blocks.0.attention", FUSED), under("blocks.0.mlp", MLP), HEAD],
     ),
     "vit": (
         {**IMAGE, "size": (8, 1, 2)},

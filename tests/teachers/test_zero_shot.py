@@ -127,3 +127,22 @@ def test_bad_input_is_named(clip, unchecked_shapes):
         networks.dual_head(
             network, 6, 3, tap="image.projected", prototypes=jnp.ones((3, 6))
         )
+
+
+def test_siglips_texts_are_filled_up_to_its_context():
+    siglip = models.siglip(
+        (12, 1, 3, 20),
+        (8, 1, 2, 12),
+        image_size=8,
+        patch_size=4,
+        vocabulary=TOKENS.vocabulary,
+        context=16,
+        pad=258,
+    )
+    variables = jax.jit(siglip.init)(jax.random.key(0))
+    found = class_prototypes(siglip, variables, TOKENS, NAMES, ("a {}",), length=12)
+    assert found.shape == (12, 3)
+    texts = [[TOKENS.bos, *f"a {n}".encode(), TOKENS.eos] for n in NAMES]
+    ids = np.asarray([[*text, *[258] * (16 - len(text))] for text in texts])
+    outputs, _ = siglip.apply(variables, {"input_ids": ids}, taps=("text_embeds",))
+    np.testing.assert_allclose(found.T, outputs.features["text_embeds"], atol=1e-5)

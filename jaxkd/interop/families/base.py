@@ -180,3 +180,42 @@ def require(config: Mapping[str, Any], key: str, *supported: Any) -> None:
             f"config.json has {key} = {config[key]!r}, which jaxkd does not build: it "
             f"knows {', '.join(map(repr, supported))}"
         )
+
+
+@checked()
+def linear_sources(ours: str, *theirs: str) -> dict[str, Source]:
+    """Return the sources of a linear layer's kernel and bias.
+
+    Args:
+        ours: the layer's path.
+        *theirs: layers of the file that make it up side by side.
+    """
+    weights, biases = (
+        tuple(f"{name}.{kind}" for name in theirs) for kind in ("weight", "bias")
+    )
+    return {f"{ours}/kernel": Source(weights, LINEAR), f"{ours}/bias": Source(biases)}
+
+
+@checked()
+def norm_sources(ours: str, theirs: str) -> dict[str, Source]:
+    """Return the sources of a layer norm's scale and bias."""
+    return {
+        f"{ours}/scale": Source((f"{theirs}.weight",)),
+        f"{ours}/bias": Source((f"{theirs}.bias",)),
+    }
+
+
+@checked()
+def class_count(config: Mapping[str, Any]) -> int:
+    """Return how many classes a config names; two if it says nothing."""
+    return len(config.get("id2label") or range(2))
+
+
+@checked()
+def class_names(classes: int) -> dict[str, Any]:
+    """Return what a config says of as many classes without names."""
+    labels = {str(i): f"LABEL_{i}" for i in range(classes)}
+    return {
+        "id2label": labels,
+        "label2id": {name: int(i) for i, name in labels.items()},
+    }

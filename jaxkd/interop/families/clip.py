@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.arguments import checked
-from jaxkd.interop.families.base import LINEAR, Family, Source, require
+from jaxkd.interop.families.base import (
+    LINEAR,
+    Family,
+    Source,
+    norm_sources,
+    require,
+)
 from jaxkd.interop.families.vit import PATCHES, require_square
 from jaxkd.models.parts.tokens import named_size
 from jaxkd.models.vision.clip import IMAGE_SIZES, TEXT_SIZES
@@ -112,22 +118,33 @@ def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
         "text/norm": "text_model.final_layer_norm",
     }
     for ours, theirs in norms.items():
-        found[f"{ours}/scale"] = Source((f"{theirs}.weight",))
-        found[f"{ours}/bias"] = Source((f"{theirs}.bias",))
+        found |= norm_sources(ours, theirs)
     for tower, body, named in (
         ("image", "vision_model", IMAGE_SIZES),
         ("text", "text_model", TEXT_SIZES),
     ):
         layers = named_size(arguments[tower], named, "CLIP")[1]
-        for names, kind, layout in ((LINEARS, "kernel", LINEAR), (NORMS, "scale", "")):
-            for ours, theirs in names.items():
-                path, layer = f"{tower}/blocks/{ours}", f"{body}.encoder.layers.{{}}"
-                weight, bias = (
-                    (f"{layer}.{theirs}.{kind}",) for kind in ("weight", "bias")
-                )
-                found[f"{path}/{kind}"] = Source(weight, layout, layers)
-                found[f"{path}/bias"] = Source(bias, layers=layers)
+        found |= tower_sources(tower, body, layers)
     return {f"params/{path}": source for path, source in found.items()}
+
+
+@checked()
+def tower_sources(tower: str, body: str, layers: int) -> dict[str, Source]:
+    """Return the sources of a tower's blocks.
+
+    Args:
+        tower: its path.
+        body: what holds it in the files.
+        layers: its blocks.
+    """
+    found = {}
+    for names, kind, layout in ((LINEARS, "kernel", LINEAR), (NORMS, "scale", "")):
+        for ours, theirs in names.items():
+            path, layer = f"{tower}/blocks/{ours}", f"{body}.encoder.layers.{{}}"
+            weight, bias = ((f"{layer}.{theirs}.{end}",) for end in ("weight", "bias"))
+            found[f"{path}/{kind}"] = Source(weight, layout, layers)
+            found[f"{path}/bias"] = Source(bias, layers=layers)
+    return found
 
 
 FAMILY = Family(

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.arguments import checked
-from jaxkd.interop.families.base import LINEAR, Family, Source, require
+from jaxkd.interop.families.base import (
+    Family,
+    Source,
+    class_count,
+    class_names,
+    linear_sources,
+    require,
+)
 from jaxkd.models.vision.resnet import BLOCKS, Bottleneck
 
 CONV = "outputs inputs y x -> y x inputs outputs"
@@ -28,7 +35,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     sizes = [size // (4 if bottleneck else 1) for size in config["hidden_sizes"]]
     return {
         "depth": tuple(config["depths"]),
-        "classes": len(config.get("id2label", ("LABEL_0", "LABEL_1"))),
+        "classes": class_count(config),
         "channels_in": config.get("num_channels", 3),
         "widths": (config.get("embedding_size", 64), *sizes),
         "bottleneck": bottleneck,
@@ -40,7 +47,6 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     depths, bottleneck = _stages(arguments)
     first, *widths = arguments["widths"]
-    labels = {str(i): f"LABEL_{i}" for i in range(arguments["classes"])}
     return {
         "architectures": ["ResNetForImageClassification"],
         "model_type": "resnet",
@@ -52,8 +58,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": False,
-        "id2label": labels,
-        "label2id": {label: int(i) for i, label in labels.items()},
+        **class_names(arguments["classes"]),
     }
 
 
@@ -86,16 +91,26 @@ def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
             if i == 0 and (stage > 0 or sizes[0] != sizes[1]):
                 names = f"{ours}/downsample/conv", f"{ours}/downsample/bn"
                 pairs[names] = f"{theirs}.shortcut"
-    found = {
-        "params/fc/kernel": Source(("classifier.1.weight",), LINEAR),
-        "params/fc/bias": Source(("classifier.1.bias",)),
-    }
+    found = linear_sources("params/fc", "classifier.1")
     for (conv, norm), theirs in pairs.items():
-        name = f"resnet.{theirs}.convolution.weight"
-        found[f"params/{conv}/kernel"] = Source((name,), CONV)
-        for ours, kind in NORM.items():
-            name = f"resnet.{theirs}.normalization.{kind}"
-            found[ours.format(norm)] = Source((name,))
+        found |= convolution_sources(conv, norm, f"resnet.{theirs}")
+    return found
+
+
+@checked()
+def convolution_sources(conv: str, norm: str, theirs: str) -> dict[str, Source]:
+    """Return the sources of a convolution without a bias and of the BatchNorm after it.
+
+    Args:
+        conv: our convolution's path.
+        norm: our BatchNorm's.
+        theirs: what holds both in the files.
+    """
+    found = {
+        f"params/{conv}/kernel": Source((f"{theirs}.convolution.weight",), CONV),
+    }
+    for ours, kind in NORM.items():
+        found[ours.format(norm)] = Source((f"{theirs}.normalization.{kind}",))
     return found
 
 

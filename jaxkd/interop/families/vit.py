@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.arguments import checked
-from jaxkd.interop.families.base import LINEAR, Family, Source, require
+from jaxkd.interop.families.base import (
+    Family,
+    Source,
+    class_count,
+    class_names,
+    linear_sources,
+    norm_sources,
+    require,
+)
 from jaxkd.models.parts.tokens import named_size
 from jaxkd.models.vision.vit import SIZES
 
@@ -47,7 +55,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     size = "hidden_size", "num_hidden_layers", "num_attention_heads"
     return {
         "size": tuple(config[key] for key in size),
-        "classes": len(config.get("id2label", ("LABEL_0", "LABEL_1"))),
+        "classes": class_count(config),
         "image_size": config.get("image_size", 224),
         "patch_size": config.get("patch_size", 16),
         "distilled": config["model_type"] == "deit",
@@ -62,7 +70,6 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     width, layers, heads = named_size(arguments["size"], SIZES, "ViT")
     model_type, architecture = ARCHITECTURES[arguments["distilled"]]
-    labels = {str(i): f"LABEL_{i}" for i in range(arguments["classes"])}
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -76,8 +83,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_act": "gelu",
         "qkv_bias": True,
         "layer_norm_eps": arguments["epsilon"],
-        "id2label": labels,
-        "label2id": {label: int(i) for i, label in labels.items()},
+        **class_names(arguments["classes"]),
     }
 
 
@@ -107,21 +113,30 @@ def tensors(arguments: Mapping[str, Any]) -> dict[str, Source]:
     found = {
         "params/prefix": Source(tuple(prefix), axis=-2),
         "params/positions": Source((f"{embeddings}.position_embeddings",)),
-        "params/patches/projection/kernel": Source(
-            (f"{patches}.weight",), PATCHES, sizes={"y": side, "x": side}
-        ),
-        "params/patches/projection/bias": Source((f"{patches}.bias",)),
+        **patch_sources("params/patches/projection", patches, side),
     }
     for ours, names in linears.items():
-        weights, biases = (
-            tuple(f"{name}.{kind}" for name in names) for kind in ("weight", "bias")
-        )
-        found[f"params/{ours}/kernel"] = Source(weights, LINEAR)
-        found[f"params/{ours}/bias"] = Source(biases)
+        found |= linear_sources(f"params/{ours}", *names)
     for ours, theirs in norms.items():
-        found[f"params/{ours}/scale"] = Source((f"{theirs}.weight",))
-        found[f"params/{ours}/bias"] = Source((f"{theirs}.bias",))
+        found |= norm_sources(f"params/{ours}", theirs)
     return found
+
+
+@checked()
+def patch_sources(ours: str, theirs: str, side: int) -> dict[str, Source]:
+    """Return the sources of the projection of patches, a convolution in the files.
+
+    Args:
+        ours: its path.
+        theirs: the convolution.
+        side: of a patch in pixels.
+    """
+    return {
+        f"{ours}/kernel": Source(
+            (f"{theirs}.weight",), PATCHES, sizes={"y": side, "x": side}
+        ),
+        f"{ours}/bias": Source((f"{theirs}.bias",)),
+    }
 
 
 FAMILY = Family(

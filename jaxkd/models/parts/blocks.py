@@ -1,7 +1,7 @@
 """Layers that the zoo's image models share, with the field's padding and constants."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ class BatchNorm(nnx.BatchNorm):
     answer in the averages' dtype, and a bf16 network would go on in float32.
     """
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        super().__init__(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
+    def __init__(self, channels: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs):
+        super().__init__(channels, momentum=0.9, epsilon=epsilon, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Return the normalised input."""
@@ -36,21 +36,22 @@ def conv(
     stride: int = 1,
     groups: int = 1,
     bias: bool = False,
+    padding: int | Literal["SAME"] | None = None,
     *,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """Return a convolution padded by kernel // 2 on every side.
+    """Return a convolution padded by kernel // 2 on every side, if not otherwise.
 
-    XLA's "SAME" pads a strided convolution on one side only, and published weights
-    would not carry over. Weights start as He et al. 2015 (arXiv:1502.01852) say, normal
-    with variance 2 / fan-out.
+    XLA's "SAME", which is TensorFlow's, pads a strided convolution on one side only,
+    and weights published for PyTorch would not carry over. Weights start as He et al.
+    2015 (arXiv:1502.01852) say, normal with variance 2 / fan-out.
     """
     return nnx.Conv(
         channels_in,
         channels,
         (kernel, kernel),
         strides=stride,
-        padding=kernel // 2,
+        padding=kernel // 2 if padding is None else padding,
         feature_group_count=groups,
         use_bias=bias,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),

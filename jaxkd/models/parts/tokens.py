@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxkd.arguments import checked, count, natural, positive
 from jaxkd.checks import unknown_name
 from jaxkd.losses.masked_images import patchify
-from jaxkd.models.parts.blocks import check_floats
+from jaxkd.models.parts.blocks import check_channels, check_floats
 from jaxkd.models.parts.linear import Linear
 
 normal = nnx.initializers.truncated_normal(0.02)
@@ -89,6 +89,14 @@ class PatchEmbed(nnx.Module):
     width) flattened: as a product of matrices its gradient takes a fifth of the time on
     CPUs.
 
+    Args:
+        image_size: pixels of the square image's side.
+        patch_size: pixels of a patch's side.
+        channels_in: the image's channels.
+        width: features of an embedding.
+        use_bias: whether the projection has one.
+        any_size: whether images of other sizes, which patches tile, are taken too.
+
     Raises:
         ValueError: the patches do not tile the image.
     """
@@ -100,6 +108,7 @@ class PatchEmbed(nnx.Module):
         channels_in: int,
         width: int,
         use_bias: bool = True,
+        any_size: bool = False,
         *,
         rngs: nnx.Rngs,
     ):
@@ -108,7 +117,7 @@ class PatchEmbed(nnx.Module):
                 f"patch_size {patch_size} does not tile images of {image_size} pixels: "
                 "make image_size a multiple of it"
             )
-        self.shape = (image_size, image_size, channels_in)
+        self.shape, self.any_size = (image_size, image_size, channels_in), any_size
         self.size, self.tokens = patch_size, (image_size // patch_size) ** 2
         features_in = patch_size**2 * channels_in
         self.projection = linear(
@@ -123,6 +132,10 @@ class PatchEmbed(nnx.Module):
         Raises:
             ValueError: an image of another size, or not of floats.
         """
+        if self.any_size:
+            return self.projection(
+                patchify(check_channels(image, self.shape[-1]), self.size)
+            )
         check_floats(image)
         if image.shape[1:] != self.shape:
             raise ValueError(

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxkd.adapters import Steps
 from jaxkd.arguments import checked, natural, own_check, positive
 from jaxkd.models.language.sequence import Sequence, sequence, token_ids
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import PatchEmbed, named_size
-from jaxkd.models.vision.clip_tower import Config, Tower, normal
+from jaxkd.models.vision.clip_tower import Config, Tower, normal, projection
 from jaxkd.network import Network
 from jaxkd.sharding.axes import declare
 from jaxkd.types import Outputs
@@ -47,8 +47,10 @@ class ImageTower(Tower):
         *,
         rngs: nnx.Rngs,
     ):
-        super().__init__(config, features, rngs=rngs)
         width = config.width
+        super().__init__(
+            config, lambda rngs: projection(width, features, rngs=rngs), rngs=rngs
+        )
         self.patches = PatchEmbed(
             image_size, patch_size, channels_in, width, use_bias=False, rngs=rngs
         )
@@ -72,8 +74,8 @@ class ImageTower(Tower):
         prefix = jnp.broadcast_to(prefix, (len(x), 1, len(prefix)))
         x = jnp.concatenate([prefix, x], axis=1) + self.positions[...].astype(x.dtype)
         places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        first = jnp.zeros(len(x), jnp.int32)
-        return self.run(self.embed_norm(x), Sequence(places, None), first, steps)
+        x = self.encoded(self.embed_norm(x), Sequence(places, None), steps)
+        return self.embedding(x[:, 0], steps)
 
 
 @checked(eos=natural)
@@ -92,20 +94,14 @@ class TextTower(Tower):
         *,
         rngs: nnx.Rngs,
     ):
-        super().__init__(config, features, rngs=rngs)
+        super().__init__(
+            config,
+            lambda rngs: projection(config.width, features, rngs=rngs),
+            rngs=rngs,
+        )
         self.eos = eos
-        self.embed, self.positions = (
-            nnx.Embed(
-                count,
-                config.width,
-                embedding_init=normal(scale),
-                embedding_metadata=axes,
-                rngs=rngs,
-            )
-            for count, scale, axes in (
-                (vocabulary, 0.02, declare("vocabulary", "embed")),
-                (context, 0.01, {}),
-            )
+        self.embed, self.positions = text_tables(
+            vocabulary, context, config.width, rngs=rngs
         )
 
     def __call__(
@@ -116,17 +112,50 @@ class TextTower(Tower):
         Raises:
             ValueError: ids of another shape, or of more tokens than the context.
         """
-        ids, positions = token_ids(inputs), self.positions.embedding[...]
-        length = ids.shape[1]
-        if length > len(positions):
-            raise ValueError(
-                f"input_ids has {length} tokens a row, but the model knows "
-                f"{len(positions)} positions: cut the texts"
-            )
-        x = self.embed.embedding[...][ids] + positions[:length]
+        ids = token_ids(inputs)
+        x = embedded(ids, self.embed, self.positions)
         ends = ids if self.eos == LEGACY_EOS else ids == self.eos
-        tokens = sequence(inputs, x.shape, None)
-        return self.run(x, tokens, ends.argmax(-1), steps)
+        x = self.encoded(x, sequence(inputs, x.shape, None), steps)
+        return self.embedding(x[jnp.arange(len(x)), ends.argmax(-1)], steps)
+
+
+@checked()
+def text_tables(
+    vocabulary: int, context: int, width: int, *, rngs: nnx.Rngs
+) -> tuple[nnx.Embed, nnx.Embed]:
+    """Return the embeddings of tokens and of positions."""
+    embed, positions = (
+        nnx.Embed(
+            count,
+            width,
+            embedding_init=normal(scale),
+            embedding_metadata=axes,
+            rngs=rngs,
+        )
+        for count, scale, axes in (
+            (vocabulary, 0.02, declare("vocabulary", "embed")),
+            (context, 0.01, {}),
+        )
+    )
+    return embed, positions
+
+
+@checked()
+def embedded(
+    ids: Int[Array, "texts length"], embed: nnx.Embed, positions: nnx.Embed
+) -> Float[Array, "texts length width"]:
+    """Return what tokens are at their places.
+
+    Raises:
+        ValueError: texts of more tokens than there are positions.
+    """
+    table, length = positions.embedding[...], ids.shape[1]
+    if length > len(table):
+        raise ValueError(
+            f"input_ids has {length} tokens a row, but the model knows {len(table)} "
+            "positions: cut the texts"
+        )
+    return embed.embedding[...][ids] + table[:length]
 
 
 class CLIP(nnx.Module):
@@ -141,7 +170,7 @@ class CLIP(nnx.Module):
     before its length is 1, (batch, features).
     """
 
-    def __init__(self, image: ImageTower, text: TextTower):
+    def __init__(self, image: Tower, text: Tower):
         self.image, self.text = image, text
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
         self.taps = ("image_embeds", "text_embeds", *image.taps, *text.taps)
@@ -172,7 +201,8 @@ class CLIP(nnx.Module):
                 raise ValueError(f"tap {own[0]!r} needs {key}, got {sorted(inputs)}")
         if not embeds:
             raise ValueError(
-                f"CLIP reads pixel_values, input_ids or both, got {sorted(inputs)}"
+                f"{type(self).__name__} reads pixel_values, input_ids or both, got "
+                f"{sorted(inputs)}"
             )
         return steps.outputs(self._logits, embeds)
 

@@ -1,6 +1,6 @@
-"""What CLIP's two towers share: blocks, a norm, and a projection."""
+"""What the towers of CLIP and SigLIP share: blocks, a norm, and unit embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps, Tap
 from jaxkd.arguments import checked, positive
@@ -20,6 +20,15 @@ from jaxkd.models.parts.tokens import layer_norm
 from jaxkd.sharding.axes import constrain
 
 normal = nnx.initializers.normal
+
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+"""Of the MLPs: OpenAI's, the exact one, and the one of SigLIP."""
 
 
 @checked(epsilon=positive)
@@ -45,7 +54,7 @@ class Config:
     heads: int
     hidden: int
     causal: bool
-    activation: Literal["quick_gelu", "gelu"]
+    activation: Activation
     epsilon: float
     scan: bool
     remat: bool
@@ -62,7 +71,7 @@ class MLP(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.hidden
         into, back = ("embed", "hidden"), ("hidden", "embed")
-        self.activation = config.activation
+        self.activation = ACTIVATIONS[config.activation]
         start = normal((2 * width) ** -0.5)
         end = normal((2 * config.layers * width) ** -0.5)
         self.fc1 = Linear(width, hidden, axes=into, kernel_init=start, rngs=rngs)
@@ -73,9 +82,7 @@ class MLP(nnx.Module):
     ) -> Float[Array, "batch length width"]:
         """Return as many features."""
         x = constrain(self.fc1(x), "batch", None, "hidden")
-        if self.activation == "gelu":
-            return self.fc2(jax.nn.gelu(x, approximate=False))
-        return self.fc2(x * jax.nn.sigmoid(1.702 * x))
+        return self.fc2(self.activation(x))
 
 
 class Block(nnx.Module):
@@ -106,7 +113,12 @@ class Block(nnx.Module):
 
 
 class Tower(nnx.Module):
-    """Blocks, a norm, and the projection to the shared embedding.
+    """Blocks, a norm, and what brings a row's features to the shared embedding.
+
+    Args:
+        config: of the tower.
+        embedder: ``features -> embedding``, such as a linear layer.
+        rngs: of the blocks.
 
     Attributes:
         tap_prefix: of the tower's taps.
@@ -114,37 +126,37 @@ class Tower(nnx.Module):
 
     tap_prefix = ""
 
-    def __init__(self, config: Config, features: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Config,
+        embedder: Callable[[nnx.Rngs], Callable[[Array], Array]],
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         self.blocks = stacked(
             lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
         )
         self.norm = config.norm(rngs=rngs)
-        self.embedder = Linear(
-            config.width,
-            features,
-            axes=("embed", None),
-            use_bias=False,
-            kernel_init=normal(config.width**-0.5),
-            rngs=rngs,
-        )
+        self.embedder = embedder(rngs)
         blocks = block_taps(config.layers, "", ".attn")
         own = ("embed", *blocks, "final", "pooled", "projected")
         self.taps = tuple(f"{self.tap_prefix}{tap}" for tap in own)
 
-    def run(
-        self,
-        x: Float[Array, "batch length width"],
-        tokens: Sequence,
-        place: Int[Array, " batch"],
-        steps: Steps,
+    def __call__(
+        self, inputs: Mapping[str, Any], steps: Steps
     ) -> Float[Array, "batch features"]:
-        """Return the embeddings, of length 1.
+        """Return the embeddings of a tower's own inputs, of length 1."""
+        raise NotImplementedError
+
+    def encoded(
+        self, x: Float[Array, "batch length width"], tokens: Sequence, steps: Steps
+    ) -> Float[Array, "batch length width"]:
+        """Return the tokens' features after the last norm.
 
         Args:
             x: embeddings of the tokens.
             tokens: what is known of them.
-            place: of the token that stands for a row.
             steps: of the forward pass.
         """
         config, name = self.config, self.tap_prefix
@@ -164,9 +176,35 @@ class Tower(nnx.Module):
             remat=config.remat,
             prefix=name,
         )
-        x = steps.tap(f"{name}final", self.norm(x))
-        pooled = steps.tap(f"{name}pooled", x[jnp.arange(len(place)), place])
-        return _unit(steps.tap(f"{name}projected", self.embedder(pooled)))
+        return steps.tap(f"{name}final", self.norm(x))
+
+    def embedding(
+        self, pooled: Float[Array, "batch width"], steps: Steps
+    ) -> Float[Array, "batch features"]:
+        """Return the embeddings, of length 1.
+
+        Args:
+            pooled: features that stand for a row.
+            steps: of the forward pass.
+        """
+        name = self.tap_prefix
+        projected = self.embedder(steps.tap(f"{name}pooled", pooled))
+        return _unit(steps.tap(f"{name}projected", projected))
+
+
+@checked()
+def projection(
+    width: int, features: int, *, bias: bool = False, rngs: nnx.Rngs
+) -> Linear:
+    """Return the linear layer to the embedding that towers share."""
+    return Linear(
+        width,
+        features,
+        axes=("embed", None),
+        use_bias=bias,
+        kernel_init=normal(width**-0.5),
+        rngs=rngs,
+    )
 
 
 def _unit(x: Float[Array, "batch features"]) -> Float[Array, "batch features"]:

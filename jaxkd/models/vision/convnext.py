@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxkd.adapters import Steps
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, positive
 from jaxkd.models.parts.blocks import Image, check_channels, pool
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.tokens import MLP, layer_norm, linear, named_size, normal
@@ -63,28 +63,35 @@ class ConvNeXtBlock(nnx.Module):
 class ConvNeXt(nnx.Module):
     """A stem of 4x4 patches, four stages of blocks, pooling and a linear head.
 
-    Every stage but the first begins by halving the map, with twice the channels. Taps:
+    Every stage but the first begins by halving the map. Taps:
     ``stage0`` (the stem), ``stage1`` … ``stage4`` (batch, height, width, channels), and
     ``pooled`` (batch, channels), normalised.
     """
 
     def __init__(
-        self, size: tuple[int, ...], classes: int, channels_in: int, *, rngs: nnx.Rngs
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        classes: int,
+        channels_in: int,
+        epsilon: float,
+        *,
+        rngs: nnx.Rngs,
     ):
-        width, *depths = size
+        width = widths[0]
         self.channels_in = channels_in
         self.stem = patchify(channels_in, width, 4, rngs=rngs)
         self.norm0 = layer_norm(width, rngs=rngs)
         self.norms, self.halve, self.stages = nnx.List(), nnx.List(), nnx.List()
-        for i, depth in enumerate(depths):
+        for i, (depth, after) in enumerate(zip(depths, widths, strict=True)):
             if i:
                 self.norms.append(layer_norm(width, rngs=rngs))
-                self.halve.append(patchify(width, 2 * width, 2, rngs=rngs))
-                width *= 2
+                self.halve.append(patchify(width, after, 2, rngs=rngs))
+            width = after
             self.stages.append(
                 nnx.List(ConvNeXtBlock(width, rngs=rngs) for _ in range(depth))
             )
-        self.norm = layer_norm(width, rngs=rngs)
+        self.norm = layer_norm(width, epsilon, rngs=rngs)
         self.head = linear(width, classes, axes=("embed", "vocabulary"), rngs=rngs)
         self.taps = self.cuts = (*(f"stage{i}" for i in range(5)), "pooled")
 
@@ -119,9 +126,30 @@ class ConvNeXt(nnx.Module):
 
 
 @checked()
+def stages(
+    size: str | Sequence[int], widths: Sequence[int] | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the blocks and the channels of each stage, as `convnext` takes them.
+
+    Raises:
+        ValueError: an unknown size, or other than four positive widths.
+    """
+    width, *depths = named_size(size, SIZES, "ConvNeXt")
+    found = [width * 2**i for i in range(4)] if widths is None else widths
+    if len(found) != 4 or min(found) < 1:
+        raise ValueError(f"widths must be 4 positive numbers, got {tuple(found)}")
+    return tuple(depths), tuple(found)
+
+
+@checked(epsilon=positive)
 @recorded
 def convnext(
-    size: str | Sequence[int] = "tiny", classes: int = 1000, *, channels_in: int = 3
+    size: str | Sequence[int] = "tiny",
+    classes: int = 1000,
+    *,
+    channels_in: int = 3,
+    widths: Sequence[int] | None = None,
+    epsilon: float = 1e-6,
 ) -> Network:
     """Return a ConvNeXt.
 
@@ -130,11 +158,16 @@ def convnext(
             channels and the blocks of the four stages.
         classes: logits.
         channels_in: the image's channels.
+        widths: channels of the four stages; None for twice as many from each to the
+            next.
+        epsilon: of the norm before the head; the others have 1e-6.
 
     Raises:
-        ValueError: an unknown size.
+        ValueError: an unknown size, or other than four positive widths.
     """
-    numbers = named_size(size, SIZES, "ConvNeXt")
+    depths, channels = stages(size, widths)
     return Network.from_nnx(
-        lambda rngs: ConvNeXt(numbers, classes, channels_in, rngs=rngs)
+        lambda rngs: ConvNeXt(
+            depths, channels, classes, channels_in, epsilon, rngs=rngs
+        )
     )

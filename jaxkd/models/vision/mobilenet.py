@@ -2,18 +2,20 @@
 
 The CIFAR form is that of the distillation benchmarks: stride 2 in the stem and in three
 of the four stages that have it for ImageNet, ReLU in place of ReLU6, and a 1x1
-convolution in the first block too, which expands nothing.
+convolution in the first block too, which expands nothing. Google's weights were trained
+with TensorFlow's padding and an epsilon of 1e-3, both of which are options here.
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import Array
 
 from jaxkd.adapters import Steps, unchanged
-from jaxkd.arguments import checked, own_check
+from jaxkd.arguments import checked, count, own_check, positive
 from jaxkd.models.parts.blocks import (
     BatchNorm,
     Image,
@@ -43,6 +45,14 @@ For ImageNet the second group has stride 2.
 """
 
 
+class Config(NamedTuple):
+    """What is the same throughout a network; see `mobilenet_v2`."""
+
+    form: Form
+    padding: Literal["SAME"] | None
+    epsilon: float
+
+
 class InvertedResidual(nnx.Module):
     """1x1 expansion, 3x3 depthwise and linear 1x1 convolutions, with a shortcut."""
 
@@ -52,18 +62,21 @@ class InvertedResidual(nnx.Module):
         channels: int,
         stride: int,
         expansion: int,
-        form: Form = "cifar",
+        config: Config,
         *,
         rngs: nnx.Rngs,
     ):
-        wide, self.activation = channels_in * expansion, ACTIVATIONS[form]
-        expands = expansion > 1 or form == "cifar"
+        wide, self.activation = channels_in * expansion, ACTIVATIONS[config.form]
+        expands = expansion > 1 or config.form == "cifar"
+        norm = partial(BatchNorm, epsilon=config.epsilon, rngs=rngs)
         self.conv1 = conv(channels_in, wide, 1, rngs=rngs) if expands else None
-        self.bn1 = BatchNorm(wide, rngs=rngs) if expands else None
-        self.conv2 = conv(wide, wide, 3, stride, groups=wide, rngs=rngs)
-        self.bn2 = BatchNorm(wide, rngs=rngs)
+        self.bn1 = norm(wide) if expands else None
+        self.conv2 = conv(
+            wide, wide, 3, stride, groups=wide, padding=config.padding, rngs=rngs
+        )
+        self.bn2 = norm(wide)
         self.conv3 = conv(wide, channels, 1, rngs=rngs)
-        self.bn3 = BatchNorm(channels, rngs=rngs)
+        self.bn3 = norm(channels)
         self.residual = stride == 1 and channels_in == channels
 
     def __call__(self, x: Array) -> Array:
@@ -89,33 +102,34 @@ class MobileNetV2(nnx.Module):
         width: float,
         classes: int,
         channels_in: int,
-        form: Form = "cifar",
+        divisor: int | None,
+        config: Config,
         *,
         rngs: nnx.Rngs,
     ):
-        self.channels_in, self.activation = channels_in, ACTIVATIONS[form]
-        before = int(32 * width)
-        self.conv1 = conv(channels_in, before, 3, 2, rngs=rngs)
-        self.bn1 = BatchNorm(before, rngs=rngs)
+        self.channels_in, self.activation = channels_in, ACTIVATIONS[config.form]
+        before = scaled(32, width, divisor)
+        self.conv1 = conv(channels_in, before, 3, 2, padding=config.padding, rngs=rngs)
+        self.bn1 = BatchNorm(before, config.epsilon, rngs=rngs)
         self.stages = nnx.List()
         for groups in STAGES:
             stage = nnx.List()
             for expansion, channels, blocks, stride in groups:
-                after = int(channels * width)
-                if form == "imagenet" and channels == 24:
+                after = scaled(channels, width, divisor)
+                if config.form == "imagenet" and channels == 24:
                     stride = 2
                 for i in range(blocks):
                     first = 1 if i else stride
                     stage.append(
                         InvertedResidual(
-                            before, after, first, expansion, form, rngs=rngs
+                            before, after, first, expansion, config, rngs=rngs
                         )
                     )
                     before = after
             self.stages.append(stage)
-        last = int(1280 * max(width, 1.0))
+        last = scaled(1280, max(width, 1.0), divisor)
         self.conv2 = conv(before, last, 1, rngs=rngs)
-        self.bn2 = BatchNorm(last, rngs=rngs)
+        self.bn2 = BatchNorm(last, config.epsilon, rngs=rngs)
         self.fc = nnx.Linear(last, classes, rngs=rngs)
         self.taps = (*stage_taps(1 + len(STAGES)), "final")
         *stages, pooled = stage_cuts(1 + len(STAGES))
@@ -145,7 +159,21 @@ def _stage(blocks: Iterable[InvertedResidual], x: Array) -> Array:
     return x
 
 
-@checked(form=own_check)
+@checked(width=positive, divisor=count)
+def scaled(channels: int, width: float, divisor: int | None) -> int:
+    """Return channels times the width: cut off, or as a multiple of the divisor.
+
+    The multiple is the nearest, at least the divisor, and the next one where the
+    nearest has less than 0.9 of the channels.
+    """
+    if divisor is None:
+        return int(channels * width)
+    exact = round(channels * width)
+    found = max(divisor, int(exact + divisor / 2) // divisor * divisor)
+    return found + divisor if found < 0.9 * exact else found
+
+
+@checked(form=own_check, divisor=count, epsilon=positive)
 @recorded
 def mobilenet_v2(
     width: float = 0.5,
@@ -153,6 +181,9 @@ def mobilenet_v2(
     *,
     form: Form = "cifar",
     channels_in: int = 3,
+    divisor: int | None = None,
+    tf_padding: bool = False,
+    epsilon: float = 1e-5,
 ) -> Network:
     """Return MobileNetV2; the CIFAR-100 benchmarks' has half the width.
 
@@ -161,14 +192,22 @@ def mobilenet_v2(
         classes: logits.
         form: ``"cifar"`` for images of 32 pixels, or ``"imagenet"`` for 224.
         channels_in: the image's channels.
+        divisor: channels are multiples of it, 8 in published weights for ImageNet; None
+            to cut off their fractions.
+        tf_padding: whether convolutions of stride 2 are padded as in TensorFlow, mostly
+            on one side.
+        epsilon: of the BatchNorms; Google's weights have 1e-3.
 
     Raises:
         ValueError: a width that leaves a stage without channels, or another form.
     """
     if form not in ACTIVATIONS:
         raise ValueError(f"form must be 'cifar' or 'imagenet', got {form!r}")
-    if int(16 * width) < 1:
+    if divisor is None and int(16 * width) < 1:
         raise ValueError(f"width must be at least 1/16, got {width}")
+    config = Config(form, "SAME" if tf_padding else None, epsilon)
     return Network.from_nnx(
-        lambda rngs: MobileNetV2(width, classes, channels_in, form, rngs=rngs)
+        lambda rngs: MobileNetV2(
+            width, classes, channels_in, divisor, config, rngs=rngs
+        )
     )

@@ -1,6 +1,7 @@
 """Swin transformers (Liu et al. 2021, arXiv:2103.14030)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,50 @@ SIZES = {
     "small": (96, 2, 2, 18, 2, 3, 6, 12, 24),
     "base": (128, 2, 2, 18, 2, 4, 8, 16, 32),
 }
-"""Width of the first stage, blocks and attention heads of the four stages.
+"""Width of the first stage, blocks and then attention heads of the four stages.
 
 Tiny, small and base are the paper's; pico and nano are students of Hao et
 al. 2023 (arXiv:2310.19444).
 """
+
+
+class Sizes(NamedTuple):
+    """What the numbers of a size are.
+
+    Attributes:
+        width: features of a token in the first stage; each has twice the last one's.
+        depths: blocks of each stage.
+        heads: of the attention in each stage.
+    """
+
+    width: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+@checked()
+def sizes(size: str | Sequence[int]) -> Sizes:
+    """Return the numbers of a size, as `swin` takes it.
+
+    Raises:
+        ValueError: an unknown name, numbers below 1 or not of whole stages, or widths
+            that the heads do not divide.
+    """
+    numbers = named_size(size, SIZES, "Swin") if isinstance(size, str) else tuple(size)
+    stages = len(numbers) // 2
+    if stages < 1 or len(numbers) % 2 == 0 or min(numbers) < 1:
+        raise ValueError(
+            f"size must be one of {', '.join(SIZES)} or positive numbers: the first "
+            "stage's width, and of each stage the blocks and then the heads, such as 9 "
+            f"of four stages; got {numbers}"
+        )
+    found = Sizes(numbers[0], numbers[1 : 1 + stages], numbers[1 + stages :])
+    if any(found.width * 2**i % count for i, count in enumerate(found.heads)):
+        raise ValueError(
+            f"size is {numbers}: the stages' widths {found.width}, {2 * found.width}, "
+            f"… must be multiples of their heads {found.heads}"
+        )
+    return found
 
 
 class PatchMerging(nnx.Module):
@@ -200,7 +240,7 @@ class SwinBlock(nnx.Module):
 
 
 class Swin(nnx.Module):
-    """Patches through four stages of windowed attention to a linear head.
+    """Patches through stages of windowed attention, four mostly, to a linear head.
 
     Every stage but the first begins by joining 2x2 tokens, with twice the features.
     Taps: ``embed`` and ``final`` (after the last norm); ``stage1`` … ``stage4``, all
@@ -209,7 +249,7 @@ class Swin(nnx.Module):
 
     def __init__(
         self,
-        size: tuple[int, ...],
+        size: Sizes,
         classes: int,
         image_size: int,
         patch_size: int,
@@ -218,7 +258,7 @@ class Swin(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        width, depths, heads = size[0], size[1:5], size[5:]
+        width, depths, heads = size
         side = image_size // patch_size
         self.patches = PatchEmbed(image_size, patch_size, channels_in, width, rngs=rngs)
         self.norm0 = layer_norm(width, EPSILON, rngs=rngs)
@@ -243,14 +283,14 @@ class Swin(nnx.Module):
             )
         self.norm = layer_norm(width, EPSILON, rngs=rngs)
         self.head = linear(width, classes, axes=("embed", "vocabulary"), rngs=rngs)
-        stages = (f"stage{i}" for i in range(1, 5))
+        stages = (f"stage{i}" for i in range(1, len(depths) + 1))
         self.taps = self.cuts = ("embed", *stages, "final", "pooled")
 
     def __call__(self, image: Image, *, steps: Steps | None = None) -> Outputs:
         """Return logits (batch, classes), and the features asked for."""
         steps = steps or Steps()
         x = steps("embed", lambda image: self.norm0(self.patches(image)), image)
-        for i in range(1, 5):
+        for i in range(1, len(self.stages) + 1):
             x = steps(f"stage{i}", self._stage, i, x)
         x = steps("final", self.norm, x)
         return steps.outputs(self.head, steps("pooled", lambda x: x.mean(1), x))
@@ -277,9 +317,9 @@ def swin(
     """Return a Swin transformer.
 
     Args:
-        size: ``"tiny"``, ``"small"``, ``"base"``, ``"pico"``, ``"nano"``, or nine
-            numbers: the first stage's width, and the blocks and then the attention
-            heads of the four stages.
+        size: ``"tiny"``, ``"small"``, ``"base"``, ``"pico"``, ``"nano"``, or numbers:
+            the first stage's width, and the blocks and then the attention heads of all
+            stages, nine for four.
         classes: logits.
         image_size: pixels of the square image's side.
         patch_size: pixels of a patch's side.
@@ -290,20 +330,15 @@ def swin(
         ValueError: an unknown size, widths that the heads do not divide, or a grid of
             patches that windows do not tile in every stage.
     """
-    numbers = named_size(size, SIZES, "Swin")
-    width, heads = numbers[0], numbers[5:]
-    if any(width * 2**i % count for i, count in enumerate(heads)):
-        raise ValueError(
-            f"size is {numbers}: the stages' widths {width}, {2 * width}, … must be "
-            f"multiples of their heads {heads}"
-        )
-    grid = image_size // patch_size
-    sides = [grid // 2**i for i in range(4)]
-    if grid % 8 or window < 1 or any(side % min(window, side) for side in sides):
+    numbers, grid = sizes(size), image_size // patch_size
+    halvings = len(numbers.depths) - 1
+    sides = [grid // 2**i for i in range(halvings + 1)]
+    tiled = window > 0 and not any(side % min(window, side or 1) for side in sides)
+    if grid < 1 or grid % 2**halvings or not tiled:
         raise ValueError(
             f"image_size {image_size} with patch_size {patch_size} makes a grid of "
-            f"{grid} x {grid} patches: it must be a multiple of 8, and its stages "
-            f"{sides} multiples of window {window} where they are larger"
+            f"{grid} x {grid} patches: it must be a multiple of {2**halvings}, and its "
+            f"stages {sides} multiples of window {window} where they are larger"
         )
     return Network.from_nnx(
         lambda rngs: Swin(

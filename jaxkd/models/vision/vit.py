@@ -63,6 +63,8 @@ class Block(nnx.Module):
         hidden: width of the MLP; None for four times that of a token.
         epsilon: of the norms.
         mlp: what takes the MLP's place, such as a mixture of experts.
+        layer_scale: what the factors of each branch's features start at, which are
+            learnt (Touvron et al. 2021, arXiv:2103.17239); None for none.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Block(nnx.Module):
         hidden: int | None = None,
         epsilon: float = 1e-6,
         mlp: nnx.Module | None = None,
+        layer_scale: float | None = None,
         rngs: nnx.Rngs,
     ):
         self.norm1 = layer_norm(width, epsilon, rngs=rngs)
@@ -81,6 +84,12 @@ class Block(nnx.Module):
         self.norm2 = layer_norm(width, epsilon, rngs=rngs)
         own = 4 * width if hidden is None else hidden
         self.mlp: Any = MLP(width, own, rngs=rngs) if mlp is None else mlp
+        self.scale1, self.scale2 = (
+            None
+            if layer_scale is None
+            else nnx.Param(jnp.full(width, layer_scale, jnp.float32))
+            for _ in range(2)
+        )
         self.drop = (
             nnx.Dropout(drop_path, broadcast_dims=(1, 2), rngs=rngs)
             if drop_path
@@ -91,10 +100,14 @@ class Block(nnx.Module):
         self, x: Float[Array, "batch tokens width"], tap: Tap = unchanged
     ) -> Float[Array, "batch tokens width"]:
         """Return the block's output; ``tap`` gets what the attention adds."""
-        attended = tap(self.attention(self.norm1(x)))
+        attended = tap(_scaled(self.scale1, self.attention(self.norm1(x))))
         x = x + (attended if self.drop is None else self.drop(attended))
-        y = self.mlp(self.norm2(x))
+        y = _scaled(self.scale2, self.mlp(self.norm2(x)))
         return x + (y if self.drop is None else self.drop(y))
+
+
+def _scaled(scale: nnx.Param | None, x: Array) -> Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
 
 
 def _usual(block: int) -> None:
