@@ -218,6 +218,37 @@ def load_image_processor(folder: str | Path) -> ImageProcessor:
         return _read(config)
 
 
+@checked()
+def processor_config(processor: ImageProcessor) -> dict[str, Any]:
+    """Return what ``preprocessor_config.json`` says of a processor.
+
+    Args:
+        processor: of a model that is written; `load_image_processor` reads it again.
+    """
+    square = isinstance(processor.resize, tuple)
+    cuts = processor.crop is not None
+    found: dict[str, Any] = {
+        "image_processor_type": f"{'DeiT' if square else 'Bit'}ImageProcessor",
+        "do_resize": processor.resize is not None,
+        "size": _said(processor.resize),
+        "resample": processor.resample,
+        "do_center_crop": cuts,
+        "crop_size": _said(processor.crop),
+        "do_rescale": True,
+        "rescale_factor": processor.scale,
+        "do_normalize": processor.mean is not None,
+        "image_mean": processor.mean,
+        "image_std": processor.std,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _said(size: tuple[int, int] | int | None) -> dict[str, int] | None:
+    if isinstance(size, tuple):
+        return {"height": size[0], "width": size[1]}
+    return None if size is None else {"shortest_edge": size}
+
+
 def _read(config: Mapping[str, Any]) -> ImageProcessor:
     given = (
         config.get(f"{key}_type") for key in ("image_processor", "feature_extractor")

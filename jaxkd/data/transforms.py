@@ -165,10 +165,12 @@ class CropResize:
     Attributes:
         size: pixels of the result's side.
         smallest: share of the area that a random crop has at least.
+        flip: whether random crops are mirrored.
     """
 
     size: int
     smallest: float = 0.08
+    flip: bool = True
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator | None
@@ -187,7 +189,8 @@ class CropResize:
             (self.size, self.size), Image.Resampling.BILINEAR, box=corners
         )
         result = np.asarray(picture)
-        return result[:, ::-1] if rng is not None and rng.random() < 0.5 else result
+        mirrored = self.flip and rng is not None and rng.random() < 0.5
+        return result[:, ::-1] if mirrored else result
 
 
 def _random_box(

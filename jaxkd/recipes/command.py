@@ -9,11 +9,13 @@ import tyro
 from rich.console import Console
 
 from jaxkd.arguments import unknown_name
+from jaxkd.recipes.images import ImagesRecipe, distill_images
 from jaxkd.recipes.recipe import Recipe, as_flags, read_yaml, required, to_yaml
 from jaxkd.recipes.text import TextRecipe, distill_text
 
 RECIPES: dict[str, tuple[type[Recipe], Callable[..., Any]]] = {
     "text": (TextRecipe, distill_text),
+    "images": (ImagesRecipe, distill_images),
 }
 """What can be distilled: the arguments of each, and the call that takes them."""
 

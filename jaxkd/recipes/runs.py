@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
+from jaxkd.arguments import checked
 from jaxkd.checks import unknown_name
 from jaxkd.digests import write_digests
 from jaxkd.files import replaced_folder, write_atomically
@@ -114,13 +115,66 @@ def check_folders(kind: str, recipe: Recipe) -> None:
     different = changes(read_yaml(said), {"recipe": kind, **plain(recipe)})
     if not different:
         return
-    if any((folder / "checkpoints").glob("[0-9]*")):
+    if any(folder.rglob("checkpoints/[0-9]*")):
         raise ValueError(
             f"{folder} holds a stopped run of another recipe: {'; '.join(different)}. "
             "Give the same to go on with it, name another folder by --to, or delete it"
         )
     if jax.process_index() == 0:  # Nothing was trained there.
         shutil.rmtree(folder)
+
+
+@checked()
+def train_once(
+    kind: str,
+    recipe: Recipe,
+    name: str,
+    program: Program,
+    batches: Iterable[Any],
+    steps: int,
+    console: Console | None = None,
+) -> Variables:
+    """Train what a recipe needs before its student, such as a teacher.
+
+    The same call goes on with a training that was stopped.
+
+    Args:
+        kind: of recipe, as its file says it.
+        recipe: of the run; `check_folders` has passed it.
+        name: of what is trained.
+        program: trains it.
+        batches: of the training.
+        steps: likewise.
+        console: where progress is shown; None shows nothing.
+    """
+    folder = training_folder(recipe)
+    _claim(kind, recipe)
+    shown = Console(quiet=True) if console is None else console
+    every = recipe.checkpoint_every or max(1, steps // 10)
+    place = folder / f"{name} training" / "checkpoints"
+    with (
+        Checkpoints(place, keep=1, config=plain(recipe)) as checkpoints,
+        ProgressBar(shown) as progress,
+    ):
+        state, _ = fit(
+            program,
+            batches,
+            key=jax.random.key(recipe.seed),
+            steps=steps,
+            mesh=make_mesh(recipe.mesh),
+            checkpoints=checkpoints,
+            checkpoint_every=every,
+            progress=progress,
+            name=name,
+        )
+    return deployed(state)
+
+
+def _claim(kind: str, recipe: Recipe) -> None:
+    """Say in a run's folder whose it is."""
+    if jax.process_index() == 0:
+        path = training_folder(recipe) / "recipe.yaml"
+        write_atomically(path, to_yaml(kind, recipe))
 
 
 def carry_out(
@@ -142,8 +196,7 @@ def carry_out(
         ValueError: of the program, the data or the checkpoints, as `fit`.
     """
     folder = training_folder(recipe)
-    if jax.process_index() == 0:
-        write_atomically(folder / "recipe.yaml", to_yaml(kind, recipe))
+    _claim(kind, recipe)
     if console is not None:
         console.print(
             f"{plan.steps} steps; if it stops, the same command goes on from {folder}",

@@ -20,6 +20,8 @@ class Metric:
 METRICS = {
     "last_accuracy": Metric("last %", higher_is_better=True),
     "best_accuracy": Metric("best %", higher_is_better=True),
+    "top1": Metric("top-1 %", higher_is_better=True),
+    "top5": Metric("top-5 %", higher_is_better=True),
     "nll": Metric("NLL", higher_is_better=False),
     "perplexity": Metric("perplexity", higher_is_better=False),
     "ece": Metric("ECE %", higher_is_better=False),

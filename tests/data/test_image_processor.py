@@ -1,5 +1,6 @@
 """Image processors of Hugging Face folders, against transformers' own on Pillow."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data
+from jaxkd.data.image_processor import processor_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "image_processors.npz"
 CONFIGS = json.loads(GOLDEN.with_suffix(".json").read_text())
@@ -91,3 +93,16 @@ def test_what_is_missing_or_no_picture_is_refused(tmp_path, unchecked_shapes):
         processor.image(np.zeros((4, 4, 3), np.float32))
     with pytest.raises(ValueError, match="may have 67,108,864 in all: leave it out"):
         processor.image(np.zeros((1, 3_000_000, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop"), [((8, 6), None), (9, (8, 8)), (None, None), ((9, 9), (8, 8))]
+)
+def test_a_processor_is_written_as_it_is_read(resize, crop, tmp_path):
+    mean = (0.5, 0.25, 0.125) if crop else None
+    made = data.ImageProcessor(resize, crop, 3, 1 / 255, mean, mean)
+    if resize is None:
+        made = dataclasses.replace(made, resample=0)
+    said = json.dumps(processor_config(made))
+    (tmp_path / "preprocessor_config.json").write_text(said)
+    assert data.load_image_processor(tmp_path) == made
