@@ -22,6 +22,10 @@ Batch = Mapping[str, Any]
 Variables = dict[str, PyTree]
 """A network's ``{"params": trained, "stats": the rest}`` (BatchNorm averages, …)."""
 
+Ask = Callable[[Variables, Batch], Batch]
+"""``(the student's variables, prompts and answers) ->`` the same with what its teacher
+says of them: what a step asks outside the device, see `jaxkd.programs.on_policy`."""
+
 MethodVariables = dict[str, PyTree]
 """A method's ``{"params": trained with the student, "state": carried over steps}``."""
 

@@ -13,9 +13,17 @@ from jaxkd.checks import disjoint
 from jaxkd.generation import Sampling, generate
 from jaxkd.network import Network
 from jaxkd.networks.mixed import mixed
-from jaxkd.programs.distill import distill
+from jaxkd.programs.distill import check_training, distill
 from jaxkd.programs.update import Keys
-from jaxkd.types import Batch, Method, Metrics, Outputs, Program, TrainState
+from jaxkd.types import (
+    Ask,
+    Batch,
+    Method,
+    Metrics,
+    Outputs,
+    Program,
+    TrainState,
+)
 
 PROMPT = ("input_ids", "attention_mask")
 PREFIXES = ("", "student_", "teacher_")
@@ -32,11 +40,12 @@ Writer = Callable[[Any, Batch, PRNGKeyArray, int], Response]
 )
 def on_policy(
     student: Network,
-    teacher: Network,
+    teacher: Network | None,
     method: Method,
     optimizer: optax.GradientTransformation,
     *,
     max_new_tokens: int,
+    ask: Ask | None = None,
     student_share: float = 0.5,
     teacher_share: float = 0.0,
     teacher_mixture: float = 0.0,
@@ -68,12 +77,19 @@ def on_policy(
     widths the first are shared, no token is drawn beyond them, and the method is
     ``shared_vocabulary(...)``.
 
+    A teacher that is elsewhere, or has another tokenizer, is asked by ``ask``, on the
+    host and in every step: `jaxkd.teachers.scored_candidates` of a server, with None as
+    the teacher, or `jaxkd.teachers.retokenized`. It never writes.
+
     Args:
         student: with the tap ``cache``.
-        teacher: likewise if it samples.
+        teacher: likewise if it samples; None where ``ask`` says what it thinks.
         method: such as ``linear_kd(jensen_shannon(0.5))``, or `minillm`.
         optimizer: any optax transformation.
         max_new_tokens: of an answer.
+        ask: ``(the student's variables, rows) -> rows`` with the teacher's view of
+            prompts and answers; what the prompts have with ``teacher_`` before the name
+            is among them as it is.
         student_share: λ, of the steps.
         teacher_share: of the steps; at most 1 − λ.
         teacher_mixture: of the teacher's probabilities in the student's sampling, in
@@ -93,24 +109,42 @@ def on_policy(
             "student_share and teacher_share must be at least 0 and at most 1 in all, "
             f"got {student_share} and {teacher_share}"
         )
-    program = distill(
-        student, teacher, answer_on_answer(method), optimizer, accumulate=accumulate
-    )
-    policy = mixed(student, teacher, teacher_mixture) if teacher_mixture else student
+    writes = teacher_share > 0 or teacher_mixture > 0
+    if (teacher is None and ask is None) or (writes and ask is not None):
+        raise ValueError(
+            f"teacher is {'given' if teacher else None}, ask {'given' if ask else None}"
+            f", teacher_share {teacher_share} and teacher_mixture {teacher_mixture}: "
+            "give a teacher or ask, and with ask no share to the teacher, which does "
+            "not write then"
+        )
+    compared = answer_on_answer(method) if ask is None else method
+    program = distill(student, teacher, compared, optimizer, accumulate=accumulate)
+    policy = student
+    if teacher is not None and teacher_mixture:
+        policy = mixed(student, teacher, teacher_mixture)
     student_writes, teacher_writes = (
         writer(network, role, max_new_tokens, sampling, eos, pad)
-        for network, role in ((policy, "student"), (teacher, "teacher"))
+        for network, role in ((policy, "student"), (teacher or student, "teacher"))
     )
     always = student_share + teacher_share > 1 - 1e-9
+
+    def rows(batch: Batch, *response: Any) -> dict[str, Any]:
+        """Return prompts and answers; those of a teacher that is asked are its own."""
+        if ask is None:
+            return {**answered(batch, *response)}
+        own = {n: x for n, x in batch.items() if n.startswith("teacher_")}
+        rest = {n: x for n, x in batch.items() if n not in own}
+        return {**answered(rest, *response), **own}
 
     def response(state: TrainState, batch: Batch) -> Response:
         keys = Keys(state.key).at(state.step)
         pair = {"first": state.student, "second": state.teacher}
 
         def written(write: Writer, variables: Any) -> Response:
-            networks = (student, state.student), (teacher, state.teacher)
+            own = student, state.student
+            read = own if teacher is None or ask else (teacher, state.teacher)
             return write(
-                variables, batch, keys.sampling, shared_width(*networks, batch)
+                variables, batch, keys.sampling, shared_width(own, read, batch)
             )
 
         ways: list[tuple[float, Callable[[], Response]]] = [
@@ -146,14 +180,31 @@ def on_policy(
         some = jnp.full(shape, pad, jnp.int32), jnp.ones(shape, jnp.int32)
         ids, mask, _ = given(batch) if "response_ids" in batch else (*some, None)
         log_probs = jnp.zeros(shape) if always else None
-        return program.init(key, answered(batch, ids, mask, log_probs))
+        found = rows(batch, ids, mask, log_probs)
+        if ask is not None:  # Nobody is asked before the first step.
+
+            def told(ask: Ask = ask) -> Batch:
+                after = ask(student.init(key), found)
+                return {n: x for n, x in after.items() if x is not found.get(n)}
+
+            found |= jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(told)
+            )
+        return program.init(key, found)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         ids, mask, log_probs = response(state, batch)
-        state, metrics = program.step(state, answered(batch, ids, mask, log_probs))
+        found = rows(batch, ids, mask, log_probs)
+        if ask is not None:
+            found = ask(state.student, found)
+        state, metrics = program.step(state, found)
         return state, disjoint(metrics, {"response_tokens": mask.sum(1).mean()})
 
-    return program._replace(init=init, step=step)
+    def check(state: TrainState, batch: Batch) -> None:
+        reads = ask is None or "teacher_input_ids" in batch
+        check_training(state.classes, batch, student, teacher if reads else None)
+
+    return program._replace(init=init, step=step, check=check)
 
 
 @checked(eos=natural, pad=natural)

@@ -6,16 +6,10 @@ of each of them. Nothing but the standard library is needed to ask.
 """
 
 import functools
-import http.client
-import json
 import math
-import re
-import threading
-import time
-import urllib.parse
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +17,9 @@ import numpy as np
 
 from jaxkd.arguments import checked, positive
 from jaxkd.data.sources import Examples
-from jaxkd.teachers.post import post
+from jaxkd.teachers.endpoint import Endpoint
 from jaxkd.teachers.targets import TeacherTargets
 from jaxkd.types import Batch
-from jaxkd.untrusted import json_from, shown
-
-LONGEST_WAIT = 30.0
 
 ENTRY_BYTES = 256
 """For what a server says of one token: its id, text, rank and log-probability."""
@@ -87,26 +78,27 @@ class ServedTeacher:
     backoff: float = 0.5
 
     def __post_init__(self):
-        _check_url(self.url)
-        visible = r"[!#-&(-\[\]-~]+"
-        if self.api_key is not None and not re.fullmatch(visible, self.api_key):
-            raise ValueError(
-                "api_key must be of ASCII characters without spaces, quotes and "
-                "backslashes (it is not shown here): strip the line end of a key that "
-                "was read from a file"
-            )
+        self.endpoint  # noqa: B018, checks what is said of the server
         if not 1 <= self.k <= self.source.classes:
             raise ValueError(
                 f"k must be 1 to {self.source.classes} (the tokens of "
                 f"{self.source.name!r}), got {self.k}"
             )
-        finite = 0 < self.timeout < threading.TIMEOUT_MAX and 0 <= self.backoff < 1e9
-        if self.connections < 1 or self.retries < 0 or not finite:
-            raise ValueError(
-                "connections must be at least 1, timeout above 0, and retries and "
-                f"backoff at least 0, all finite, got {self.connections}, "
-                f"{self.timeout}, {self.retries} and {self.backoff}"
-            )
+
+    @functools.cached_property
+    def endpoint(self) -> Endpoint:
+        """Where completions are asked for."""
+        return Endpoint(
+            self.url,
+            "/v1/completions",
+            f"the model's name {self.model!r}, k = {self.k} (--max-logprobs), the "
+            "examples' length (--max-model-len)",
+            self.api_key,
+            self.connections,
+            self.timeout,
+            self.retries,
+            self.backoff,
+        )
 
     @property
     def name(self) -> str:
@@ -155,7 +147,7 @@ class ServedTeacher:
         )
         log_probs = np.full(shape, -math.log(self.k), np.float32)
         asked = [
-            (row, tokens, self._submit(batch["input_ids"][row, tokens].tolist()))
+            (row, tokens, self._asked(batch["input_ids"][row, tokens]))
             for row, tokens in _documents(batch)
         ]
         try:
@@ -166,43 +158,41 @@ class ServedTeacher:
                 future.cancel()
         return {"teacher_ids": ids, "teacher_log_probs": log_probs}
 
-    @functools.cached_property
-    def _pool(self) -> tuple[ThreadPoolExecutor, threading.Semaphore]:
-        pool = ThreadPoolExecutor(self.connections, "served-teacher")
-        return pool, threading.Semaphore(3 * self.connections)
-
-    def _submit(self, tokens: list[int]) -> Future:
-        """Queue a request; wait while the queue is full."""
-        pool, places = self._pool
-        places.acquire()
-        future = pool.submit(self._score, tokens)
-        future.add_done_callback(lambda _: places.release())
-        return future
+    def _asked(self, tokens: np.ndarray) -> Future:
+        return self.endpoint.submit(self._score, tokens.tolist())
 
     def _score(self, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best next tokens after each token, and their log-probabilities.
+        """Return the best next tokens after each token, and their log-probabilities."""
+        # Of equal ones the lower token comes first, as `top_k_log_probs` has it.
+        best = [
+            sorted(place.items(), key=lambda item: (-item[1], item[0]))[: self.k]
+            for place in self.places(tokens)
+        ]
+        both = np.array(best, np.float64)
+        return both[..., 0].astype(np.int64), both[..., 1].astype(np.float32)
 
-        A server tells what it thought of each token before it saw it, so one more is
-        sent, whatever it is, to hear what comes after the last.
+    def places(self, tokens: list[int]) -> list[dict[int, float]]:
+        """Return the log-probability of some tokens, by token, after each token.
+
+        They are the k best and what comes next. A server tells what it thought of each
+        token before it saw it, so one more is sent, whatever it is, to hear what comes
+        after the last.
+
+        Raises:
+            ConnectionError: the server cannot be reached, or gives up on the request.
+            ValueError: it refuses the request, or answers what cannot be true.
         """
         prompt = [*tokens, tokens[-1]]
-        text = self._post(
+        reply = self.endpoint.reply(
             {
                 "model": self.model,
                 "prompt": prompt,
                 "max_tokens": 1,
                 "prompt_logprobs": self.k,
-            }
+            },
+            prompt,
+            OTHER_BYTES + len(prompt) * (self.k + 2) * ENTRY_BYTES,
         )
-        try:
-            reply = json_from(text, "the answer", len(text))
-        except ValueError as error:
-            raise self._wrong(
-                prompt,
-                f"sent what cannot be used: {error} (it begins "
-                f"{self._quoted(text.decode(errors='replace'))[:100]!r}): is url that "
-                "of a completions server?",
-            ) from None
         try:
             found = reply["choices"][0]["prompt_logprobs"]
             entries = [
@@ -216,13 +206,14 @@ class ServedTeacher:
             ValueError,
             OverflowError,
         ) as error:
-            raise self._wrong(
+            raise self.endpoint.wrong(
                 prompt,
-                f"answered without prompt_logprobs ({self._quoted(repr(error))}): use "
-                "a server that has them, such as vLLM",
+                "answered without prompt_logprobs "
+                f"({self.endpoint.quoted(repr(error))}): use a server that has them, "
+                "such as vLLM",
             ) from None
         if len(found) != len(prompt):
-            raise self._wrong(
+            raise self.endpoint.wrong(
                 prompt,
                 f"answered for {len(found)} tokens, but got {len(prompt)}: it cuts "
                 "prompts off; raise its --max-model-len",
@@ -230,14 +221,8 @@ class ServedTeacher:
         for token, place in zip(prompt[1:], entries, strict=True):
             problem = self._problem(token, place)
             if problem:
-                raise self._wrong(prompt, problem)
-        # Of equal ones the lower token comes first, as `top_k_log_probs` has it.
-        best = [
-            sorted(place.items(), key=lambda item: (-item[1], item[0]))[: self.k]
-            for place in entries
-        ]
-        both = np.array(best, np.float64)
-        return both[..., 0].astype(np.int64), both[..., 1].astype(np.float32)
+                raise self.endpoint.wrong(prompt, problem)
+        return entries
 
     def _problem(self, token: int, place: dict[int, float]) -> str:
         """Return why what a server says of one token cannot be true, or nothing."""
@@ -258,99 +243,30 @@ class ServedTeacher:
                 f"{self.classes - 1}: the teacher has another vocabulary; see "
                 "data.check_vocabularies"
             )
-        wrong = [x for x in place.values() if not -LARGEST <= x <= 1e-3]
-        if wrong:
-            return (
-                f"gave {wrong[0]} as a log-probability, which must be finite in "
-                "float32 and at most 0: the server is broken"
-            )
-        total = sum(map(math.exp, place.values()))
-        if total > 1 + ROUNDING:
-            return (
-                f"gave probabilities before token {token} that sum to {total:.4g}, not "
-                "to at most 1: the server is broken, or scales its logits"
-            )
-        return ""
+        return improbable(np.array([*place.values()]), f"token {token}")
 
-    @property
-    def _endpoint(self) -> str:
-        return f"{self.url.rstrip('/')}/v1/completions"
 
-    def _post(self, content: dict[str, Any]) -> bytes:
-        """Return the server's answer, asked again where that may help."""
-        headers = {"Content-Type": "application/json"}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        data, prompt = json.dumps(content).encode(), content["prompt"]
-        limit = OTHER_BYTES + len(prompt) * (self.k + 2) * ENTRY_BYTES
-        problem = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(min(self.backoff * 2 ** (attempt - 1), LONGEST_WAIT))
-            try:
-                status, body, location = post(
-                    self._endpoint, data, headers, self.timeout, limit
-                )
-            except (OSError, http.client.HTTPException) as error:
-                problem = self._quoted(f"{type(error).__name__}: {error}")
-                continue
-            if 200 <= status < 300 and len(body) <= limit:
-                return body
-            if 200 <= status < 300:
-                raise self._wrong(
-                    prompt,
-                    f"answered more than the {limit} bytes that {len(prompt)} tokens "
-                    f"and k = {self.k} can need: is url that of a completions server?",
-                )
-            if 300 <= status < 400:
-                raise self._wrong(
-                    prompt,
-                    f"leads elsewhere (status {status}), to {self._quoted(location)!r}:"
-                    " nothing was sent there; if you trust it, give it as url",
-                )
-            problem = f"status {status}: {self._quoted(body.decode(errors='replace'))}"
-            if status != 429 and status < 500:
-                raise self._wrong(
-                    prompt,
-                    f"refused a request with {problem}. Check the model's name "
-                    f"{self.model!r}, k = {self.k} (--max-logprobs), the examples' "
-                    "length (--max-model-len) and api_key",
-                )
-        raise ConnectionError(
-            f"{self._endpoint} did not answer in {self.retries + 1} attempts of up to "
-            f"{self.timeout:g} s, the last with {problem}. Check that the server runs "
-            "and is reached from here; raise timeout or retries, or lower connections, "
-            "if it is only slow"
+@checked()
+def improbable(log_probs: np.ndarray, before: str) -> str:
+    """Return why log-probabilities of one place cannot be true, or nothing.
+
+    Args:
+        log_probs: of different tokens.
+        before: what comes there, for the message.
+    """
+    wrong = log_probs[~((log_probs >= -LARGEST) & (log_probs <= 1e-3))]
+    if len(wrong):
+        return (
+            f"gave {wrong[0]} as a log-probability, which must be finite in float32 "
+            "and at most 0: the server is broken"
         )
-
-    def _wrong(self, prompt: list[int], problem: str) -> ValueError:
-        """Return the error for an answer, which names the server and the request."""
-        return ValueError(
-            f"{self._endpoint} {problem} (the request has {len(prompt)} tokens and "
-            f"begins {prompt[:8]})"
+    total = np.exp(log_probs).sum()
+    if total > 1 + ROUNDING:
+        return (
+            f"gave probabilities before {before} that sum to {total:.4g}, not to at "
+            "most 1: the server is broken, or scales its logits"
         )
-
-    def _quoted(self, text: str) -> str:
-        """Return what a server said, without the key, which it may have sent back."""
-        return shown(text if self.api_key is None else text.replace(self.api_key, "*"))
-
-
-def _check_url(url: str) -> None:
-    if any(c in "@?#" or c.isspace() or not c.isprintable() for c in url):
-        raise ValueError(
-            "url must have a host and a path alone, and no user, password, query or "
-            "space (it is not shown here, as it may hold a key): see api_key"
-        )
-    try:
-        parts = urllib.parse.urlsplit(url)
-        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        right = False
-    if not right:
-        raise ValueError(
-            "url must begin with http:// or https:// and a host, such as "
-            f"http://teacher:8000, got {url}"
-        )
+    return ""
 
 
 def _token(name: str) -> int:

@@ -208,7 +208,7 @@ def test_bounds_what_runs_and_what_waits(serve):
     asking = threading.Thread(target=teacher.answer, args=(many,))
     asking.start()
     time.sleep(0.2)
-    pool, _ = teacher._pool
+    pool, _ = teacher.endpoint.pool
     assert server.running == 2
     assert pool._work_queue.qsize() == 4
     release.set()
