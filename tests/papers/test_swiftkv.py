@@ -10,6 +10,7 @@ from tiny import call
 from jaxkd import papers
 from jaxkd.generation import GREEDY, generate
 from jaxkd.models import create, llama, mlp
+from jaxkd.models.language.llama_config import AttentionKind
 from jaxkd.network import Network
 from jaxkd.networks.freezing import train_only
 from jaxkd.papers.swiftkv import swiftkv as swiftkv_method
@@ -320,3 +321,6 @@ def test_other_networks_are_refused():
         swiftkv(mlp(4), 1)
     with pytest.raises(ValueError, match="network must be llama or swiftkv_llama"):
         kv_cache_bytes(mlp(4), 1)
+    for beyond in ({"attention": [AttentionKind(3), AttentionKind()]}, {"sinks": True}):
+        with pytest.raises(ValueError, match="SwiftKV rewires Llama, Mistral and Qwen"):
+            swiftkv(llama(29, **SIZES, **beyond), 1)

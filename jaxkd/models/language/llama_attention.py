@@ -2,7 +2,10 @@
 
 Stacked layers are one compiled loop whatever their kinds: a layer's rotations are a row
 of a table, and its window, which the kernels must know when they are compiled, chooses
-a branch (`jax.lax.switch`) around the attention alone, of which one runs.
+a branch (`jax.lax.switch`) around the attention alone, of which one runs. A scan by
+periods would compile a period's layers and need a second loop for what is left over.
+Compiled for a TPU v5e, the gradient of 4 layers with a window in every other one, at
+2,048 tokens: temporaries of 534 MiB, where 4 alike need 525 (27 and 33 by ``remat``).
 """
 
 from functools import partial
@@ -122,9 +125,8 @@ class Attention(nnx.Module):
         norms = config.qk_norm
         self.query_norm = config.norm(of_query, rngs=rngs) if norms else None
         self.key_norm = config.norm(of_key, rngs=rngs) if norms else None
-        self.sinks = None
-        if config.sinks:
-            self.sinks = nnx.Param(jnp.zeros(config.heads), **declare("heads"))
+        start = jnp.zeros(config.heads)
+        self.sinks = nnx.Param(start, **declare("heads")) if config.sinks else None
 
     def __call__(
         self,

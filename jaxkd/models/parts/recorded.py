@@ -43,22 +43,24 @@ def as_record(value: Any, kind: Any) -> Any:
 
     Args:
         value: a record, its fields in a dict, or anything else, which is returned.
-        kind: the dataclass, or a union of some: the one with the fields given, and the
-            fewest others, is meant. Its fields may be records too.
+        kind: the dataclass, or a union of some, of which the fields must tell one. Its
+            fields may be records too.
 
     Raises:
-        ValueError: none has such fields.
+        ValueError: no dataclass has such fields, or several have them.
     """
     if not isinstance(value, Mapping):
         return value
     kinds: list[Any] = [k for k in get_args(kind) or (kind,) if is_dataclass(k)]
     names = {k: [field.name for field in fields(k)] for k in kinds}
     fitting = [k for k in kinds if set(value) <= {*names[k]}]
-    if not fitting:
+    meant = [k for k in fitting if set(value) == {*names[k]}] or fitting
+    if len(meant) != 1:
         raise ValueError(
-            f"{dict(value)!r:.200} are the fields of none of "
-            f"{', '.join(f'{k.__name__}({", ".join(names[k])})' for k in kinds)}"
+            f"{dict(value)!r:.200} are the fields of {len(meant)} of "
+            f"{', '.join(f'{k.__name__}({", ".join(names[k])})' for k in kinds)}: give "
+            "all fields of one"
         )
-    meant = min(fitting, key=lambda k: len(names[k]))
-    hints = get_type_hints(meant)
-    return meant(**{name: as_record(part, hints[name]) for name, part in value.items()})
+    hints = get_type_hints(meant[0])
+    own = {name: as_record(part, hints[name]) for name, part in value.items()}
+    return meant[0](**own)
