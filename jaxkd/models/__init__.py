@@ -15,6 +15,7 @@ from jaxkd.models.language.bert import bert as bert
 from jaxkd.models.language.gpt2 import gpt2 as gpt2
 from jaxkd.models.language.llama import llama as llama
 from jaxkd.models.language.mamba2 import mamba2 as mamba2
+from jaxkd.models.language.modernbert import modernbert as modernbert
 from jaxkd.models.language.t5 import t5 as t5
 from jaxkd.models.vision.clip import clip as clip
 from jaxkd.models.vision.cnn import cnn as cnn

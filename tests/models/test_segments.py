@@ -102,6 +102,7 @@ CASES = {
     ),
     "gpt2": (lambda: models.gpt2(10, 6, 8, 3, 2), TEXT, "block1"),
     "bert": (lambda: models.bert(10, 6, 8, 3, 2, 12), TEXT, "block1"),
+    "modernbert": (lambda: models.modernbert(10, 8, 3, 2, 12), TEXT, "block1"),
     "mamba2": (
         lambda: models.mamba2(10, 8, 3, heads=2, head_dim=8, state_size=4),
         TEXT,

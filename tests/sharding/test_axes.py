@@ -73,6 +73,10 @@ FAMILIES = {
             HEAD,
         ],
     ),
+    "modernbert": (
+        {**BLOCKS, "layers": 2},
+        [EMBED, under("blocks.attention", ATTENTION), under("blocks.mlp", GATED), HEAD],
+    ),
     "t5": (
         {**BLOCKS, "feed_forward": "gated-gelu", "tied": False},
         [

@@ -1,162 +1,47 @@
-"""BERT and RoBERTa: encoders of text, with heads to classify it or fill in its blanks.
+"""BERT and its kin: encoders of text, with heads to classify it or fill in its blanks.
 
 BERT (Devlin et al. 2018, arXiv:1810.04805); RoBERTa (Liu et al. 2019, arXiv:1907.11692)
-counts positions from another number, over real tokens alone.
+counts positions from another number, over real tokens alone; DistilBERT (Sanh et al.
+2019, arXiv:1910.01108) has no types of tokens; ELECTRA (Clark et al. 2020,
+arXiv:2003.10555) may have narrower embeddings; Longformer and BigBird have sparse
+attention, see `jaxkd.models.language.sparse_attention`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from jaxkd.adapters import Steps, Tap, unchanged
-from jaxkd.arguments import checked, positive
+from jaxkd.adapters import Steps, unchanged
+from jaxkd.arguments import checked, count, positive
 from jaxkd.checks import unknown_name
 from jaxkd.kernels.dispatch import Implementation
-from jaxkd.models.language.self_attention import SelfAttention
-from jaxkd.models.language.sequence import READS, Sequence, sequence, token_ids
-from jaxkd.models.parts.linear import Linear, on_rows
+from jaxkd.models.language.encoder_blocks import (
+    ACTIVATIONS,
+    Block,
+    Config,
+    Embeddings,
+    Form,
+    Head,
+    Variant,
+    mean_of_tokens,
+    tied_logits,
+)
+from jaxkd.models.language.random_blocks import drawn_blocks
+from jaxkd.models.language.sequence import READS, Everywhere, sequence
+from jaxkd.models.language.sparse_attention import global_tokens
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, run_stack, stacked
-from jaxkd.models.parts.tokens import layer_norm
 from jaxkd.network import Network
-from jaxkd.sharding.axes import constrain, declare
+from jaxkd.sharding.axes import constrain
 from jaxkd.types import Outputs
 
-SCALE = 0.02
-"""Deviation of the normal with which weights start."""
-
-Head = Literal["sequence_classification", "token_classification", "masked_lm"]
-
-
-@checked(epsilon=positive)
-@dataclass(frozen=True)
-class Config:
-    """The sizes and switches of one model; see `bert`."""
-
-    vocabulary: int
-    positions: int
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    head: Head | None
-    classes: int
-    pooler: bool
-    types: int
-    first_position: int
-    epsilon: float
-    scan: bool
-    remat: bool
-    implementation: str
-
-    def linear(
-        self,
-        features_in: int,
-        features: int,
-        axes: tuple[str, str] | None = None,
-        *,
-        rngs: nnx.Rngs,
-    ) -> Linear:
-        """Return a linear layer that starts as a normal."""
-        init = nnx.initializers.normal(SCALE)
-        return Linear(features_in, features, axes=axes, kernel_init=init, rngs=rngs)
-
-    def norm(self, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-        """Return a layer norm of the residual stream."""
-        return layer_norm(self.width, self.epsilon, rngs=rngs)
-
-
-class MLP(nnx.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden = config.width, config.hidden
-        into, back = ("embed", "hidden"), ("hidden", "embed")
-        self.up = config.linear(width, hidden, into, rngs=rngs)
-        self.down = config.linear(hidden, width, back, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "batch length width"]
-    ) -> Float[Array, "batch length width"]:
-        """Return as many features."""
-        hidden = jax.nn.gelu(self.up(x), approximate=False)
-        return self.down(constrain(hidden, "batch", None, "hidden"))
-
-
-class Block(nnx.Module):
-    """Attention and an MLP, each added and then normalised."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.attention = SelfAttention(
-            config.width,
-            config.heads,
-            False,
-            (SCALE, SCALE),
-            config.implementation,
-            rngs=rngs,
-        )
-        self.attention_norm = config.norm(rngs=rngs)
-        self.mlp = MLP(config, rngs=rngs)
-        self.mlp_norm = config.norm(rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "batch length width"], tokens: Sequence, tap: Tap
-    ) -> Float[Array, "batch length width"]:
-        """Return the block's output; ``tap`` gets what the attention adds."""
-        attended, _ = self.attention(x, tokens)
-        x = self.attention_norm(x + tap(attended))
-        return self.mlp_norm(x + self.mlp(x))
-
-
-class Embeddings(nnx.Module):
-    """The sum of the embeddings of tokens, positions and token types, normalised."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.first_position = config.first_position
-        self.embed, self.positions, self.types = (
-            nnx.Embed(
-                rows,
-                config.width,
-                embedding_init=nnx.initializers.normal(SCALE),
-                embedding_metadata=axes,
-                rngs=rngs,
-            )
-            for rows, axes in (
-                (config.vocabulary, declare("vocabulary", "embed")),
-                (config.positions, {}),
-                (config.types, {}),
-            )
-        )
-        self.norm = config.norm(rngs=rngs)
-
-    def __call__(self, inputs: Mapping[str, Any]) -> Float[Array, "batch length width"]:
-        """Return the features of every token."""
-        ids = token_ids(inputs)
-        positions = inputs.get("position_ids")
-        if positions is None:
-            positions = self._positions(ids, inputs.get("attention_mask"))
-        kinds = inputs.get("token_type_ids")
-        kinds = jnp.zeros_like(ids) if kinds is None else jnp.asarray(kinds)
-        x = self.embed.embedding[...][ids] + self.types.embedding[...][kinds]
-        return self.norm(x + self.positions.embedding[...][jnp.asarray(positions)])
-
-    def _positions(self, ids: Array, mask: Any) -> Int[Array, "batch length"]:
-        rows, first = self.positions.num_embeddings, self.first_position
-        if ids.shape[1] > rows - first:
-            raise ValueError(
-                f"input_ids is {ids.shape[1]} tokens long, but this model knows "
-                f"{rows - first} positions: cut the sequences"
-            )
-        if not first or mask is None:
-            return jnp.broadcast_to(first + jnp.arange(ids.shape[1]), ids.shape)
-        real = jnp.asarray(mask, jnp.int32)
-        return first - 1 + jnp.cumsum(real, axis=1) * real
+POOLED = {"distilbert": "relu", "electra": "gelu", "big_bird": "gelu_tanh"}
+"""Activations of the layer before a sequence's classes; the others' is tanh."""
 
 
 class BERT(nnx.Module):
@@ -166,30 +51,39 @@ class BERT(nnx.Module):
     (batch, length, width); ``block{i}.attn``, what a block's attention adds;
     ``mean_pooled`` (batch, width), the mean of ``final`` over the real tokens, which
     sentence embeddings are; ``pooled`` (batch, width) where there is a pooler: a layer
-    and tanh on the first token's features, which a sequence's class is read from.
+    and its activation on the first token's features, which a sequence's class is read
+    from.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.config, width = config, config.width
+        self.config, width, head = config, config.width, config.head
         self.embeddings = Embeddings(config, rngs=rngs)
         self.blocks = stacked(
             lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
         )
         self.pooler = config.linear(width, width, rngs=rngs) if config.pooler else None
-        if config.head == "masked_lm":
-            self.transform = config.linear(width, width, rngs=rngs)
-            self.transform_norm = config.norm(rngs=rngs)
+        if head == "masked_lm":
+            narrow = config.embedding_width
+            self.transform = config.linear(width, narrow, rngs=rngs)
+            self.transform_norm = config.norm(narrow, rngs=rngs)
             self.bias = nnx.Param(jnp.zeros(config.vocabulary))
-        elif config.head is not None:
+        elif head is not None:
+            if head == "replaced_tokens":
+                self.transform = config.linear(width, width, rngs=rngs)
             axes = "embed", "vocabulary"
-            self.head = config.linear(width, config.classes, axes, rngs=rngs)
+            classes = 1 if head == "replaced_tokens" else config.classes
+            self.head = config.linear(width, classes, axes, rngs=rngs)
         blocks = block_taps(config.layers, "", ".attn")
         pooled = ("pooled",) if config.pooler else ()
         self.taps = ("embed", *blocks, "final", "mean_pooled", *pooled)
         self.cuts = ("embed", *block_taps(config.layers, ""), "final")
 
     def __call__(
-        self, inputs: Mapping[str, Any] | None, *, steps: Steps | None = None
+        self,
+        inputs: Mapping[str, Any] | None,
+        *,
+        train: bool = False,
+        steps: Steps | None = None,
     ) -> Outputs:
         """Return the head's logits, None without a head, and the features asked for.
 
@@ -198,7 +92,9 @@ class BERT(nnx.Module):
                 for padding; ``token_type_ids`` (batch, length), without which all are
                 of type 0; ``segment_ids`` (batch, length) of packed sequences, which do
                 not see one another; ``position_ids`` (batch, length), rows of the table
-                of positions.
+                of positions; ``global_attention_mask`` (batch, length), 1 for tokens
+                that see and are seen beyond the window of a sliding one.
+            train: whether blocks of sparse attention see random others.
             steps: of the forward pass.
 
         Raises:
@@ -207,47 +103,72 @@ class BERT(nnx.Module):
         """
         steps, inputs = steps or Steps(), inputs or {}
         x = steps("embed", self.embeddings, inputs)
-        tokens = sequence(inputs, x.shape, None)
+        tokens = replace(
+            sequence(inputs, x.shape, None),
+            everywhere=self._everywhere(inputs.get("global_attention_mask")),
+            random_blocks=self._random_blocks(x.shape[1], train),
+        )
 
         def run(block: Block, x: Array, _: Any, number: Array, tap: Callable):
             x = constrain(x, "batch", "length", None)
-            return block(x, tokens, partial(tap, ".attn")), None
+            return block(x, tokens, number, partial(tap, ".attn")), None
 
         scan, remat = self.config.scan, self.config.remat
         x, _ = run_stack(self.blocks, run, x, None, steps, scan=scan, remat=remat)
         x = steps("final", unchanged, x)
         return steps.outputs(self._logits, x, inputs, steps)
 
+    def _everywhere(self, mask: Any) -> Everywhere | None:
+        sliding = self.config.attention == "sliding_window" and mask is not None
+        return global_tokens(mask, self.config.global_tokens) if sliding else None
+
+    def _random_blocks(self, length: int, train: bool) -> Array | None:
+        config = self.config
+        if config.attention != "block_sparse":
+            return None
+        blocks = drawn_blocks(
+            length,
+            config.block,
+            config.random_blocks,
+            (config.layers, config.heads),
+            config.positions,
+            train,
+        )
+        return None if blocks is None else jnp.asarray(blocks)
+
     def _logits(
         self, x: Array, inputs: Mapping[str, Any], steps: Steps
     ) -> Array | None:
-        steps.tap("mean_pooled", _mean(x, inputs.get("attention_mask")))
-        pooled = None
+        steps.tap("mean_pooled", mean_of_tokens(x, inputs.get("attention_mask")))
+        config, pooled = self.config, x[:, 0]
         if self.pooler is not None:
-            pooled = steps.tap("pooled", jnp.tanh(self.pooler(x[:, 0])))
-        head = self.config.head
-        if head is None:
-            return None
-        if head != "masked_lm":
-            return self.head(x if pooled is None else pooled)
-        x = jax.nn.gelu(self.transform(x), approximate=False)
-        x = self.transform_norm(x)
-        weights = self.embeddings.embed.embedding[...].T.astype(x.dtype)
-        logits = on_rows(lambda x: x @ weights, x) + self.bias[...].astype(x.dtype)
-        return constrain(logits, "batch", None, "vocabulary")
+            pooled = ACTIVATIONS[config.pooled](self.pooler(pooled))
+            pooled = steps.tap("pooled", pooled)
+        activation = ACTIVATIONS[config.activation]
+        match config.head:
+            case None:
+                return None
+            case "sequence_classification":
+                return self.head(pooled)
+            case "token_classification":
+                return self.head(x)
+            case "replaced_tokens":
+                return self.head(activation(self.transform(x)))[..., 0]
+        x = self.transform_norm(activation(self.transform(x)))
+        return tied_logits(x, self.embeddings.embed, self.bias[...])
 
 
-def _mean(
-    x: Float[Array, "batch length width"], mask: Any
-) -> Float[Array, "batch width"]:
-    """Return the mean over the real tokens, summed in float32 at least."""
-    real = jnp.ones(x.shape[:2], bool) if mask is None else jnp.asarray(mask) > 0
-    work = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.sum(x.astype(work) * real[..., None], axis=1)
-    return (total / jnp.maximum(real.sum(1), 1)[:, None]).astype(x.dtype)
+@checked()
+def has_pooler(head: Head | None, variant: Variant, pooler: bool) -> bool:
+    """Return whether such a model has a pooler; see `bert`."""
+    if head is None:
+        return pooler and variant not in ("distilbert", "electra")
+    return head == "sequence_classification" or variant == "big_bird"
 
 
-@checked(epsilon=positive)
+@checked(
+    epsilon=positive, window=count, global_tokens=count, block=count, positions=count
+)
 @recorded
 def bert(
     vocabulary: int,
@@ -259,15 +180,22 @@ def bert(
     *,
     head: Head | None = "sequence_classification",
     classes: int = 2,
+    variant: Variant = "bert",
     pooler: bool = True,
     types: int = 2,
     first_position: int = 0,
+    embedding_width: int | None = None,
+    attention: Form = "full",
+    window: int = 512,
+    global_tokens: int = 64,
+    block: int = 64,
+    random_blocks: int = 3,
     epsilon: float = 1e-12,
     scan: bool = True,
     remat: bool = False,
     implementation: Implementation = "auto",
 ) -> Network:
-    """Return BERT or RoBERTa, an encoder of text.
+    """Return BERT, RoBERTa, DistilBERT, ELECTRA, Longformer or BigBird.
 
     Args:
         vocabulary: tokens that there are.
@@ -277,25 +205,48 @@ def bert(
         heads: of the attention.
         hidden: width of the MLPs.
         head: what the logits are of: the sequence or each of its tokens, (…, classes),
-            or what stands at each token, (batch, length, vocabulary); None for an
-            encoder without logits.
+            what stands at each token, (batch, length, vocabulary), or whether it was
+            replaced, as ELECTRA tells it, (batch, length); None for an encoder without
+            logits.
         classes: logits of the classification heads.
-        pooler: whether an encoder without a head has one; the head of a sequence has
-            it in any case, the others do not.
-        types: of tokens, which tell a pair's sentences apart.
-        first_position: row of the table that a sequence starts at: RoBERTa's 2.
+        variant: whose the activations and the files' names are.
+        pooler: whether an encoder without a head has one, but DistilBERT and ELECTRA,
+            which do not; the head of a sequence has it in any case, BigBird always,
+            other heads do not.
+        types: of tokens, which tell a pair's sentences apart; 0 for none: DistilBERT's.
+        first_position: row of the table that a sequence starts at: RoBERTa's and
+            Longformer's 2.
+        embedding_width: of the tables; None for ``width``.
+        attention: which tokens see which: all, those in a window (and global ones), or
+            whole blocks; the memory of the latter two grows with the length.
+        window: of a sliding one, even: half of it on each side, as Longformer has it.
+        global_tokens: that a sequence of a sliding window has at most. In a compiled
+            program a sequence with more has NaN in place of features.
+        block: tokens of a block of sparse attention. Up to ``(5 + 2·random_blocks)``
+            blocks the attention is full, as BigBird's.
+        random_blocks: others that a block sees; see
+            `jaxkd.models.language.random_blocks.drawn_blocks`.
         epsilon: of the norms.
         scan: whether the blocks are one compiled loop; else they are unrolled.
         remat: whether blocks are computed anew in the backward pass.
         implementation: of the attention; see `jaxkd.kernels`.
 
     Raises:
-        ValueError: heads that do not divide the width, or an unknown head.
+        ValueError: heads that do not divide the width, an unknown name, or an odd
+            window.
     """
     if width % heads:
         raise ValueError(f"width {width} must be a multiple of the {heads} heads")
-    if head is not None and head not in get_args(Head):
-        raise ValueError(unknown_name("head", head, get_args(Head)))
+    named = {"head": (head, Head), "variant": (variant, Variant)}
+    named["attention"] = attention, Form
+    for name, (given, known) in named.items():
+        if given is not None and given not in get_args(known):
+            raise ValueError(unknown_name(name, given, get_args(known)))
+    if window % 2:
+        raise ValueError(
+            f"window {window} must be even: half of it lies on each side of a token"
+        )
+    of_sequence = head == "sequence_classification"
     config = Config(
         vocabulary=vocabulary,
         positions=positions,
@@ -305,13 +256,25 @@ def bert(
         hidden=hidden,
         head=head,
         classes=classes,
-        pooler=pooler if head is None else head == "sequence_classification",
+        pooler=has_pooler(head, variant, pooler),
         types=types,
         first_position=first_position,
+        embedding_width=embedding_width or width,
+        activation="gelu_tanh" if variant == "big_bird" else "gelu",
+        pooled=POOLED.get(variant, "tanh") if of_sequence else "tanh",
+        attention=attention,
+        window=window,
+        global_tokens=global_tokens,
+        block=block,
+        random_blocks=random_blocks,
         epsilon=epsilon,
         scan=scan,
         remat=remat,
         implementation=implementation,
     )
-    reads = (*READS, "token_type_ids")
-    return Network.from_nnx(lambda rngs: BERT(config, rngs=rngs), reads=reads)
+    reads = [*READS]
+    if types:
+        reads.append("token_type_ids")
+    if attention == "sliding_window":
+        reads.append("global_attention_mask")
+    return Network.from_nnx(lambda rngs: BERT(config, rngs=rngs), reads=tuple(reads))

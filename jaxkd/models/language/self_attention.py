@@ -1,5 +1,7 @@
 """Self-attention of GPT-2 and BERT: as many keys as queries, and biases."""
 
+from typing import Any
+
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -59,29 +61,74 @@ class SelfAttention(nnx.Module):
             layer: of the cache.
         """
         query, key, value = (
-            constrain(rearrange(part(x), "b l (h d) -> b l h d", h=self.heads), *HEADS)
-            for part in (self.query, self.key, self.value)
+            self.by_heads(part(x)) for part in (self.query, self.key, self.value)
         )
         if cache is not None:
             cache = cache.put(layer, key, value)
         if cache is None or tokens.visible is None:
-            gathered = self._among(query, key, value, tokens.segments)
+            gathered = self.among(x, query, key, value, tokens, layer)
         else:
             gathered = attend(query, *cache.layer(layer), tokens.visible)
         return self.out(rearrange(gathered, "b l h d -> b l (h d)")), cache
 
-    def _among(self, query: Array, key: Array, value: Array, segments: Array | None):
-        """Return attention among these tokens alone, each device for its part."""
+    def by_heads(
+        self, x: Float[Array, "batch length width"]
+    ) -> Float[Array, "batch length heads dim"]:
+        """Return queries, keys or values cut into heads."""
+        return constrain(rearrange(x, "b l (h d) -> b l h d", h=self.heads), *HEADS)
 
-        def local(query, key, value, segments) -> Array:
+    def among(
+        self,
+        x: Float[Array, "batch length width"],
+        query: Float[Array, "batch length heads dim"],
+        key: Float[Array, "batch length heads dim"],
+        value: Float[Array, "batch length heads dim"],
+        tokens: Sequence,
+        layer: int | Int[Array, ""],
+    ) -> Float[Array, "batch length heads dim"]:
+        """Return attention among these tokens alone; sparse forms have their own.
+
+        Args:
+            x: features.
+            query: by heads, as the key and the value.
+            key: likewise.
+            value: likewise.
+            tokens: what is known of them.
+            layer: number of the block.
+        """
+        del x, layer
+        return self.gather(query, key, value, tokens.segments)
+
+    def gather(
+        self,
+        query: Float[Array, "batch rows heads dim"],
+        key: Float[Array, "batch columns heads dim"],
+        value: Float[Array, "batch columns heads dim"],
+        segments: Any,
+        window: int | None = None,
+    ) -> Float[Array, "batch rows heads dim"]:
+        """Return attention by the kernel, each device for its part.
+
+        Args:
+            query: by heads.
+            key: by heads.
+            value: by heads.
+            segments: (batch, length), or a pair of the queries' and the keys', or None.
+            window: tokens on each side that one sees; None for all.
+        """
+        pair = segments if isinstance(segments, tuple) else (segments, None)
+
+        def local(query, key, value, rows, columns) -> Array:
             return attention(
                 query,
                 key,
                 value,
                 causal=self.causal,
-                segment_ids=segments,
+                window=window,
+                segment_ids=rows if columns is None else (rows, columns),
                 implementation=self.implementation,
             )
 
-        where = (HEADS, HEADS, HEADS, ("batch", None))
-        return on_devices(local, (query, key, value, segments), where)
+        batch = ("batch", None)
+        where = (HEADS, HEADS, HEADS, batch, batch)
+        return on_devices(local, (query, key, value, *pair), where)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -19,6 +19,22 @@ READS = ("input_ids", "attention_mask", "segment_ids", "position_ids")
 """The keys of a batch that decoders of text take; see `sequence`."""
 
 
+class Everywhere(NamedTuple):
+    """The tokens of sequences that see and are seen everywhere.
+
+    Attributes:
+        places: of as many tokens as a sequence may have of them.
+        chosen: which of these are; the other places only fill up.
+        mask: the same by token.
+        counted: a sequence has no more.
+    """
+
+    places: Int[Array, "batch most"]
+    chosen: Bool[Array, "batch most"]
+    mask: Bool[Array, "batch length"]
+    counted: Bool[Array, " batch"]
+
+
 @dataclass(frozen=True)
 class Sequence:
     """What blocks know of the tokens beside their features.
@@ -30,11 +46,16 @@ class Sequence:
         visible: (batch, length, slots), which slots of a cache each sees, one after
             another for each window if there are several; None where there is nothing
             before these tokens.
+        everywhere: tokens that see and are seen beyond a window; None for none.
+        random_blocks: (layers, heads, blocks, random) that blocks of sparse attention
+            see beside their neighbours; None where they see all.
     """
 
     positions: Int[Array, "batch length"]
     segments: Int[Array, "batch length"] | None
     visible: Bool[Array, "*windows batch length slots"] | None = None
+    everywhere: Everywhere | None = None
+    random_blocks: Int[Array, "layers heads blocks random"] | None = None
 
 
 @checked()

@@ -19,6 +19,7 @@ from jaxkd.interop.families import (
     gemma,
     llama,
     mamba2,
+    modernbert,
     resnet,
     smollm3,
     t5,
@@ -284,6 +285,17 @@ def test_every_decoder_comes_back_from_its_config(switches, model_type):
         ("bert", {"position_embedding_type": "relative_key"}, "'relative_key'"),
         ("bert", {"architectures": ["RobertaModel"]}, "architectures = 'RobertaModel'"),
         ("bert_mlm", {"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        ("bert", {"architectures": ["BertForPreTraining"]}, "'BertForPreTraining'"),
+        ("distilbert", {"activation": "relu"}, "activation = 'relu'"),
+        (
+            "longformer",
+            {"attention_window": [8, 4]},
+            r"window = \[8, 4\], but",
+        ),
+        ("big_bird", {"rescale_embeddings": True}, "rescale_embeddings = True"),
+        ("big_bird", {"attention_type": "lsh"}, "attention_type = 'lsh'"),
+        ("modernbert", {"norm_bias": True}, "norm_bias = True"),
+        ("modernbert", {"global_attn_every_n_layers": 3}, "layer_types = "),
         ("resnet", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ("resnet", {"downsample_in_first_stage": True}, "in_first_stage = True"),
         ("resnet", {"layer_type": "other"}, "it knows 'basic', 'bottleneck'"),
@@ -332,6 +344,55 @@ def test_what_is_not_built_is_refused(name, changes, message):
     config = {**config_of(name), **changes}
     with pytest.raises(ValueError, match=message):
         family_reading(config).arguments(config)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"head": None, "variant": "distilbert", "types": 0},
+        {"head": "replaced_tokens", "variant": "electra", "embedding_width": 4},
+        {"variant": "longformer", "attention": "sliding_window", "first_position": 2},
+        {"variant": "big_bird", "attention": "block_sparse", "block": 4},
+        {"variant": "roberta", "first_position": 2, "head": "token_classification"},
+    ],
+    ids=lambda switches: switches["variant"],
+)
+def test_every_encoder_comes_back_from_its_config(switches):
+    network = models.bert(8, 16, 8, 1, 2, 8, **switches)
+    assert network.spec is not None
+    assert bert.FAMILY.writes(network.spec[1])
+    config = json.loads(json.dumps(bert.FAMILY.config(network.spec[1])))
+    assert config["model_type"] == switches["variant"]
+    again = models.bert(**bert.FAMILY.arguments(config))
+    shape = jax.eval_shape(network.init, jax.random.key(0))
+    assert shape == jax.eval_shape(again.init, jax.random.key(0))
+    paths = {"/".join(path) for path in flatten_dict(shape)}
+    assert set(bert.FAMILY.tensors(network.spec[1])) == paths
+
+
+def test_an_encoder_that_transformers_lacks_has_the_librarys_format(tmp_path):
+    form = {"attention": "sliding_window", "window": 4}
+    network = models.bert(8, 16, 8, 1, 2, 8, **form)
+    variables = network.init(jax.random.key(0))
+    save_pretrained(tmp_path, network, variables)
+    assert json.loads((tmp_path / "config.json").read_text())["library"] == "jaxkd"
+    again, found = load_pretrained(tmp_path)
+    assert again.spec == network.spec
+    chex.assert_trees_all_equal(found, variables)
+
+
+def test_modernbert_of_before_transformers_5_is_read():
+    config = config_of("modernbert")
+    expected = modernbert.FAMILY.arguments(config)
+    del config["layer_types"], config["rope_parameters"]
+    old = {"global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0}
+    assert modernbert.FAMILY.arguments({**config, **old}) == expected
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_are_known():
+    config = {**config_of("bert"), "architectures": ["AlbertForMaskedLM"]}
+    with pytest.raises(ValueError, match=r"'AlbertForMaskedLM'.* Valid: .*BertModel"):
+        family_reading(config)
 
 
 def test_a_decoder_that_transformers_lacks_is_refused():
