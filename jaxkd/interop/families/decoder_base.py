@@ -84,17 +84,23 @@ NORMS = {
 }
 """Our names -> a layer's tensors."""
 
+STATS = ("mlp/choice_bias",)
+"""What no gradient trains."""
+
 
 @checked()
-def sizes(config: Mapping[str, Any], head_dim: int | None = None) -> dict[str, Any]:
+def sizes(
+    config: Mapping[str, Any], head_dim: int | None = None, attention_bias: bool = False
+) -> dict[str, Any]:
     """Return `jaxkd.models.llama`'s arguments that all decoders have, but rotations.
 
     Args:
         config: of ``config.json``.
         head_dim: where the config does not say, if not the width's share.
+        attention_bias: that the config must have if it says so.
     """
-    for key in ("attention_bias", "mlp_bias"):
-        require(config, key, False)
+    require(config, "attention_bias", attention_bias)
+    require(config, "mlp_bias", False)
     return {
         "vocabulary": config["vocab_size"],
         "width": config["hidden_size"],
@@ -219,13 +225,16 @@ def only(arguments: Mapping[str, Any], *names: str) -> bool:
 
 @checked()
 def tensors(
-    arguments: Mapping[str, Any], linear: Mapping[str, Source] | None = None
+    arguments: Mapping[str, Any],
+    linear: Mapping[str, Source] | None = None,
+    mixture: Mapping[str, Source] | None = None,
 ) -> dict[str, Source]:
     """Return the source of every array of a decoder.
 
     Args:
         arguments: all of the constructor's.
         linear: of the layers' kernels, where they are not `ATTENTION` and `MLP`.
+        mixture: of what layers with experts have in the place of `MLP`.
     """
     config = Config.of(**arguments)
     blocks = dict(linear or linear_sources(config, ATTENTION | MLP))
@@ -238,12 +247,39 @@ def tensors(
         blocks[f"{path}/bias"] = layer_source(config, f"{ATTENTION[path]}.bias")
     if config.sinks:
         blocks["attention/sinks"] = layer_source(config, "self_attn.sinks")
-    found = {f"params/blocks/{path}": source for path, source in blocks.items()}
+    found = {}
+    dense = config.dense_layers
+    if dense:
+        found |= stack("dense", blocks, 0, dense)
+    if mixture is not None:
+        blocks = {path: x for path, x in blocks.items() if not path.startswith("mlp/")}
+        blocks |= mixture
+    found |= stack("blocks", blocks, dense, config.layers - dense)
     found["params/embed/embedding"] = Source(("model.embed_tokens.weight",))
     found["params/norm/scale"] = Source(("model.norm.weight",))
     if not config.tied:
         found["params/head/kernel"] = Source(("lm_head.weight",), LINEAR)
     return found
+
+
+@checked()
+def stack(
+    name: str, blocks: Mapping[str, Source], first: int, layers: int
+) -> dict[str, Source]:
+    """Return the sources of stacked blocks by their paths.
+
+    Args:
+        name: of the stack.
+        blocks: the sources of all layers.
+        first: layer of the stack.
+        layers: in it.
+    """
+    return {
+        f"{'stats' if path in STATS else 'params'}/{name}/{path}": source._replace(
+            first=first, layers=layers
+        )
+        for path, source in blocks.items()
+    }
 
 
 @checked()

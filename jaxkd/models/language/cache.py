@@ -35,7 +35,7 @@ class KVCache:
     Attributes:
         key: (layers, batch, kv_heads, slots, dim), rotated to their positions; in this
             order since every head's product reads its own slots.
-        value: likewise.
+        value: likewise; without features where keys are latents, which are both.
         real: (batch, slots), false where a slot holds padding or nothing yet.
         length: slots written, of every row, an int32 scalar.
         key_scale: (layers,), what keys of a `quantized` cache are multiplied by; None
@@ -59,12 +59,26 @@ class KVCache:
         kv_heads: int,
         dim: int,
         dtype: Any = jnp.float32,
+        value_dim: int | None = None,
     ) -> "KVCache":
-        """Return a cache with room for ``slots`` tokens a row."""
-        zeros = jnp.zeros((layers, batch, kv_heads, slots, dim), dtype)
-        zeros = constrain(zeros, *AXES)
+        """Return a cache with room for ``slots`` tokens a row.
+
+        Args:
+            layers: of the model.
+            batch: rows.
+            slots: of each.
+            kv_heads: of keys and values.
+            dim: of a head's keys.
+            dtype: of both.
+            value_dim: of a head's values, 0 where they are in the keys; None for
+                ``dim``.
+        """
+        key, value = (
+            constrain(jnp.zeros((layers, batch, kv_heads, slots, width), dtype), *AXES)
+            for width in (dim, dim if value_dim is None else value_dim)
+        )
         real = jnp.zeros((batch, slots), bool)
-        return cls(zeros, zeros, real, jnp.zeros((), jnp.int32))
+        return cls(key, value, real, jnp.zeros((), jnp.int32))
 
     def grown(self, slots: int) -> "KVCache":
         """Return the cache with room for as many more tokens."""
@@ -121,7 +135,7 @@ class KVCache:
         self,
         layer: int | Int[Array, ""],
         key: Float[Array, "batch tokens kv_heads dim"],
-        value: Float[Array, "batch tokens kv_heads dim"],
+        value: Float[Array, "batch tokens kv_heads value_dim"],
     ) -> "KVCache":
         """Return the cache with the admitted tokens' keys and values of a layer."""
         at = (layer, 0, 0, self.length, 0)
@@ -250,7 +264,7 @@ def quantize_kv(
         raise ValueError(
             f"dtype must have 8 bits, such as float8_e4m3fn or int8, got {dtype}"
         )
-    largest = jnp.abs(x).max().astype(jnp.float32)
+    largest = jnp.abs(x).max(initial=0).astype(jnp.float32)
     scale = jnp.where(largest > 0, largest / _limit(dtype), 1)
     return _encode(x, scale, dtype), scale
 

@@ -6,10 +6,13 @@ Qwen2 (arXiv:2407.10671) biases in its projections, Qwen3 (arXiv:2505.09388) nor
 queries and keys. Gemma 2 (arXiv:2408.00118) and 3 (arXiv:2503.19786) have layers with
 and without a window, norms before and after, and caps; OLMo 2 (arXiv:2501.00656) norms
 after, SmolLM3 layers without rotations, Granite multipliers; Phi-3 (arXiv:2404.14219)
-is a Llama whose files fuse weights.
+is a Llama whose files fuse weights. Mixtral (arXiv:2401.04088) and Qwen3-MoE have
+mixtures of experts, gpt-oss (arXiv:2508.10925) attention sinks beside, DeepSeek-V3
+(arXiv:2412.19437) latent attention and first layers without experts.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from flax import nnx
@@ -23,6 +26,7 @@ from jaxkd.models.language.llama_config import (
     Activation,
     AttentionKind,
     Config,
+    Latent,
     Multipliers,
     Norms,
     SoftCaps,
@@ -38,6 +42,7 @@ from jaxkd.models.language.sequence import (
     token_ids,
     vocabulary_outputs,
 )
+from jaxkd.models.parts.moe import Mixture
 from jaxkd.models.parts.recorded import recorded
 from jaxkd.models.parts.stack import block_taps, stacked
 from jaxkd.network import Network
@@ -52,7 +57,8 @@ class Llama(nnx.Module):
     width); ``block{i}.attn``, what a block's attention adds; ``head``, the output
     projection (width, vocabulary), for losses that never hold the logits: with
     ``final`` it is all they need, and XLA drops logits that nobody reads (models whose
-    logits are capped lack it); ``cache``, a `KVCache` of the tokens read, to go on
+    logits are capped lack it); ``block{i}.router``, a mixture's logits (batch, length,
+    experts); ``cache``, a `KVCache` of the tokens read, to go on
     from.
     """
 
@@ -65,8 +71,11 @@ class Llama(nnx.Module):
             embedding_metadata=declare("vocabulary", "embed"),
             rngs=rngs,
         )
+        dense, plain = config.dense_layers, replace(config, mixture=None)
+        if dense:
+            self.dense = stacked(lambda rngs: Block(plain, rngs=rngs), dense, rngs=rngs)
         self.blocks = stacked(
-            lambda rngs: Block(config, rngs=rngs), config.layers, rngs=rngs
+            lambda rngs: Block(config, rngs=rngs), config.layers - dense, rngs=rngs
         )
         self.norm = config.norm(config.width, rngs=rngs)
         if not config.tied:
@@ -74,7 +83,8 @@ class Llama(nnx.Module):
             self.head = config.linear(config.width, config.vocabulary, axes, rngs=rngs)
         blocks = block_taps(config.layers, "", ".attn")
         head = () if config.soft_caps.logits else ("head",)
-        self.taps = ("embed", *blocks, "final", *head, "cache")
+        mixed = () if config.mixture is None else block_taps(config.layers, ".router")
+        self.taps = ("embed", *blocks, *mixed[dense:], "final", *head, "cache")
         self.cuts = ("embed", *block_taps(config.layers, ""), "final")
 
     def __call__(
@@ -102,10 +112,12 @@ class Llama(nnx.Module):
             return times(multipliers.embed, embedding[token_ids(inputs)])
 
         x = steps("embed", embedded)
-        sizes = config.layers, config.kv_heads, config.head_dim
-        cache = open_cache(inputs, x, steps.taps, *sizes)
+        cache = open_cache(inputs, x, steps.taps, config.layers, *config.cached)
         tokens = sequence(inputs, x.shape, cache, config.windows)
-        x, cache = run_blocks(config, self.blocks, x, tokens, cache, steps)
+        first = config.dense_layers
+        if first:
+            x, cache = run_blocks(config, self.dense, x, tokens, cache, steps)
+        x, cache = run_blocks(config, self.blocks, x, tokens, cache, steps, first)
         if cache is not None:
             steps.tap("cache", cache.passed(x.shape[1]))
         x = steps("final", kept_norm, self.norm, x, inputs)
@@ -143,6 +155,9 @@ def llama(
     zero_centred: bool = False,
     multipliers: Multipliers | Mapping[str, Any] | None = None,
     soft_caps: SoftCaps | Mapping[str, Any] | None = None,
+    latent: Latent | Mapping[str, Any] | None = None,
+    mixture: Mixture | Mapping[str, Any] | None = None,
+    dense_layers: int = 0,
 ) -> Network:
     """Return a decoder-only language model; see `Config` for the arguments.
 
@@ -173,6 +188,9 @@ def llama(
         zero_centred: as in Gemma.
         multipliers: as in Granite.
         soft_caps: as in Gemma 2.
+        latent: as in DeepSeek-V3.
+        mixture: as in Mixtral.
+        dense_layers: as in DeepSeek-V3.
 
     Raises:
         ValueError: heads that do not divide the width, key-value heads that do not

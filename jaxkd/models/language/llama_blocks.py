@@ -1,6 +1,7 @@
 """The blocks of decoders such as Llama: attention and an MLP, with their norms."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flax import nnx
@@ -9,9 +10,11 @@ from jaxtyping import Array, Float, Int
 from jaxkd.adapters import Steps
 from jaxkd.arguments import checked
 from jaxkd.models.language.cache import KVCache
+from jaxkd.models.language.latent_attention import LatentAttention
 from jaxkd.models.language.llama_attention import Attention
 from jaxkd.models.language.llama_config import ACTIVATIONS, Config, times
 from jaxkd.models.language.sequence import Sequence
+from jaxkd.models.parts.moe import MoE
 from jaxkd.models.parts.stack import run_stack
 from jaxkd.sharding.axes import constrain
 
@@ -22,8 +25,8 @@ BlockTap = Callable[[str, Array], Array]
 class GatedMLP(nnx.Module):
     """down(activation(gate(x)) * up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        width, hidden = config.width, config.hidden
+    def __init__(self, config: Config, hidden: int | None = None, *, rngs: nnx.Rngs):
+        width, hidden = config.width, hidden or config.hidden
         into, back = ("embed", "hidden"), ("hidden", "embed")
         self.activation = config.activation
         self.gate = config.linear(width, hidden, into, rngs=rngs)
@@ -49,10 +52,11 @@ class Block(nnx.Module):
             return config.norm(config.width, rngs=rngs) if there else None
 
         self.attention_norm = norm("before", "both")
-        self.attention = Attention(config, rngs=rngs)
+        attention = Attention if config.latent is None else LatentAttention
+        self.attention = attention(config, rngs=rngs)
         self.attention_post_norm = norm("after", "both")
         self.mlp_norm = norm("before", "both")
-        self.mlp = GatedMLP(config, rngs=rngs)
+        self.mlp = _feed_forward(config, rngs)
         self.mlp_post_norm = norm("after", "both")
 
     def __call__(
@@ -63,16 +67,31 @@ class Block(nnx.Module):
         layer: int | Int[Array, ""] = 0,
         tap: BlockTap = lambda kind, x: x,
     ) -> tuple[Float[Array, "batch length width"], KVCache | None]:
-        """Return the output and the cache; the tap ".attn" gets what attention adds."""
+        """Return the output and the cache.
+
+        The tap ".attn" gets what attention adds, ".router" a mixture's logits.
+        """
         normal = _normalised(self.attention_norm, x)
         attended, cache = self.attention(normal, tokens, cache, layer)
         x = x + tap(".attn", self._added(self.attention_post_norm, attended))
-        found = self.mlp(_normalised(self.mlp_norm, x))
+        normal = _normalised(self.mlp_norm, x)
+        mixed = isinstance(self.mlp, MoE)
+        router = {"tap": partial(tap, ".router")} if mixed else {}
+        found = self.mlp(normal, **router)
         return x + self._added(self.mlp_post_norm, found), cache
 
     def _added(self, norm: nnx.Module | None, x: Array) -> Array:
         """Return what is added to the residual stream."""
         return times(self.config.multipliers.residual, _normalised(norm, x))
+
+
+def _feed_forward(config: Config, rngs: nnx.Rngs) -> nnx.Module:
+    """Return an MLP, or a mixture of them."""
+    mixture = config.mixture
+    if mixture is None:
+        return GatedMLP(config, rngs=rngs)
+    shared = GatedMLP(config, mixture.shared, rngs=rngs) if mixture.shared else None
+    return MoE(config.width, mixture, shared=shared, rngs=rngs)
 
 
 def _normalised(norm: Any, x: Array) -> Array:

@@ -15,6 +15,7 @@ from jaxkd.arguments import checked, count, positive
 from jaxkd.kernels.attention.scores import Scores
 from jaxkd.models.language.rope import Rope, Scaling, frequencies
 from jaxkd.models.parts.linear import Linear
+from jaxkd.models.parts.moe import Mixture
 from jaxkd.models.parts.recorded import as_record
 
 normal = nnx.initializers.normal(0.02)
@@ -72,6 +73,43 @@ class SoftCaps:
     logits: float | None = None
 
 
+@checked(rank=count, plain=count, turned=count, value=count, query_rank=count)
+@dataclass(frozen=True)
+class Latent:
+    """Widths of multi-head latent attention (see `latent_attention`).
+
+    Attributes:
+        rank: of the latent that keys and values are made of.
+        plain: features of a head's queries and keys that are not turned.
+        turned: those that are; the keys' are the same for all heads.
+        value: features of a head's values, at most those of its keys.
+        query_rank: of the latent that queries are made of; None for none.
+        interleaved: whether (2i, 2i + 1) are the pairs of features that turn, and not
+            (i, i + turned / 2).
+
+    Raises:
+        ValueError: values wider than keys.
+    """
+
+    rank: int
+    plain: int
+    turned: int
+    value: int
+    query_rank: int | None = None
+    interleaved: bool = True
+
+    def __post_init__(self):
+        if self.value > self.key_dim:
+            raise ValueError(
+                f"value {self.value} must be at most plain + turned, {self.key_dim}"
+            )
+
+    @property
+    def key_dim(self) -> int:
+        """Features of a head's keys."""
+        return self.plain + self.turned
+
+
 def times(multiplier: float, x: Array) -> Array:
     """Return ``multiplier·x``: x itself where there is nothing to multiply."""
     return x if multiplier == 1 else x * multiplier
@@ -122,6 +160,10 @@ class Config:
         zero_centred: whether norms scale by 1 + weight.
         multipliers: of activations.
         soft_caps: of scores and logits.
+        latent: of multi-head latent attention; None for the plain one. ``head_dim`` is
+            then that of the features that turn.
+        mixture: of experts, in the place of MLPs; None for none.
+        dense_layers: first layers that have MLPs all the same.
     """
 
     vocabulary: int
@@ -147,6 +189,9 @@ class Config:
     zero_centred: bool = False
     multipliers: Multipliers = Multipliers()
     soft_caps: SoftCaps = SoftCaps()
+    latent: Latent | None = None
+    mixture: Mixture | None = None
+    dense_layers: int = 0
 
     @classmethod
     def of(
@@ -163,6 +208,9 @@ class Config:
         attention: Sequence[AttentionKind | Mapping[str, Any]] | None = None,
         multipliers: Multipliers | Mapping[str, Any] | None = None,
         soft_caps: SoftCaps | Mapping[str, Any] | None = None,
+        latent: Latent | Mapping[str, Any] | None = None,
+        mixture: Mixture | Mapping[str, Any] | None = None,
+        dense_layers: int = 0,
         **others: Any,
     ) -> "Config":
         """Return the configuration of a model from its constructor's arguments.
@@ -181,12 +229,23 @@ class Config:
             attention: the first layers' kinds, which repeat for the others.
             multipliers: None for 1.
             soft_caps: None for none.
+            latent: of the attention.
+            mixture: of experts.
+            dense_layers: without it.
             **others: as they are.
 
         Raises:
             ValueError: sizes that do not fit together.
         """
         kv_heads = heads if kv_heads is None else kv_heads
+        own_latent = as_record(latent, Latent)
+        if own_latent is not None:
+            kv_heads, head_dim = heads, own_latent.turned
+        if dense_layers and (mixture is None or dense_layers >= layers):
+            raise ValueError(
+                f"dense_layers is {dense_layers}: the first layers of a model with a "
+                f"mixture, fewer than all {layers}"
+            )
         if head_dim is None and width % heads:
             raise ValueError(
                 f"width {width} is no multiple of {heads} heads: give head_dim"
@@ -217,6 +276,9 @@ class Config:
             ),
             multipliers=as_record(multipliers or {}, Multipliers),
             soft_caps=as_record(soft_caps or {}, SoftCaps),
+            latent=own_latent,
+            mixture=as_record(mixture, Mixture),
+            dense_layers=dense_layers,
             **others,
         )
 
@@ -249,17 +311,25 @@ class Config:
         return jnp.asarray(np.stack(radians))[layer], scaled
 
     @property
+    def cached(self) -> tuple[int, int, int]:
+        """Heads of a cache, and the widths of its keys and values."""
+        if self.latent is None:
+            return self.kv_heads, self.head_dim, self.head_dim
+        return 1, self.latent.rank + self.latent.turned, 0
+
+    @property
     def scores(self) -> Scores:
         """How queries' products with keys are scored."""
         scale = self.multipliers.scores
-        scale = self.head_dim**-0.5 if scale is None else scale
+        dim = self.head_dim if self.latent is None else self.latent.key_dim
+        scale = dim**-0.5 if scale is None else scale
         return Scores(scale, self.soft_caps.scores)
 
     def linear(
         self,
         features_in: int,
         features: int,
-        axes: tuple[str, str],
+        axes: tuple[str | None, str | None],
         *,
         bias: bool = False,
         rngs: nnx.Rngs,

@@ -128,6 +128,7 @@ def open_cache(
     layers: int,
     kv_heads: int,
     dim: int,
+    value_dim: int | None = None,
 ) -> KVCache | None:
     """Return the cache that has admitted the tokens, None if none is asked for.
 
@@ -137,7 +138,8 @@ def open_cache(
         taps: with ``cache`` if there is to be one.
         layers: of a new cache.
         kv_heads: of a new cache.
-        dim: of a new cache's heads.
+        dim: of a new cache's keys.
+        value_dim: of its values; None for ``dim``.
 
     Raises:
         ValueError: a cache without room for the tokens, or of packed sequences.
@@ -151,7 +153,8 @@ def open_cache(
             "packed sequence a row of its own"
         )
     if cache is None:
-        cache = KVCache.empty(layers, batch, length, kv_heads, dim, x.dtype)
+        sizes = layers, batch, length, kv_heads, dim
+        cache = KVCache.empty(*sizes, x.dtype, value_dim)
     mask = inputs.get("attention_mask")
     return cache.admit(jnp.ones((batch, length), bool) if mask is None else mask > 0)
 
