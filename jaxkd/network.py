@@ -101,9 +101,10 @@ class Network:
         """Make a network from a Flax NNX model, yours or the zoo's.
 
         Args:
-            build: ``nnx.Rngs -> nnx.Module``, or a module that is built, from whose
-                weights ``init`` then starts. It takes the inputs and returns logits or
-                `Outputs`. Of the parameters of its ``__call__`` these are passed:
+            build: ``nnx.Rngs -> nnx.Module``, such as the model's class, or a module
+                that is built, from whose weights ``init`` then starts. It takes the
+                inputs and returns logits or `Outputs`. Of the parameters of its
+                ``__call__`` these are passed:
                 ``steps`` (a `Steps`, for edits and cuts), ``taps``, ``rngs``, and
                 ``train``, ``training``, ``is_training``, ``deterministic`` or
                 ``use_running_average``. BatchNorm and Dropout are switched by
@@ -114,8 +115,9 @@ class Network:
                 array itself, of several a dict of those that the batch has.
 
         Raises:
-            ValueError: a path in ``taps`` names no submodule, or the model needs an
-                argument that is none of these.
+            ValueError: ``build`` makes no module or needs more arguments, a path in
+                ``taps`` names no submodule, or the model needs an argument that is none
+                of these.
         """
         return cls._of(adapt_nnx(build, taps), reads)
 

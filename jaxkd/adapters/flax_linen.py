@@ -17,9 +17,7 @@ from jaxkd.sharding.flax_axes import linen_axes, unboxed
 from jaxkd.types import Inputs, Outputs, Variables
 
 
-def adapt_linen(
-    module: linen.Module, example: Inputs, taps: Mapping[str, str] | None
-) -> Adapted:
+def adapt_linen(module: Any, example: Any, taps: Mapping[str, str] | None) -> Adapted:
     """Return what `Network.from_linen`'s network is made of.
 
     Args:
@@ -28,9 +26,19 @@ def adapt_linen(
         taps: tap name -> path of the submodule whose output it is.
 
     Raises:
-        ValueError: a path in ``taps`` names no submodule, or the model's call needs an
-            argument that is not known.
+        ValueError: it is no such module or no inputs, a path in ``taps`` names no
+            submodule, or the model's call needs an argument that is not known.
     """
+    if not isinstance(module, linen.Module):
+        raise ValueError(
+            f"module is {module!r:.80}, but must be a built flax.linen.Module, such as "
+            "Model(…); Network.from_nnx takes NNX's"
+        )
+    if not all(hasattr(x, "dtype") for x in jax.tree.leaves(example)):
+        raise ValueError(
+            f"example is {example!r:.80}: give the inputs of a call, arrays or "
+            "jax.ShapeDtypeStruct"
+        )
     paths = dict(taps or {})
     own = tuple(getattr(module, "taps", ()))
     valid, editable = (*own, *paths), tuple(paths)

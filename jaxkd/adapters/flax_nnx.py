@@ -1,12 +1,13 @@
 """Models of Flax NNX as pure functions of plain nested dicts."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import linen, nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import PRNGKeyArray
@@ -87,6 +88,35 @@ def _random_state(state: Any, key: PRNGKeyArray) -> Any:
     return nnx.from_flat_state([(p, value(i, v)) for i, (p, v) in enumerate(flat)])
 
 
+def _of_rngs(build: Callable) -> Callable[[nnx.Rngs], Any]:
+    """Return ``rngs -> module`` of a function, or of a module's class.
+
+    Raises:
+        ValueError: it is Linen's, or needs other arguments.
+    """
+    if isinstance(build, linen.Module) or (
+        inspect.isclass(build) and issubclass(build, linen.Module)
+    ):
+        raise ValueError("build is a Linen module: use Network.from_linen")
+    name = getattr(build, "__name__", repr(build))
+    # A class of NNX has its metaclass's signature.
+    start = functools.partial(build.__init__, None) if inspect.isclass(build) else build
+    found = inspect.signature(start).parameters
+    needed = [
+        x.name
+        for x in found.values()
+        if x.default is x.empty and x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)
+    ]
+    by_name = "rngs" in found and found["rngs"].kind is inspect.Parameter.KEYWORD_ONLY
+    if not found or needed != (["rngs"] if by_name else needed[:1]):
+        raise ValueError(
+            f"build, {name}, takes {', '.join(found) or 'nothing'}, but is called with "
+            f"an nnx.Rngs alone: give lambda rngs: {name}(…, rngs=rngs)"
+        )
+    make: Any = build
+    return (lambda rngs: make(rngs=rngs)) if by_name else make
+
+
 def adapt_nnx(
     build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module,
     taps: Mapping[str, str] | None,
@@ -98,20 +128,26 @@ def adapt_nnx(
         taps: tap name -> path of the submodule whose output it is.
 
     Raises:
-        ValueError: a path in ``taps`` names no submodule, or the model's call needs an
-            argument that is not known.
+        ValueError: what is built is no module, or needs more than random numbers; a
+            path in ``taps`` names no submodule, or the model's call needs an argument
+            that is not known.
     """
     # What is done to a built module later does not reach the network.
     built = nnx.clone(build) if isinstance(build, nnx.Module) else None
 
-    def start(rngs: nnx.Rngs) -> nnx.Module:
+    def start(rngs: nnx.Rngs) -> Any:
         if built is not None:
             return nnx.clone(built)
         with nnx.use_eager_sharding(False):  # Meshes read `Network.axes` instead.
-            return build(rngs)
+            return constructor(rngs)
 
+    constructor: Callable = build if built is not None else _of_rngs(build)
     # Only the structure: no weights are made here, nor a second time in init.
     abstract = abstract_module(lambda: start(nnx.Rngs(0)))
+    if not isinstance(abstract, nnx.Module):
+        raise ValueError(
+            f"build returned {abstract!r:.80}, but must return an nnx.Module"
+        )
     paths = dict(taps or {})
     _, _, randomness, _ = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
     stochastic = bool(nnx.to_flat_state(randomness))

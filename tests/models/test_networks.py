@@ -171,6 +171,48 @@ def test_a_model_that_returns_no_array_is_refused():
         network.apply(jax.jit(network.init)(jax.random.key(0)), IMAGES)
 
 
+class ByName(nnx.Module):
+    """Its constructor takes random numbers by name alone, as Flax's own layers do."""
+
+    def __init__(self, width=3, *, rngs):
+        self.layer = nnx.Linear(6, width, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+def test_a_class_is_built_whose_random_numbers_have_a_name():
+    network = Network.from_nnx(ByName)
+    outputs, _ = network.apply(network.init(jax.random.key(0)), IMAGES)
+    assert outputs.logits.shape == (len(IMAGES), 3)
+
+
+class Sized(ByName):
+    def __init__(self, width, *, rngs):
+        super().__init__(width, rngs=rngs)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Network.from_nnx(UserLinen()), "a Linen module: use Network.from_li"),
+        (lambda: Network.from_nnx(UserLinen), "a Linen module: use Network.from_linen"),
+        (
+            lambda: Network.from_nnx(Sized),
+            "Sized, takes width, rngs, .* lambda rngs: S",
+        ),
+        (lambda: Network.from_nnx(lambda: ByName(rngs=nnx.Rngs(0))), "takes nothing"),
+        (lambda: Network.from_nnx(lambda rngs: 3), "must return an nnx.Module"),
+        (lambda: Network.from_linen(UserLinen, IMAGES), "a built flax.linen.Module"),
+        (lambda: Network.from_linen(ByName, IMAGES), "from_nnx takes NNX's"),
+        (lambda: Network.from_linen(UserLinen(), 3), "example is 3: give the inputs"),
+    ],
+)
+def test_what_is_no_model_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_from_apply_passes_what_the_function_takes():
     def apply(params, x, train):
         return Outputs(x @ params + train, {"in": x, "out": x})
