@@ -9,6 +9,7 @@ project = "jaxkd"
 author = "The jaxkd authors"
 copyright = "2026, the jaxkd authors"
 extensions = [
+    "families",
     "myst_nb",
     "papers",
     "reference",

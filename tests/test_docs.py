@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from jaxkd import cli, cli_runs
+from jaxkd.interop.families import FAMILIES
 from jaxkd.recipes.cache_teacher import cache_teacher
 from jaxkd.reporting.experiment import load_experiment, slugs
 from jaxkd.training import MESHES
@@ -59,6 +60,15 @@ def test_every_page_is_in_the_table_of_contents():
     pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
     # The reference and the papers' pages are made when the site is built.
     assert pages | {"api", "papers/index"} == set(contents[1].split()[2:])
+
+
+def test_the_table_of_families_names_every_architecture():
+    families = extension("families")
+    read = [re.findall(r"`(\w+)`", row[2]) for row in families.rows()]
+    expected = [name for family in FAMILIES for name in family.architectures]
+    assert sorted(itertools.chain(*read)) == sorted(expected)
+    assert all(len(row[0]) < 40 and "\n" not in row[0] for row in families.rows())
+    assert families.TABLE in (DOCS / "models.md").read_text()
 
 
 @pytest.mark.slow
