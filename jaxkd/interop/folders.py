@@ -34,6 +34,7 @@ from jaxkd.interop.checkpoint import (
 from jaxkd.interop.families import family_reading, family_writing
 from jaxkd.interop.families.base import Family
 from jaxkd.interop.limits import check_layers, check_sizes
+from jaxkd.interop.mxfp4 import Mxfp4Shards
 from jaxkd.interop.shards import INDEX, WEIGHTS, Shards, write_shards
 from jaxkd.network import Network
 from jaxkd.types import Variables
@@ -41,6 +42,7 @@ from jaxkd.untrusted import blaming, json_file
 
 CONFIG = "config.json"
 PROGRAM = "model.stablehlo"
+PACKED = "mxfp4"
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -100,7 +102,10 @@ def load_pretrained(
             are not the model's. It names the file and the remedy.
     """
     folder = Path(folder)
-    config, shards = _read_config(folder), Shards(folder)
+    config = _read_config(folder)
+    # What is read is written as plain weights.
+    packed = config.pop("quantization_config", None)
+    shards = Mxfp4Shards(folder) if packed else Shards(folder)
     if "architectures" in config:
         with blaming(str(folder / CONFIG)):
             family = family_reading(config)
@@ -161,10 +166,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} cannot be read ({error!r}): fetch or export the model again"
         ) from None
-    if config.get("quantization_config"):
+    packed = config.get("quantization_config") or {"quant_method": PACKED}
+    if not isinstance(packed, dict) or packed.get("quant_method") != PACKED:
         raise ValueError(
-            f"{path} is of quantised weights, which are not read: fetch the model as "
-            "it was before"
+            f"{path} is of quantised weights, which are not read, but in {PACKED}: "
+            "fetch the model as it was before, or convert it to bfloat16"
         )
     return config
 

@@ -4,6 +4,7 @@ A family is data and small functions, so that reading, placing on a mesh, checki
 writing are done once for all of them.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
@@ -16,6 +17,8 @@ from jaxkd.arguments import checked
 
 LINEAR = "outputs inputs -> inputs outputs"
 """The layout of a PyTorch linear layer's weight, which is our kernel transposed."""
+
+_AXIS = re.compile(r"\([^)]*\)|\S+")
 
 Place = tuple[slice, ...]
 """A part of an array: a slice, with start and stop, of each axis."""
@@ -113,11 +116,12 @@ class Source(NamedTuple):
         """Return a part of a tensor in our layout."""
         if not self.layout:
             return tensor(name, index)
-        theirs, ours = (side.split() for side in self.layout.split("->"))
-        if set(theirs) != set(ours):  # Axes are split or joined.
-            return rearrange(tensor(name, ...), self.layout, **self.sizes)[index]
-        permuted = tuple(index[ours.index(axis)] for axis in theirs)
-        return rearrange(tensor(name, permuted), self.layout)
+        theirs, ours = (_AXIS.findall(side) for side in self.layout.split("->"))
+        # Axes that are split or joined are read whole, and cut afterwards.
+        known = dict(zip(ours, index, strict=True))
+        part = tensor(name, tuple(known.get(axis, slice(None)) for axis in theirs))
+        cut = [slice(None) if axis in theirs else known[axis] for axis in ours]
+        return rearrange(part, self.layout, **self.sizes)[tuple(cut)]
 
 
 def _shifted(place: Sequence[slice], origin: Place) -> Place:

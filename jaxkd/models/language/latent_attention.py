@@ -10,6 +10,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxkd.kernels.quant_matmul import QuantizedWeights, dequantize
 from jaxkd.models.language.cache import KVCache
 from jaxkd.models.language.llama_attention import (
     HEADS,
@@ -93,8 +94,10 @@ class LatentAttention(nnx.Module):
             found = attend_causally(self.config, query, key, value, *of)
             found = found[..., : sizes.value]
         else:
-            kernel = self.up.kernel[...].astype(x.dtype)
-            kernel = rearrange(kernel, "r (h d) -> r h d", h=heads)
+            kernel = self.up.kernel.get_value()
+            if isinstance(kernel, QuantizedWeights):
+                kernel = dequantize(kernel, x.dtype)
+            kernel = rearrange(kernel.astype(x.dtype), "r (h d) -> r h d", h=heads)
             of_key, of_value = jnp.split(kernel, [sizes.plain], axis=-1)
             query = jnp.einsum("blhd,rhd->blhr", query, of_key)
             query = jnp.concatenate([query, turned_query], axis=-1)

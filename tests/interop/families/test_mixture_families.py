@@ -4,16 +4,19 @@ import json
 import math
 from pathlib import Path
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxkd import models
-from jaxkd.interop import load_pretrained
+from jaxkd.interop import load_pretrained, save_pretrained
 from jaxkd.interop.families import deepseek_v3, family_reading, gpt_oss, qwen3_moe
 from jaxkd.models.language.llama_config import Config
 from jaxkd.models.language.rope import YarnScaling
+from jaxkd.sharding.mesh import MeshShape, make_mesh
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hf"
 
@@ -133,3 +136,55 @@ def test_other_mixtures_have_the_librarys_own_format(name):
     assert not family.writes({**own, "mixture": other})
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     assert shapes["params"]["blocks"]["mlp"]["router"]["kernel"].shape[1] == 64
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """gpt-oss as it is released, and its numbers one by one."""
+    folder, draw = tmp_path_factory.mktemp("packed"), np.random.default_rng(0)
+    tensors = load_file(GOLDEN / "gpt_oss" / "model.safetensors")
+    numbers = dict(tensors)
+    signs = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        groups = experts, outputs, inputs // 32
+        blocks = draw.integers(0, 256, (*groups, 16), np.uint8)
+        scales = draw.integers(118, 124, groups, np.uint8)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        halves = np.stack([blocks % 16, blocks // 16], axis=-1).astype(int)
+        plain = np.take([*signs, *(-x for x in signs)], halves)
+        plain = plain.reshape(*groups, 32) * 2.0 ** (scales[..., None] - 127.0)
+        plain = plain.reshape(experts, outputs, inputs).swapaxes(1, 2)
+        numbers[name] = np.ascontiguousarray(plain, np.float32)
+    config = config_of("gpt_oss")
+    for to, held, more in (
+        ("packed", tensors, {"quantization_config": {"quant_method": "mxfp4"}}),
+        ("plain", numbers, {}),
+    ):
+        (folder / to).mkdir()
+        save_file(held, folder / to / "model.safetensors")
+        (folder / to / "config.json").write_text(json.dumps({**config, **more}))
+    return folder
+
+
+@pytest.mark.slow
+def test_packed_weights_are_the_numbers_that_they_stand_for(packed, tmp_path):
+    _, expected = load_pretrained(packed / "plain", dtype=jnp.float32)
+    for mesh in (None, make_mesh(MeshShape(fsdp=2, tensor=2))):
+        folder = packed / "packed"
+        network, found = load_pretrained(folder, dtype=jnp.float32, mesh=mesh)
+        chex.assert_trees_all_equal(found, expected)
+    save_pretrained(tmp_path, network, found)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert "quantization_config" not in written
+
+
+def test_packed_weights_that_do_not_fit_are_refused(packed, tmp_path):
+    for path in (packed / "packed").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.experts.down_proj"
+    tensors[f"{name}_scales"] = tensors[f"{name}_scales"][:, 1:]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="down_proj_scales are no weights in MXFP4"):
+        load_pretrained(tmp_path)
