@@ -21,6 +21,7 @@ from jaxkd.models.parts.routers import (
 from jaxkd.sharding.mesh import MeshShape, make_mesh
 from jaxkd.training.ahead import slice_devices
 from jaxkd.training.costs import program_costs
+from jaxkd.types import Outputs
 
 WIDTH, HIDDEN, EXPERTS = 6, 5, 4
 X = jax.random.normal(jax.random.key(1), (8, 3, WIDTH))
@@ -230,6 +231,25 @@ def test_balance_is_1_where_experts_share_alike():
     assert (slope[:, 0] > 0).all()
     expected = np.log(np.exp(np.asarray(even)).sum(1)) ** 2
     np.testing.assert_allclose(router_z_loss(even), expected, rtol=1e-6)
+
+
+def test_within_sequences_the_load_is_each_ones_own():
+    logits = jnp.stack([jnp.eye(EXPERTS) * 30, jnp.zeros((EXPERTS, EXPERTS))])
+    logits = logits.at[1, :, 0].set(30.0)
+    mask = {"attention_mask": jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    found = {}
+    for by_sequence in (True, False):
+        method = expert_balance(["router"], 1, z=0.0, by_sequence=by_sequence)
+
+        @jax.jit
+        def value(logits, loss=method.loss):
+            outputs = Outputs(jnp.zeros(2), {"router": logits})
+            return loss({"state": {}}, outputs, None, mask, None, 0)[0].value
+
+        found[by_sequence] = float(value(logits))
+    # One sequence is balanced, the other sends all to one expert of four.
+    assert found[True] == pytest.approx((1 + 4) / 2, rel=1e-5)
+    assert found[False] == pytest.approx(4 * (0.5**2 + 3 * (1 / 6) ** 2), rel=1e-5)
 
 
 @pytest.mark.slow
