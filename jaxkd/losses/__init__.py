@@ -153,3 +153,5 @@ from jaxkd.losses.topk import gather_log_probs as gather_log_probs
 from jaxkd.losses.topk import top_k_kd_loss as top_k_kd_loss
 from jaxkd.losses.topk import top_k_log_probs as top_k_log_probs
 from jaxkd.losses.topk import top_k_reverse_kd_loss as top_k_reverse_kd_loss
+from jaxkd.losses.topkld import top_k_mask as top_k_mask
+from jaxkd.losses.topkld import topkld_loss as topkld_loss

@@ -80,6 +80,7 @@ from jaxkd.methods.tgeokd import fused_kd as fused_kd
 from jaxkd.methods.tgeokd import tgeokd as tgeokd
 from jaxkd.methods.topk_kd import top_k_targets as top_k_targets
 from jaxkd.methods.topk_kd import topk_kd as topk_kd
+from jaxkd.methods.topkld import topkld as topkld
 from jaxkd.methods.trg import trg as trg
 from jaxkd.methods.uld import uld as uld
 from jaxkd.methods.vid import vid as vid

@@ -154,6 +154,7 @@ LAWS = {
     "pld": Law(lambda s, t, y, w, _: losses.pld_loss(s, t, y, 2.0)),
     "plackett luce": Law(plackett_luce),
     "top 3": top_k(losses.top_k_kd_loss, 3),
+    "topkld": Law(lambda s, t, y, w, _: losses.topkld_loss(s, t, 3), minimum=True),
     "top 3 reverse": top_k(losses.top_k_reverse_kd_loss, 3),
     "top 6": top_k(losses.top_k_kd_loss, 6),
     "top 6 reverse": top_k(losses.top_k_reverse_kd_loss, 6),

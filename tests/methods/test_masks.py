@@ -45,6 +45,7 @@ TOKEN = {
     "taid": lambda: methods.taid(10),
     "taid from heads": lambda: methods.taid(10, from_heads=True),
     "topk_kd": lambda: methods.topk_kd(reverse=True),
+    "topkld": lambda: methods.topkld(2),
 }
 # Of images, graphs and peers, or with tokens of its own (below).
 OTHERS = {

@@ -71,6 +71,7 @@ NORM = (jnp.linspace(0.5, 1.5, 3), jnp.linspace(-0.5, 0.5, 3))
 BUILD = {
     "ab": lambda: methods.ab(["a.pre"]),
     "akl": lambda: methods.akl(),
+    "topkld": lambda: methods.topkld(2),
     "at": lambda: methods.at(["a", "b"]),
     "bdkd": lambda: methods.bdkd(2.0, delta=2.0),
     "cc": lambda: methods.cc("pooled", dim=8),
