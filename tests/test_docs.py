@@ -6,12 +6,14 @@ here, or ``<!-- not run: tested in FILE -->``. Both are checked.
 """
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import itertools
 import re
 import shlex
+import typing
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ import pytest
 from jaxkd import cli, cli_runs
 from jaxkd.interop.families import FAMILIES
 from jaxkd.recipes.cache_teacher import cache_teacher
+from jaxkd.recipes.command import RECIPES, distill
 from jaxkd.reporting.experiment import load_experiment, slugs
 from jaxkd.training import MESHES
 
@@ -147,6 +150,7 @@ COMMANDS = {
     "export": cli.export,
     "compile": cli.compile_,
     "cache-teacher": cache_teacher,
+    "distill": distill,
 }
 TARGETS = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
 
@@ -157,6 +161,14 @@ def options(command, slug, preset):
     if command == "run":
         names += [name for name, _ in cli._fields(load_experiment(slug).preset(preset))]
     return {f"--{name.replace('_', '-')}" for name in names}
+
+
+def fields_of(recipe, prefix=""):
+    """Yield the flags of a recipe, and of what is in it."""
+    for name, hint in typing.get_type_hints(recipe).items():
+        yield prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            yield from fields_of(hint, f"{prefix}{name}.".replace("_", "-"))
 
 
 def command_lines():
@@ -184,6 +196,10 @@ def test_a_command_of_a_page_is_one(line):
         assert flags.get("--mesh", "data") in MESHES
         given = {word for word in words if word.startswith("--")}
         assert given <= options(command, words[0], preset)
+    if command == "distill" and {*words[:1]} & {*RECIPES}:
+        own = {"config", "print-config", *fields_of(RECIPES[words[0]][0])}
+        given = {word[2:] for word in words if word.startswith("--")}
+        assert {re.sub("^no-", "", flag) for flag in given} <= own
 
 
 def test_the_demo_writes_where_the_readme_says():

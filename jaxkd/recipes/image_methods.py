@@ -1,7 +1,7 @@
 """Sums of methods for classifiers by name, such as ``0.9*kd+0.1*cross_entropy``.
 
-Names are those of `jaxkd.methods`. Taps that nothing says are the last stages that both
-networks have.
+Names are those of `jaxkd.methods`. Taps that nothing says are of the last stages that
+both networks have.
 """
 
 import inspect
@@ -29,6 +29,9 @@ VECTORS = ("rkd", "pkt", "cc")
 
 BEFORE_RELU = ("ab",)
 """Methods that compare maps before their ReLU."""
+
+MIDDLE = ("fitnets",)
+"""Methods that compare a middle stage: the others of one stage take the last."""
 
 STAGES = 3
 """Stages that methods of several compare."""
@@ -162,7 +165,9 @@ def _found(
     end = ".pre" if name in BEFORE_RELU else ""
     shared = min(len(mine), len(theirs), STAGES)
     chosen = tuple(stage + end for stage in stages[-shared:])
-    return chosen if argument.endswith("s") else chosen[-1]
+    if argument.endswith("s"):
+        return chosen
+    return chosen[(shared - 1) // 2 if name in MIDDLE else -1]
 
 
 def _stages(model: Model) -> list[str]:

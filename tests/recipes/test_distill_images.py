@@ -229,7 +229,8 @@ def test_a_sum_of_methods_has_weights_and_taps():
     small = Model("a", models.cifar_resnet(8), None, processor_of(32, None))
     large = Model("b", models.imagenet_resnet(18), None, processor_of(224, None))
     for method, mine, theirs in (
-        ("fitnets", ("stage3",), ("stage4",)),
+        ("fitnets", ("stage2",), ("stage3",)),
+        ("sp", ("stage3",), ("stage4",)),
         ("at", ("stage1", "stage2", "stage3"), ("stage2", "stage3", "stage4")),
         ("rkd", ("pooled",), ("pooled",)),
         ("kd+taid", (), ()),
