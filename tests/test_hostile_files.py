@@ -372,6 +372,12 @@ def many_layers(path):
     path.write_text(json.dumps({**saved, "n_layer": 10**6}))
 
 
+def many_experts(path):
+    shutil.copytree(GOLDEN / "mixtral", path.parent, dirs_exist_ok=True)
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "num_local_experts": 10**9}))
+
+
 def t5_distances(path):
     shutil.copytree(GOLDEN / "t5", path.parent, dirs_exist_ok=True)
     far = {"relative_attention_max_distance": 10**9}
@@ -393,6 +399,11 @@ BOMBS = {
     "equal texts": ("a.parquet", texts, "more than 65,536 bytes"),
     "a large picture": ("vision/cifar10.npz", picture, r"4000\), not 32 wide"),
     "layers": ("m/config.json", many_layers, "layers = 1000000, but .* most"),
+    "experts": (
+        "m/config.json",
+        many_experts,
+        r"blocks/mlp/down would have the shape \(4, 1000000000, 96, 64\)",
+    ),
     "modules": (
         "m/config.json",
         config(model="vit", arguments={"size": [8, 10**6, 2]}),

@@ -147,6 +147,7 @@ def test_a_cache_of_latents_holds_what_attention_needs(latent):
     assert 0 < away < 0.1
 
 
+@pytest.mark.slow
 def test_a_router_is_tapped_and_balanced():
     network = models.llama(**SMALL, mixture=MIXTURE, dense_layers=1)
     variables = jax.jit(network.init)(jax.random.key(0))
@@ -168,6 +169,12 @@ def test_a_router_is_tapped_and_balanced():
     found = slope(variables)["blocks"]["mlp"]
     assert np.abs(found["router"]["kernel"]).min(axis=(1, 2)).all()
     assert not np.abs(found["up"][1]).any()
+
+
+def test_first_layers_without_experts_are_of_a_mixture_and_not_all():
+    for changes in ({}, {"mixture": MIXTURE}):
+        with pytest.raises(ValueError, match="dense_layers is 3: the first layers"):
+            models.llama(**SMALL, dense_layers=3, **changes)
 
 
 @pytest.mark.slow
