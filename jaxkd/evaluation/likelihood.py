@@ -44,31 +44,40 @@ def likelihood_evaluator(
     together, whatever their order.
 
     Args:
-        network: a decoder with the taps ``final`` and ``head``.
+        network: a decoder with the tap ``final``, and ``head`` or logits that can be
+            made from it alone (`Network.segment`).
         batch_size: pairs in one forward pass.
 
     Raises:
         ValueError: from the function returned, a pair without a context or a
             continuation, or of tokens that are none of the network's.
     """
+    taps = tuple(tap for tap in ("final", "head") if tap in network.taps)
+    # Capped logits are more than a product with the head.
+    rest = None if "head" in taps else network.segment("final", None)
 
     @jax.jit
     def score(variables: Variables, ids: Array, label: Array, mask: Array):
         batch = {"input_ids": ids, "attention_mask": (label >= 0).astype(jnp.int32)}
         inputs = network.read(batch)
-        outputs, _ = network.apply(variables, inputs, taps=("final", "head"))
-        head = outputs.features["head"]
+        outputs, _ = network.apply(variables, inputs, taps=taps)
+        features = outputs.features
+
+        def logits(hidden: Array) -> Array:
+            if rest is None:
+                return hidden @ features["head"]
+            return rest.apply(variables, hidden[None])[0].logits[0]
 
         # One row at a time: the logits of all of them may not fit.
         def row(each: tuple[Array, Array, Array]) -> tuple[Array, Array]:
             hidden, label, mask = each
-            log_p = jax.nn.log_softmax(as_float(hidden @ head))
+            log_p = jax.nn.log_softmax(as_float(logits(hidden)))
             picked = jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
             best = log_p.argmax(-1) == label
             return jnp.where(mask, picked, 0).sum(), jnp.all(best | ~mask)
 
         label = jnp.maximum(label, 0)
-        return lax.map(row, (outputs.features["final"], label, mask))
+        return lax.map(row, (features["final"], label, mask))
 
     def evaluate(variables: Variables, pairs: Sequence[Pair]) -> list[Likelihood]:
         for i, (context, continuation) in enumerate(pairs):

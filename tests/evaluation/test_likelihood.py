@@ -60,6 +60,17 @@ def test_continuations_are_scored_as_if_each_were_alone(network, variables, scor
     assert likelihood.greedy
 
 
+@pytest.mark.slow
+def test_capped_logits_are_scored_as_they_are():
+    capped = models.llama(259, 8, 1, 2, 8, soft_caps={"logits": 0.05})
+    variables = capped.init(jax.random.key(0))
+    (found,) = likelihood_evaluator(capped, 1)(variables, [([256, 5], [*b"to"])])
+    ids = jnp.array([[256, 5, *b"t"]])
+    log_p = jax.nn.log_softmax(capped.apply(variables, {"input_ids": ids})[0].logits[0])
+    expected = log_p[1, ord("t")] + log_p[2, ord("o")]
+    assert found.log_probability == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_an_option_is_chosen_by_the_whole_and_by_its_length(network, variables, score):
     options = ("a", "to be or not to be", "b")
     sums = np.array(

@@ -373,11 +373,15 @@ def test_compiled_for_a_tpu(topology):
     wide = jax.ShapeDtypeStruct((1, length, 4, 64), jnp.bfloat16)
     narrow = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16)
 
+    sinks = jax.ShapeDtypeStruct((4,), jnp.float32)
+
     def loss(*x):
-        out = attention(*x, window=128, global_tokens=(0,))
+        how = {"window": 128, "global_tokens": (0,), "soft_cap": 30.0, "scale": 0.2}
+        out = attention(*x[:3], **how, sinks=x[3])
         return out.astype(jnp.float32).sum()
 
-    compiled = compile_for(topology, jax.grad(loss, (0, 1, 2)), wide, narrow, narrow)
+    given = wide, narrow, narrow, sinks
+    compiled = compile_for(topology, jax.grad(loss, (0, 1, 2, 3)), *given)
     assert "splash" in compiled.as_text()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 4 * length**2 / 4
 
