@@ -9,6 +9,15 @@ from typing import Any, get_args, get_type_hints
 from jaxkd.arguments import checked
 from jaxkd.network import Network
 
+SIZES = (
+    *("branches", "buckets", "cells", "channels", "channels_in", "classes", "context"),
+    *("decoder_layers", "depth", "embedding_width", "features", "groups"),
+    *("head_channels", "head_dim", "heads", "hidden", "image_size", "kv_heads"),
+    *("layers", "mlp_ratio", "patch_size", "positions", "size", "state_size"),
+    *("vocabulary", "width", "window"),
+)
+"""Arguments that no network has 0 of, unless that is their default."""
+
 
 @checked()
 def recorded[**Arguments](
@@ -20,11 +29,21 @@ def recorded[**Arguments](
 
     Args:
         constructor: one of `jaxkd.models.MODELS`, whose name there is its own.
+
+    Raises:
+        ValueError: from the constructor, a size of 0.
     """
     signature = inspect.signature(constructor)
 
     @functools.wraps(constructor)
     def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Network:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        for name in SIZES:
+            zero = type(given.get(name)) is int and given[name] == 0
+            if zero and signature.parameters[name].default != 0:
+                raise ValueError(
+                    f"{constructor.__name__}: {name} must be at least 1, got 0"
+                )
         network = constructor(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
