@@ -1,6 +1,7 @@
 """Sparse attention of encoders: the authors' numbers, dense sums, and memory."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxkd import training
+from jaxkd.interop import load_pretrained
 from jaxkd.models import bert
 from jaxkd.models.language import sparse_attention
 from jaxkd.models.language.random_blocks import drawn_blocks
@@ -22,6 +24,7 @@ from jaxkd.models.language.sparse_attention import (
 )
 
 GOLDEN = "07-efficient_transformer_kd"
+HF = Path(__file__).parents[1] / "golden" / "hf"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,9 @@ def with_golden_weights(module, authors, case, width):
     return module
 
 
-@pytest.mark.parametrize("case", ["longf", "longf_g"])
+@pytest.mark.parametrize(
+    "case", [pytest.param("longf", marks=pytest.mark.slow), "longf_g"]
+)
 def test_longformer_is_its_authors(case, authors, small_blocks):
     heads, window = authors[f"{case}/hp_heads_window"].tolist()
     module = SlidingWindowAttention(
@@ -146,6 +151,7 @@ FORMS: dict[str, Any] = {
     "block_sparse": {"block": 4, "random_blocks": 1},
 }
 IDS = jax.random.randint(jax.random.key(1), (2, 45), 0, 11)
+GLOBAL = jnp.zeros_like(IDS).at[:, 3].set(1)
 MASK = (jnp.arange(45) < jnp.array([[45], [37]])).astype(int)
 
 
@@ -156,13 +162,12 @@ def large(network):
     return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype("f4"), shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_padding_and_a_mesh_change_nothing(form, small_blocks):
     network = bert(**SMALL, attention=form, **FORMS[form])
     variables = large(network)
-    inputs = {"input_ids": IDS, "attention_mask": MASK}
-    if form == "sliding_window":
-        inputs["global_attention_mask"] = jnp.zeros_like(IDS).at[:, 3].set(1)
+    inputs = {"input_ids": IDS, "attention_mask": MASK, "global_attention_mask": GLOBAL}
     run = jax.jit(lambda v, x: network.apply(v, x)[0].logits)
     found = run(variables, inputs)
     changed = {**inputs, "input_ids": jnp.where(MASK, IDS, 7)}
@@ -191,12 +196,30 @@ def test_a_form_that_sees_all_is_full_attention(form, small_blocks):
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
 
 
-def test_training_draws_blocks_that_evaluation_has_not():
-    network = bert(**SMALL, attention="block_sparse", block=4, random_blocks=1)
+def test_training_draws_the_blocks_that_transformers_draws():
+    """Evaluation draws none, which `test_bert` compares."""
+    network, variables = load_pretrained(HF / "big_bird_sparse")
+    expected = dict(np.load(HF / "big_bird_sparse" / "io.npz"))
+    inputs = {key: expected[key] for key in ("input_ids", "attention_mask")}
+    run = jax.jit(lambda v, x: network.apply(v, x, train=True)[0].logits)
+    real = inputs["attention_mask"] > 0
+    found, expected = run(variables, inputs)[real], expected["training_logits"][real]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_stays_bfloat16(form, small_blocks):
+    network = bert(**SMALL, attention=form, **FORMS[form])
     variables = large(network)
-    inputs = {"input_ids": IDS}
-    run = lambda train: network.apply(variables, inputs, train=train)[0].logits  # noqa: E731
-    assert np.abs(run(True) - run(False)).max() > 1e-3
+    inputs = {"input_ids": IDS, "global_attention_mask": GLOBAL}
+    half = network.computing_in(jnp.bfloat16)
+    found, exact = (
+        jax.jit(lambda v, x, n=n: n.apply(v, x)[0].logits)(variables, inputs)
+        for n in (half, network)
+    )
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(float), exact, atol=0.1)
 
 
 def test_too_many_global_tokens_are_refused():

@@ -25,6 +25,9 @@ ATTENTION = {
     **dict.fromkeys(["query.kernel", "key.kernel", "value.kernel"], "embed heads"),
     "out.kernel": "heads embed",
 }
+GLOBAL = dict.fromkeys(
+    [f"{name}_global.kernel" for name in ("query", "key", "value")], "embed heads"
+)
 FUSED = {"qkv.kernel": "embed heads", "projection.kernel": "heads embed"}
 UP_DOWN = {"up.kernel": "embed hidden", "down.kernel": "hidden embed"}
 GATED = {"gate.kernel": "embed hidden", **UP_DOWN}
@@ -65,10 +68,10 @@ FAMILIES = {
         [EMBED, under("blocks.attention", ATTENTION), under("blocks.mlp", UP_DOWN)],
     ),
     "bert": (
-        {**BLOCKS, "positions": 8},
+        {**BLOCKS, "positions": 8, "attention": "sliding_window"},
         [
             under("embeddings", EMBED),
-            under("blocks.attention", ATTENTION),
+            under("blocks.attention", ATTENTION, GLOBAL),
             under("blocks.mlp", UP_DOWN),
             HEAD,
         ],

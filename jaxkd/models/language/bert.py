@@ -93,7 +93,8 @@ class BERT(nnx.Module):
                 of type 0; ``segment_ids`` (batch, length) of packed sequences, which do
                 not see one another; ``position_ids`` (batch, length), rows of the table
                 of positions; ``global_attention_mask`` (batch, length), 1 for tokens
-                that see and are seen beyond the window of a sliding one.
+                that see and are seen beyond the window of a sliding one; without it the
+                first token where a sequence is classified, else none.
             train: whether blocks of sparse attention see random others.
             steps: of the forward pass.
 
@@ -105,7 +106,7 @@ class BERT(nnx.Module):
         x = steps("embed", self.embeddings, inputs)
         tokens = replace(
             sequence(inputs, x.shape, None),
-            everywhere=self._everywhere(inputs.get("global_attention_mask")),
+            everywhere=self._everywhere(inputs, x.shape[:2]),
             random_blocks=self._random_blocks(x.shape[1], train),
         )
 
@@ -118,9 +119,15 @@ class BERT(nnx.Module):
         x = steps("final", unchanged, x)
         return steps.outputs(self._logits, x, inputs, steps)
 
-    def _everywhere(self, mask: Any) -> Everywhere | None:
-        sliding = self.config.attention == "sliding_window" and mask is not None
-        return global_tokens(mask, self.config.global_tokens) if sliding else None
+    def _everywhere(
+        self, inputs: Mapping[str, Any], shape: tuple[int, ...]
+    ) -> Everywhere | None:
+        mask, config = inputs.get("global_attention_mask"), self.config
+        if mask is None and config.head == "sequence_classification":
+            mask = jnp.zeros(shape, jnp.int32).at[:, 0].set(1)
+        if mask is None or config.attention != "sliding_window":
+            return None
+        return global_tokens(mask, config.global_tokens)
 
     def _random_blocks(self, length: int, train: bool) -> Array | None:
         config = self.config
