@@ -170,7 +170,7 @@ def test_initial_weights_have_the_scale_of_dgl_and_torch():
     ("call", "message"),
     [
         (lambda: models.gcn(5, 2, layers=1), "layers must be at least 2, got 1"),
-        (lambda: models.gat(5, 2, layers=0), "layers must be at least 2, got 0"),
+        (lambda: models.gat(5, 2, layers=1), "layers must be at least 2, got 1"),
         (lambda: models.gat(5, 2, hidden=6), "hidden 6 cannot be shared by 4 heads"),
         (
             lambda: jax.eval_shape(
