@@ -11,6 +11,8 @@ from jaxkd import models
 from jaxkd.interop import load_pretrained
 from jaxkd.models.vision.dinov2 import cubic_weights, positions_between
 from jaxkd.models.vision.mobilenet import scaled
+from jaxkd.sharding.mesh import state_sharding
+from jaxkd.training import MeshShape, make_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -20,7 +22,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 HIDDEN = {
     "dinov2": {"embed": 0, "block0": 1, "block1": 2, "block2": 3},
     "convnext": {f"stage{i}": i for i in range(5)},
-    "swin": {"embed": 0, "stage2": 2},
+    "swin": {"embed": 0, "joined": 1, "stage2": 2},
     "mobilenet_v2": {"stage1": 1, "stage2": 4, "stage3": 11, "stage4": 15},
 }
 
@@ -35,6 +37,16 @@ def channels_last(x):
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
 
 
+def joined(tokens, merging):
+    """Join 2 x 2 tokens as the second stage of a Swin begins."""
+    p, grid = merging["0"], np.asarray(tokens).reshape(2, 16, 16, -1)
+    corners = (0, 0), (1, 0), (0, 1), (1, 1)
+    x = np.concatenate([grid[:, y::2, x::2] for y, x in corners], -1)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    x = x * p["norm"]["scale"] + p["norm"]["bias"]
+    return (x @ p["reduction"]["kernel"]).reshape(2, 64, -1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HIDDEN)
 def test_logits_and_hidden_states_are_those_of_transformers(name):
@@ -43,15 +55,18 @@ def test_logits_and_hidden_states_are_those_of_transformers(name):
     @jax.jit
     def run(variables, images):
         low = network.computing_in(jnp.bfloat16)
-        taps = tuple(HIDDEN[name])
-        exact, _ = network.apply(variables, images, taps=taps)
+        taps = {*HIDDEN[name], "stage1"} & {*network.taps}
+        exact, _ = network.apply(variables, images, taps=tuple(sorted(taps)))
         return exact, low.apply(variables, images)[0].logits
 
     outputs, low = run(variables, images)
     np.testing.assert_allclose(outputs.logits, expected["logits"], **CLOSE)
+    features = dict(outputs.features)
+    if name == "swin":
+        features["joined"] = joined(features["stage1"], variables["params"]["merging"])
     for tap, number in HIDDEN[name].items():
         hidden = channels_last(expected[f"hidden_{number}"])
-        np.testing.assert_allclose(outputs.features[tap], hidden, **CLOSE)
+        np.testing.assert_allclose(features[tap], hidden, **CLOSE)
     assert low.dtype == jnp.bfloat16
     spread = np.abs(expected["logits"]).max()
     np.testing.assert_allclose(
@@ -76,6 +91,13 @@ def test_siglip_is_that_of_transformers():
     np.testing.assert_allclose(outputs.logits, logits, **CLOSE)
     for tap in taps:
         np.testing.assert_allclose(outputs.features[tap], expected[tap], **CLOSE)
+    mesh = make_mesh(MeshShape(fsdp=2, tensor=2))
+    placed = jax.device_put(
+        variables, state_sharding(variables, mesh, network.axes, 32)
+    )
+    with jax.set_mesh(mesh):
+        apart = jax.jit(lambda v, x: network.apply(v, x)[0].logits)(placed, inputs)
+    np.testing.assert_allclose(apart, logits, **CLOSE)
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         low.astype(float), logits, atol=0.05 * np.abs(logits).max()
