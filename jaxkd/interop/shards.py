@@ -32,6 +32,7 @@ class Shards:
 
     Args:
         folder: with ``model.safetensors``, or an index and the shards that it names.
+        only: the one file to read; None for those of a model.
 
     Attributes:
         folder: as given.
@@ -43,15 +44,15 @@ class Shards:
         ValueError: a file or the index is damaged, or they contradict each other.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, only: str | None = None):
         self.folder = folder
         self.tensors: dict[str, jax.ShapeDtypeStruct] = {}
         self._paths: dict[str, Path] = {}
-        named = _read_index(folder)
-        self.files = [WEIGHTS] if named is None else sorted(set(named.values()))
+        named = _read_index(folder) if only is None else None
+        self.files = [only or WEIGHTS] if named is None else sorted({*named.values()})
         for path in [inside(folder, file, folder / INDEX) for file in self.files]:
             if not path.is_file():
-                raise FileNotFoundError(_missing(path))
+                raise FileNotFoundError(_missing(path, named))
             with _opened(path) as file:
                 check_plain([*file.keys()], f"the names of tensors in {path}")
                 for name in file.keys():  # noqa: SIM118, it is no dict
@@ -101,10 +102,12 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         ) from None
 
 
-def _missing(path: Path) -> str:
-    if path.name != WEIGHTS:
+def _missing(path: Path, named: Mapping[str, str] | None) -> str:
+    if named is not None:
         return f"{path} is missing, which {INDEX} names: fetch it too"
     pickled = sorted(file.name for file in path.parent.glob("*.bin"))
+    if not pickled and path.name != WEIGHTS:
+        return f"{path} is missing: fetch the folder again"
     if not pickled:
         return f"{path} is missing, and so is {INDEX}: one of them holds the weights"
     return (

@@ -1,6 +1,7 @@
 """Training some of a network's weights and leaving the others as they are."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,8 +52,9 @@ def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
             for path, weight in flat.items()
             if path not in chosen
         }
-        stats = {FROZEN: unflatten_dict(kept), "own": variables["stats"]}
-        return {"params": unflatten_dict(trained), "stats": stats}
+        return frozen(
+            {**variables, "params": unflatten_dict(kept)}, unflatten_dict(trained)
+        )
 
     def apply(variables, inputs, **kwargs):
         outputs, changed = network.apply(all_weights(variables), inputs, **kwargs)
@@ -60,6 +62,18 @@ def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
         return outputs, {**variables, "stats": stats}
 
     return replace(network, init=init, apply=apply, spec=None, module=None)
+
+
+@checked()
+def frozen(variables: Variables, trained: Mapping[str, Any]) -> Variables:
+    """Return the variables of `train_only`'s network.
+
+    Args:
+        variables: a network's, of which the params are those that are not trained.
+        trained: those that are.
+    """
+    stats = {FROZEN: variables["params"], "own": variables["stats"]}
+    return {"params": trained, "stats": stats}
 
 
 def all_weights(variables: Variables) -> Variables:

@@ -23,7 +23,7 @@ from jaxkd.kernels.quant_matmul import QuantizedWeights
 from jaxkd.models.parts.adapted import AdaptedWeights, plain_weights
 from jaxkd.models.parts.linear import Linear
 from jaxkd.network import Network
-from jaxkd.networks.freezing import all_weights, train_only
+from jaxkd.networks.freezing import all_weights, frozen, train_only
 from jaxkd.types import Axes, Inputs, Variables
 
 GATES = "gates"
@@ -156,6 +156,17 @@ def with_lora(network: Network, config: LoraConfig | None = None) -> Network:
 
     whole = replace(network, init=init, apply=apply, axes=_axes(network.axes, targets))
     return replace(train_only(whole, r"lora\..*"), lora=(network, config))
+
+
+@checked()
+def with_adapters(variables: Variables, adapters: Mapping[str, Any]) -> Variables:
+    """Return the variables of `with_lora`'s network: given adapters beside weights.
+
+    Args:
+        variables: of the network without adapters.
+        adapters: by the paths of their weights, ``a``, ``b`` and ``magnitude``.
+    """
+    return frozen(variables, {"lora": adapters})
 
 
 @checked()

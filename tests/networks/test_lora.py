@@ -9,10 +9,14 @@ from flax import linen, nnx
 from jax.sharding import PartitionSpec as P
 
 from jaxkd import Network, distill
+from jaxkd.compression.quantise.mixed_bits import quantized
+from jaxkd.kernels.quant_matmul import QuantizedWeights
 from jaxkd.methods import cross_entropy
 from jaxkd.models import cnn, llama
+from jaxkd.models.parts.adapted import plain_weights
 from jaxkd.networks import LoraConfig, merged, with_lora
-from jaxkd.networks.freezing import frozen_weights
+from jaxkd.networks.freezing import FROZEN, all_weights, frozen_weights
+from jaxkd.networks.lora import with_adapters
 from jaxkd.programs import with_average
 from jaxkd.sharding.mesh import make_mesh, state_sharding
 from jaxkd.training import Checkpoints, decay_mask, fit
@@ -237,3 +241,38 @@ def test_a_network_without_adapters_is_not_merged():
         merged(LLAMA, {"params": {}, "stats": {}})
     with pytest.raises(ValueError, match="the network has adapters: give adapters="):
         with_lora(with_lora(LLAMA, TWO), TWO)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
+def test_adapters_learn_beside_quantised_weights(kind):
+    rules = [(r"blocks\..*kernel", kind), (".*", None)]
+    small = with_lora(quantized(LLAMA, rules, 8), TWO)
+    variables = trained(small)
+    plain = jax.tree.map(
+        plain_weights, all_weights(variables)["params"], is_leaf=_is_quantised
+    )
+    plain.pop("lora")
+    dense = with_adapters({"params": plain, "stats": {}}, variables["params"]["lora"])
+
+    def loss(network, variables):
+        def of(params):
+            logits = network.apply({**variables, "params": params}, TEXT)[0].logits
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, TEXT["label"]
+            ).mean()
+
+        return jax.jit(jax.value_and_grad(of))(variables["params"])
+
+    found, expected = loss(small, variables), loss(with_lora(LLAMA, TWO), dense)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    blocks = variables["stats"][FROZEN]["blocks"]["mlp"]["up"]["kernel"]
+    assert blocks.codes.dtype == kind
+    # They are frozen, so no dtype stands in the way of training.
+    program = distill(small, None, cross_entropy(), optax.adam(0.1))
+    (first,), (last,) = (fit(program, [TEXT] * n, key=KEY)[1] for n in (1, 8))
+    assert last["train_loss"] < first["train_loss"] - 0.1
+
+
+def _is_quantised(x):
+    return isinstance(x, QuantizedWeights)
