@@ -16,6 +16,7 @@ ORDER = [
         "digests",
         "graphs",
         "files",
+        "hub",
         "untrusted",
         "registry",
         "shapes",

@@ -14,6 +14,7 @@ from jaxkd.arguments import checked, count, natural, positive
 from jaxkd.checks import unknown_name
 from jaxkd.data.images import LARGEST
 from jaxkd.data.transforms import Arrays, batch_images
+from jaxkd.hub import model_folder
 from jaxkd.untrusted import blaming, json_file
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -199,7 +200,7 @@ def load_image_processor(folder: str | Path) -> ImageProcessor:
         ValueError: it is damaged, of another kind than `KINDS`, or says something that
             this function does not know. It names the file.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     path = folder / PREPROCESSOR
     if path.is_file():
         config = json_file(path)

@@ -22,6 +22,7 @@ from jaxkd import models, papers
 from jaxkd.arguments import checked
 from jaxkd.digests import DIGESTS, verify_digests, write_digests
 from jaxkd.files import kept_aside, replaced, replaced_folder
+from jaxkd.hub import model_folder
 from jaxkd.interop.checkpoint import (
     check_variables,
     nbytes,
@@ -77,6 +78,7 @@ class Origin(NamedTuple):
 def load_pretrained(
     folder: str | Path,
     *,
+    revision: str | None = None,
     mesh: Mesh | None = None,
     dtype: Any = None,
     **arguments: Any,
@@ -89,7 +91,9 @@ def load_pretrained(
 
     Args:
         folder: with config.json and safetensors, as `save_pretrained`, ``jaxkd export``
-            or transformers write them.
+            or transformers write them; or a model's name on the Hugging Face hub, such
+            as ``"Qwen/Qwen3-0.6B"``, which the extra ``hub`` fetches.
+        revision: of the hub's model: a branch, tag or commit; None for the newest.
         mesh: to place the arrays on, from `jaxkd.training.make_mesh`; None for the
             default device.
         dtype: of the floating-point arrays; None for the files'.
@@ -97,11 +101,13 @@ def load_pretrained(
             ``remat=True``.
 
     Raises:
-        FileNotFoundError: a file of the folder is missing.
+        FileNotFoundError: a file of the folder is missing, or a model of the hub can
+            not be had.
+        ImportError: a name of the hub without its client.
         ValueError: a file is damaged, names no model of this library, or the weights
             are not the model's. It names the file and the remedy.
     """
-    folder = Path(folder)
+    folder = model_folder(folder, revision)
     config = _read_config(folder)
     # What is read is written as plain weights.
     packed = config.pop("quantization_config", None)

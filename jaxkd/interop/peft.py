@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
-from scipy.linalg import block_diag
 
 from jaxkd.arguments import checked
 from jaxkd.digests import DIGESTS, verify_digests, write_digests
 from jaxkd.files import replaced_folder
+from jaxkd.hub import model_folder
 from jaxkd.interop.adapter_config import CONFIG, AdapterConfig, described, read_config
 from jaxkd.interop.checkpoint import network_shapes, network_sources, on_host
 from jaxkd.interop.families import family_writing
@@ -85,7 +85,11 @@ class Adapter(NamedTuple):
 
 @checked()
 def load_adapter(
-    folder: str | Path, network: Network, variables: Variables
+    folder: str | Path,
+    network: Network,
+    variables: Variables,
+    *,
+    revision: str | None = None,
 ) -> tuple[Network, Variables]:
     """Return a network with the LoRA adapter of a PEFT folder, and its variables.
 
@@ -95,16 +99,18 @@ def load_adapter(
     it is the network.
 
     Args:
-        folder: with adapter_config.json and adapter_model.safetensors.
+        folder: with adapter_config.json and adapter_model.safetensors, or its name on
+            the Hugging Face hub.
         network: of a family that transformers has, such as from `load_pretrained`.
         variables: its own, which are not copied.
+        revision: of the hub's adapter; None for the newest.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
         ValueError: a file is damaged, another kind of adapter, or not of this network.
             It names what is wrong.
     """
-    folder = Path(folder)
+    folder = model_folder(folder, revision)
     said, shards = read_config(folder), Shards(folder, WEIGHTS)
     modules = _modules(network)
     tensors = _by_module(shards, modules, _family(network))
@@ -393,6 +399,8 @@ def _joined(module: str, own: Sequence[Adapter], stabilised: bool) -> Adapter:
 
     def counts(alpha: float, rank: int) -> float:
         return alpha / max(rank**0.5 if stabilised else rank, 1)
+
+    from scipy.linalg import block_diag
 
     # Side by side, each counted as the first is.
     scale = counts(first.alpha, first.rank)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.arguments import checked
+from jaxkd.hub import model_folder
 from jaxkd.untrusted import json_file, read_bytes, shown
 
 LARGEST, LONGEST = 2**20, 2**24
@@ -134,7 +135,10 @@ class JinjaTemplate:
 
 @checked()
 def load_chat_template(
-    folder: str | Path, file: str | Path | None = None
+    folder: str | Path,
+    file: str | Path | None = None,
+    *,
+    revision: str | None = None,
 ) -> JinjaTemplate:
     """Return the chat template of a Hugging Face folder.
 
@@ -142,15 +146,18 @@ def load_chat_template(
     several with names, of which ``default`` is taken.
 
     Args:
-        folder: of the tokenizer, which is often the model's.
+        folder: of the tokenizer, which is often the model's, or a model's name on the
+            Hugging Face hub.
         file: of a template that takes the place of the folder's own.
+        revision: of the hub's model; None for the newest.
 
     Raises:
         FileNotFoundError: it has none.
         ValueError: a file that is damaged.
     """
-    config = Path(folder) / "tokenizer_config.json"
-    file = Path(folder) / "chat_template.jinja" if file is None else Path(file)
+    folder = model_folder(folder, revision)
+    config = folder / "tokenizer_config.json"
+    file = folder / "chat_template.jinja" if file is None else Path(file)
     said = json_file(config) if config.is_file() else {}
     if not isinstance(said, dict):
         raise ValueError(f"{config} holds a {type(said).__name__}, not an object")

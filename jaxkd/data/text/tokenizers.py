@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxkd.arguments import checked, natural
+from jaxkd.hub import model_folder
 from jaxkd.untrusted import blaming, json_file, read_bytes
 
 LARGEST = 2**28
@@ -269,7 +270,7 @@ class FileTokenizer:
 
 
 @checked()
-def load_tokenizer(folder: str | Path) -> FileTokenizer:
+def load_tokenizer(folder: str | Path, *, revision: str | None = None) -> FileTokenizer:
     """Return the tokenizer of a Hugging Face folder.
 
     The folder has a ``tokenizer.json``, and says in ``tokenizer_config.json`` or
@@ -280,7 +281,9 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
     switched off: `jaxkd.data` does both.
 
     Args:
-        folder: of the tokenizer, which is often the model's.
+        folder: of the tokenizer, which is often the model's, or a model's name on the
+            Hugging Face hub.
+        revision: of the hub's model; None for the newest.
 
     Raises:
         FileNotFoundError: it has no ``tokenizer.json``.
@@ -288,7 +291,8 @@ def load_tokenizer(folder: str | Path) -> FileTokenizer:
     """
     from tokenizers import Tokenizer as File
 
-    path = Path(folder) / "tokenizer.json"
+    folder = model_folder(folder, revision)
+    path = folder / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: save the model's fast tokenizer there "
