@@ -18,7 +18,7 @@ from jaxkd.models import llama
 from jaxkd.networks import LoraConfig, merged, with_lora
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FAST = ("llama_dora", "gpt2_lora")
+FAST = ("llama_dora",)
 NAMES = [
     pytest.param(path.parent.name, marks=[pytest.mark.slow] * (name not in FAST))
     for path in sorted(GOLDEN.glob("peft/*/io.npz"))
