@@ -18,6 +18,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from jaxkd.arguments import checked
+from jaxkd.interop.families import family_writing
 from jaxkd.interop.families.base import Family, Place, Source
 from jaxkd.interop.shards import Shards
 from jaxkd.network import Network
@@ -29,6 +30,24 @@ from jaxkd.types import Variables
 def network_shapes(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a network's arrays, by paths such as ``params/a/kernel``."""
     return _flat(jax.eval_shape(network.init, jax.random.key(0)))
+
+
+@checked()
+def network_family(network: Network) -> Family | None:
+    """Return the family whose names a network's weights have in a folder.
+
+    That of the folder that it was read from goes first.
+
+    Args:
+        network: with a spec.
+
+    Returns:
+        None if transformers has no such model.
+    """
+    assert network.spec is not None
+    said = network.origin.config if network.origin else {}
+    architecture = (said.get("architectures") or [None])[0]
+    return family_writing(*network.spec, architecture)
 
 
 @checked()

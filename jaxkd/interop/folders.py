@@ -26,13 +26,14 @@ from jaxkd.hub import model_folder
 from jaxkd.interop.checkpoint import (
     check_variables,
     nbytes,
+    network_family,
     network_shapes,
     network_sources,
     read_variables,
     tensor_reader,
     tensor_shapes,
 )
-from jaxkd.interop.families import family_reading, family_writing
+from jaxkd.interop.families import family_reading
 from jaxkd.interop.families.base import Family
 from jaxkd.interop.limits import check_layers, check_sizes
 from jaxkd.interop.mxfp4 import Mxfp4Shards
@@ -223,9 +224,7 @@ def save_pretrained(
             "was changed since: its weights have no format that could be read again"
         )
     model, arguments = network.spec
-    theirs = network.origin.config if network.origin else {}
-    architecture = (theirs.get("architectures") or [None])[0]
-    family = family_writing(model, arguments, architecture)
+    family = network_family(network)
     arrays = check_variables(network, variables)
     if family is None:
         described = {"library": "jaxkd", "model": model, "arguments": dict(arguments)}

@@ -23,8 +23,12 @@ from jaxkd.digests import DIGESTS, verify_digests, write_digests
 from jaxkd.files import replaced_folder
 from jaxkd.hub import model_folder
 from jaxkd.interop.adapter_config import CONFIG, AdapterConfig, described, read_config
-from jaxkd.interop.checkpoint import network_shapes, network_sources, on_host
-from jaxkd.interop.families import family_writing
+from jaxkd.interop.checkpoint import (
+    network_family,
+    network_shapes,
+    network_sources,
+    on_host,
+)
 from jaxkd.interop.families.base import LINEAR, Family
 from jaxkd.interop.shards import Shards
 from jaxkd.network import Network
@@ -55,7 +59,7 @@ class Part(NamedTuple):
     Attributes:
         path: of the weight.
         layer: the layer's number, if the weight is of several.
-        share: (which, of how many) of the model's layer's outputs it has.
+        first: of the model's layer's outputs that it has.
         inputs: of the layer.
         outputs: of the part.
         transposed: whether the model holds it as (inputs, outputs), as GPT-2 does.
@@ -63,7 +67,7 @@ class Part(NamedTuple):
 
     path: tuple[str, ...]
     layer: tuple[int, ...]
-    share: tuple[int, int]
+    first: int
     inputs: int
     outputs: int
     transposed: bool
@@ -213,8 +217,8 @@ def _spec(network: Network) -> tuple[str, Mapping[str, Any]]:
 
 
 def _family(network: Network) -> Family:
-    model, arguments = _spec(network)
-    family = family_writing(model, arguments)
+    model, _ = _spec(network)
+    family = network_family(network)
     if family is None:
         raise ValueError(f"transformers has no model such as this {model}")
     return family
@@ -226,26 +230,21 @@ def _modules(network: Network) -> dict[str, list[Part]]:
     shapes, found = network_shapes(network), defaultdict(list)
     for name, source in sources.items():
         top, *path = name.split("/")
-        shape, stacked = shapes[name].shape, source.layers is not None
-        linear = source.layout in ("", LINEAR) and len(source.names) == 1
-        if (top, path[-1], len(shape)) != (
-            "params",
-            "kernel",
-            2 + stacked,
-        ) or not linear:
+        shape, stacked = shapes[name].shape, source.stacked
+        kernel = (top, path[-1], len(shape)) == ("params", "kernel", 2 + stacked)
+        if not kernel or source.layout not in ("", LINEAR) or len(source.names) > 1:
             continue
-        for layer in range(source.layers or 1):
-            module = source.names[0].format(layer).removesuffix(".weight")
+        for tensor, place in source.places(shape).items():
             part = Part(
                 tuple(path),
-                (layer,) * stacked,
-                source.share,
+                tuple(at.start for at in place[:stacked]),
+                source.share[0] * shape[-1],
                 shape[-2],
                 shape[-1],
                 source.layout != LINEAR,
             )
-            found[module].append(part)
-    return {name: sorted(own, key=lambda x: x.share) for name, own in found.items()}
+            found[tensor.removesuffix(".weight")].append(part)
+    return {name: sorted(own, key=lambda x: x.first) for name, own in found.items()}
 
 
 def _by_module(
@@ -258,10 +257,8 @@ def _by_module(
             name = re.sub(pattern, replacement, name)
         return name
 
-    named, kinds = (
-        {plain(name): name for name in modules},
-        {v: k for k, v in KINDS.items()},
-    )
+    named = {plain(name): name for name in modules}
+    kinds = {name: kind for kind, name in KINDS.items()}
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for tensor in shards.tensors:
         match = TENSOR.fullmatch(tensor)
@@ -322,8 +319,7 @@ def _arrays(
         read = {kind: shards.read(name).T for kind, name in own.items()}
         rank = len(read["b"])
         for part in modules[module]:
-            first = part.share[0] * part.outputs
-            cut = slice(first, first + part.outputs)
+            cut = slice(part.first, part.first + part.outputs)
             found[*part.path, "a"][*part.layer, :, :rank] = read["a"]
             found[*part.path, "b"][*part.layer, :rank] = read["b"][:, cut]
             if config.dora:

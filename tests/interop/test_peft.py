@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxkd.compression.quantise.mixed_bits import quantized
 from jaxkd.interop import load_adapter, load_pretrained, save_adapter, save_pretrained
-from jaxkd.interop.peft import CONFIG, WEIGHTS
+from jaxkd.interop.peft import CONFIG, PREFIX, WEIGHTS
+from jaxkd.interop.shards import WEIGHTS as MODEL
 from jaxkd.models import llama
 from jaxkd.networks import LoraConfig, merged, with_lora
 
@@ -138,6 +139,26 @@ def test_what_is_written_is_read(name, config, tmp_path):
     expected = jax.jit(lambda v: student.apply(v, tokens)[0].logits)(own)
     found = jax.jit(lambda v: again.apply(v, tokens)[0].logits)(read)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["bert", "deepseek_v3", "gpt2", "mixtral", "phi3", "t5"]
+)
+def test_modules_are_called_as_the_model_calls_them(name, tmp_path):
+    folder = GOLDEN / "hf" / name
+    network, variables = load_pretrained(folder)
+    student = with_lora(network, LoraConfig(rank=2, dora=True))
+    params = drawn(student, jax.random.key(0))
+    save_adapter(tmp_path, student, {"params": params})
+    tensors = load_file(tmp_path / WEIGHTS)
+    modules = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
+    assert len(modules) > 8
+    assert {f"{module}.weight" for module in modules} <= {*load_file(folder / MODEL)}
+    again = save_adapter(
+        tmp_path / "again", *load_adapter(tmp_path, network, variables)
+    )
+    jax.tree.map(np.testing.assert_array_equal, load_file(again / WEIGHTS), tensors)
 
 
 def test_adapters_beside_quantised_weights_are_written(tmp_path):
