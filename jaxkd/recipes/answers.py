@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from jaxkd import data
 from jaxkd.evaluation.texts import rouge_l
 from jaxkd.generation import GREEDY, generate
 from jaxkd.network import Network
-from jaxkd.types import Variables
+from jaxkd.types import Variables, deployed
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Asked:
             return [self.tokenizer.decode(row[real].tolist()) for row, real in rows]
 
         return answer
+
+    def evaluator(self, network: Network) -> Callable[[Any], dict[str, float]]:
+        """Return ``variables -> metrics``: ``rouge_l`` of a network's answers."""
+        answers = self.answers(network)
+        return lambda state: {"rouge_l": self.score(answers(deployed(state)))}
 
     def score(self, answers: Sequence[str]) -> float:
         """Return the mean ROUGE-L of answers to the prompts."""

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from jaxkd import teachers
 from jaxkd.arguments import checked
 from jaxkd.network import Network
+from jaxkd.recipes.text_data import chat_template, documents_of
 from jaxkd.types import Variables
 
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TEACHER-FOLDER")]
@@ -37,6 +38,7 @@ def cache_teacher(
     batch_size: int = 8,
     shard_examples: int = 4096,
     field: str = "text",
+    template: str | None = None,
 ) -> None:
     """Run a language model over texts, and keep what it says of every next token.
 
@@ -47,8 +49,8 @@ def cache_teacher(
     Args:
         teacher: folder of a language model, as interop.load_pretrained reads it, with
             its tokenizer.json.
-        texts: files of texts, as data.open_records reads them (.jsonl, .txt, .tsv,
-            .parquet, .array_record), or one folder of data.Documents.save.
+        texts: files of texts or conversations, as data.open_records reads them (.jsonl,
+            .txt, .tsv, .parquet, .array_record), or one folder of data.Documents.save.
         to: the folder of the cache.
         length: tokens of the rows that the texts are packed into.
         k: how many of the teacher's best tokens to keep.
@@ -60,6 +62,8 @@ def cache_teacher(
         batch_size: rows at a time.
         shard_examples: rows in one file.
         field: that holds the text of a record.
+        template: of conversations, chatml, llama3, plain or a file of Jinja's; None for
+            the teacher's own.
     """
     from jaxkd import data
     from jaxkd.interop import load_pretrained
@@ -73,8 +77,12 @@ def cache_teacher(
     else:
         tokenizer = data.load_tokenizer(teacher)
         records = data.open_records(*texts)
-        documents = data.tokenize(
-            " ".join(path.name for path in texts), data.texts(records, field), tokenizer
+        documents = documents_of(
+            " ".join(path.name for path in texts),
+            records,
+            tokenizer,
+            lambda: chat_template(template, teacher),
+            field,
         )
     _check_width(network, variables, documents.vocabulary)
     source: Any = data.pack(documents, length)

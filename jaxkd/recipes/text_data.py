@@ -16,6 +16,7 @@ TEMPLATES = {"chatml": data.CHATML, "llama3": data.LLAMA3, "plain": data.PLAIN}
 """Chat templates by name, for models that have none."""
 
 Template = ChatTemplate | JinjaTemplate
+Records = Sequence[Record]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,87 @@ class Texts:
     Attributes:
         documents: tokens, and which of them are learnt.
         rows: of packed documents.
-        prompts: of conversations; None of plain texts.
+        records: that the documents are of; none of saved documents.
     """
 
     documents: data.Documents
-    rows: data.Packed
-    prompts: data.Prompts | None
+    rows: data.Examples
+    records: Records = ()
+
+    def prompts(
+        self, length: int, answer_length: int, pad: int | None
+    ) -> data.Prompts | None:
+        """Return the conversations as prompts with answers; None of plain texts.
+
+        Args:
+            length: of a prompt and an answer together, at most.
+            answer_length: of an answer.
+            pad: the token that fills rows up.
+        """
+        if self.documents.trained is None:
+            return None
+        found = data.prompts_of_chats(
+            self.documents, length - answer_length, answer_length, pad
+        )
+        # Rows only as long as the longest needs.
+        return replace(found, length=int(found.documents.lengths.max()))
+
+    def __str__(self) -> str:
+        """Return how much there is."""
+        found, trained = self.documents, self.documents.trained
+        learnt = len(found.tokens) if trained is None else int(trained.sum())
+        return (
+            f"{found.name}: {len(found):,} records of {len(found.tokens):,} tokens, "
+            f"{learnt:,} of them learnt, in {len(self.rows):,} rows"
+        )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How records become rows.
+
+    Attributes:
+        tokenizer: of the student.
+        template: of conversations, asked for where there are any.
+        length: of the rows.
+        alone: whether each document has a row of its own.
+    """
+
+    tokenizer: data.Tokenizer
+    template: Callable[[], Template]
+    length: int
+    alone: bool
+
+    def texts(self, name: str, records: Records) -> Texts:
+        """Return records as rows."""
+        documents = documents_of(name, records, self.tokenizer, self.template)
+        return Texts(documents, self.rows(documents), records)
+
+    def rows(self, documents: data.Documents) -> data.Packed:
+        """Return documents as rows."""
+        return data.pack(documents, self.length, alone=self.alone)
+
+
+def documents_of(
+    name: str,
+    records: Records,
+    tokenizer: data.Tokenizer,
+    template: Callable[[], Template],
+    field: str = "text",
+) -> data.Documents:
+    """Return conversations, or texts, as documents.
+
+    Args:
+        name: for messages.
+        records: with ``messages``, with ``prompt`` and ``response``, or with a text.
+        tokenizer: of the model.
+        template: of conversations, asked for where there are any.
+        field: of a text.
+    """
+    chat = {"messages", "prompt", "response"} & {*records[0]}
+    if chat and field not in records[0]:
+        return data.tokenize_chats(name, records, tokenizer, template())
+    return data.tokenize(name, data.texts(records, field), tokenizer)
 
 
 def read_texts(
@@ -38,43 +114,67 @@ def read_texts(
     validation: str | Path | None,
     share: float,
     seed: int,
-    tokenized: Callable[[str, Any], Texts],
+    reader: Reader,
+    answered: Callable[[data.Examples], data.Examples],
 ) -> tuple[Texts, Texts]:
     """Return the texts to train on and those held out.
 
     Args:
-        paths: of the files or folders, as `data.open_records` reads them.
-        validation: the file that is held out; None for a share of the records.
+        paths: of the files or folders, as `data.open_records` reads them, or of one
+            folder of `data.Documents.save`.
+        validation: the file that is held out; None for a share.
         share: of the records that is held out, at least one.
         seed: of their choice.
-        tokenized: ``(name, records) -> Texts``.
+        reader: of the records.
+        answered: rows ``->`` the same with what a teacher elsewhere says of them.
 
     Raises:
         ValueError: no records, or one alone where a share is held out.
     """
     name = ", ".join(Path(path).name for path in paths)
+    rest = None
+    if validation is not None:
+        rest = reader.texts(Path(validation).name, data.open_records(validation))
+    if len(paths) == 1 and (Path(paths[0]) / "documents.json").is_file():
+        documents = data.load_documents(paths[0])
+        rows = reader.rows(documents)
+        whole = Texts(documents, answered(rows))
+        if rest is not None:
+            return whole, rest
+        kept, held_out = _split(name, rows, share, seed)
+        return (
+            Texts(documents, data.Subset(whole.rows, kept)),
+            Texts(documents, data.Subset(rows, held_out)),
+        )
     records = data.open_records(*paths)
     if not len(records):
         raise ValueError(f"{name} is empty: give a record a line")
-    if validation is not None:
-        held_out = data.open_records(validation)
-        return tokenized(name, records), tokenized(Path(validation).name, held_out)
-    if len(records) < 2:
+    if rest is None:
+        kept, held_out = _split(name, records, share, seed)
+        rest = reader.texts(f"{name}, held out", _Chosen(records, held_out))
+        records = _Chosen(records, kept)
+    train = reader.texts(name, records)
+    return replace(train, rows=answered(train.rows)), rest
+
+
+def _split(
+    name: str, items: Any, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of what is trained on, and of what is held out."""
+    if len(items) < 2:
         raise ValueError(
             f"{name} has one record, and none could be held out: give more, or other "
             "records by --validation"
         )
-    order = np.random.default_rng(seed).permutation(len(records))
-    kept = min(max(1, round(share * len(records))), len(records) - 1)
-    parts = (np.sort(order[kept:]), np.sort(order[:kept]))
-    train, rest = (_Chosen(records, part) for part in parts)
-    return tokenized(name, train), tokenized(f"{name}, held out", rest)
+    order = np.random.default_rng(seed).permutation(len(items))
+    count = min(max(1, round(share * len(items))), len(items) - 1)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 class _Chosen(Sequence):
     """Some records, read as they are asked for."""
 
-    def __init__(self, records: Sequence[Record], positions: np.ndarray):
+    def __init__(self, records: Records, positions: np.ndarray):
         self._records, self._positions = records, positions
 
     def __len__(self) -> int:
@@ -84,68 +184,27 @@ class _Chosen(Sequence):
         return self._records[int(self._positions[position])]
 
 
-def tokenize_records(
-    name: str,
-    records: Sequence[Record],
-    tokenizer: data.Tokenizer,
-    template: Callable[[], Template],
-    *,
-    length: int,
-    answer_length: int,
-    alone: bool,
-) -> Texts:
-    """Return records as rows.
-
-    Args:
-        name: for messages and the model's card.
-        records: with ``messages``, with ``prompt`` and ``response``, or with ``text``.
-        tokenizer: of the student.
-        template: of conversations, asked for where there are any.
-        length: of the rows.
-        answer_length: of answers to prompts; prompts have the rest of ``length``.
-        alone: whether each document has a row of its own.
-    """
-    chats = "text" not in records[0]
-    if chats:
-        documents = data.tokenize_chats(name, records, tokenizer, template())
-    else:
-        documents = data.tokenize(name, data.texts(records), tokenizer)
-    rows = data.pack(documents, length, alone=alone)
-    prompts = None
-    if chats:
-        prompts = data.prompts_of_chats(
-            documents, length - answer_length, answer_length, tokenizer.pad
-        )
-        # Rows only as long as the longest needs.
-        longest = int(prompts.documents.lengths.max())
-        prompts = replace(prompts, length=longest)
-    return Texts(documents, rows, prompts)
-
-
 def chat_template(given: str | None, folder: Path) -> Template:
-    """Return the chat template that a recipe names, or that of the student's folder.
+    """Return the chat template that is named, or that of a model's folder.
 
     Args:
         given: a name of `TEMPLATES`, or a file of Jinja's; None for the folder's.
-        folder: of the student.
+        folder: of the model.
 
     Raises:
         ValueError: there is none. It says how to give one.
     """
     if given in TEMPLATES:
         return TEMPLATES[given]
-    if given is None:
-        try:
-            return data.load_chat_template(folder)
-        except FileNotFoundError:
-            raise ValueError(
-                f"{folder} has no chat template, which says how a conversation is "
-                f"written: give --template {'|'.join(TEMPLATES)}, or a file of Jinja's "
-                "such as chat_template.jinja of a model that was trained alike"
-            ) from None
-    path = Path(given)
-    if not path.is_file():
+    if given is not None and not Path(given).is_file():
         raise ValueError(
             f"template {given!r} is neither a file nor one of {', '.join(TEMPLATES)}"
         )
-    return data.load_chat_template(folder, path)
+    try:
+        return data.load_chat_template(folder, given)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder} has no chat template, which says how a conversation is written: "
+            f"give --template {'|'.join(TEMPLATES)}, or a file of Jinja's such as the "
+            "chat_template.jinja of a model that was trained alike"
+        ) from None
