@@ -197,7 +197,7 @@ def test_a_command_of_a_page_is_one(line):
         given = {word for word in words if word.startswith("--")}
         assert given <= options(command, words[0], preset)
     if command == "distill" and {*words[:1]} & {*RECIPES}:
-        own = {"config", "print-config", *fields_of(RECIPES[words[0]][0])}
+        own = {"help", "config", "print-config", *fields_of(RECIPES[words[0]][0])}
         given = {word[2:] for word in words if word.startswith("--")}
         assert {re.sub("^no-", "", flag) for flag in given} <= own
 

@@ -32,7 +32,7 @@ def open_records(
 
     The file's name says what it is:
 
-    * ``.jsonl``, an object a line;
+    * ``.jsonl``, an object a line; empty lines are passed over;
     * ``.tsv``, rows of a table whose first line names the columns, without quotes;
     * ``.csv``, the same with commas, and quotes where they are needed;
     * ``.txt``, parts of a text as ``{"text": …}``;
@@ -199,15 +199,18 @@ class _JsonLines(Sequence):
         ]
         ends = np.concatenate([*found, [len(bytes_)]]).astype(np.int64)
         starts = np.concatenate([[0], ends[:-1] + 1])
-        # The last line ends in \n as a rule, and nothing is after it.
-        self._lines = np.stack([starts, ends], axis=1)[starts < ends]
+        # Empty lines are passed over, of which Windows leaves one character.
+        full = ends - starts > 1
+        self._lines = np.stack([starts, ends], axis=1)[full]
+        self._numbers = 1 + np.flatnonzero(full)
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def __getitem__(self, position: Any) -> Record:
         start, end = self._lines[position]
-        return _parsed(self._content[start:end], f"{self._path}: record {position}")
+        where = f"{self._path}: line {self._numbers[position]}"
+        return _parsed(self._content[start:end], where)
 
 
 class _ArrayRecords(Sequence):

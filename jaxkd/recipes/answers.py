@@ -1,6 +1,6 @@
 """What language models answer to prompts that were held out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,16 @@ class Asked:
         """Return ``variables -> metrics``: ``rouge_l`` of a network's answers."""
         answers = self.answers(network)
         return lambda state: {"rouge_l": self.score(answers(deployed(state)))}
+
+    def shown(
+        self, networks: Mapping[str, tuple[Network, Variables]], number: int = 4
+    ) -> list[dict[str, str]]:
+        """Return prompts with the data's answers and those of networks, by name."""
+        columns = {"prompt": self.asked, "data": self.references}
+        for name, (network, variables) in networks.items():
+            columns[name] = self.answers(network)(variables)
+        rows = zip(*columns.values(), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows][:number]
 
     def score(self, answers: Sequence[str]) -> float:
         """Return the mean ROUGE-L of answers to the prompts."""

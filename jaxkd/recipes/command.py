@@ -1,6 +1,7 @@
 """``jaxkd distill``: a recipe from flags and a file, carried out."""
 
 import argparse
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,7 @@ def distill(words: Words) -> int:
         fields,
         args=flags,
         prog=f"jaxkd distill {kind}",
-        description=carry_out.__doc__,
+        description=(inspect.getdoc(carry_out) or "").partition("\n\nArgs:")[0],
     )
     if own.print_config:
         print(to_yaml(kind, recipe), end="")

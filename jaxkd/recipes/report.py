@@ -91,7 +91,8 @@ def write_pages(folder: Path, made: Made) -> None:
         f"<h2>What it is</h2>\n{html_facts(made.about)}",
     ]
     if made.answers:
-        parts.append(f"<h2>Answers</h2>\n{html_table(_texts(made.answers))}")
+        texts = html_table(_texts(made.answers))
+        parts.append(f'<h2>Answers</h2>\n<div class="texts">{texts}</div>')
     facts = {**machine(), **versions(), "commit": code}
     parts += [
         f"<h2>Recipe</h2>\n<pre>{escape(to_yaml(made.kind, made.recipe))}</pre>",

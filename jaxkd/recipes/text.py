@@ -1,11 +1,12 @@
 """``jaxkd distill text``: a language model learns from another on the user's texts."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from jaxkd import data
@@ -14,11 +15,12 @@ from jaxkd.evaluation.language import fidelity_evaluator, token_evaluator
 from jaxkd.generation import Sampling
 from jaxkd.methods import cross_entropy, shared_vocabulary
 from jaxkd.network import Network
+from jaxkd.networks import LoraConfig
 from jaxkd.programs import distill
 from jaxkd.recipes.answers import Asked
 from jaxkd.recipes.recipe import NUMBERS, Recipe, given
-from jaxkd.recipes.runs import Distilled, Plan, carry_out, check_folders
-from jaxkd.recipes.text_data import Reader, chat_template, read_texts
+from jaxkd.recipes.runs import AFTER, BEFORE, Distilled, Plan, carry_out, check_folders
+from jaxkd.recipes.text_data import Reader, chat_template
 from jaxkd.recipes.text_methods import Option, objective, resolve, train_by
 from jaxkd.recipes.text_models import (
     Model,
@@ -30,7 +32,7 @@ from jaxkd.recipes.text_models import (
 )
 from jaxkd.recipes.text_teachers import ServerConfig, elsewhere
 from jaxkd.training import make_mesh
-from jaxkd.types import Program
+from jaxkd.types import Program, Variables
 
 
 @checked(**NUMBERS, length=count, answer_length=count, validation_share=fraction)
@@ -61,6 +63,9 @@ class TextRecipe(Recipe):
         sampling: how answers are drawn in training.
         train: regular expression of the weights that are trained, as of
             `networks.freezing.train_only`; None for all.
+        lora: whether low-rank adapters are trained instead; they are added to the
+            weights that are written.
+        adapters: of what kind these are.
         server: how a teacher is asked that is served.
     """
 
@@ -77,6 +82,8 @@ class TextRecipe(Recipe):
     rouge_prompts: int = 16
     sampling: Sampling = Sampling()
     train: str | None = None
+    lora: bool = False
+    adapters: LoraConfig = LoraConfig()
     server: ServerConfig = ServerConfig()
 
 
@@ -125,7 +132,7 @@ def _plan(recipe: TextRecipe) -> Plan:
         )
     mesh = make_mesh(recipe.mesh)
     model = load_model(recipe.student, mesh, recipe.compute, trained=True)
-    student = as_student(model, recipe.train)
+    student = as_student(model, recipe.train, recipe.adapters if recipe.lora else None)
     answered = elsewhere(recipe.teacher, recipe.server)
     if answered is not None and way.name != "topk_kd":
         raise ValueError(
@@ -144,12 +151,20 @@ def _plan(recipe: TextRecipe) -> Plan:
         length,
         alone="segment_ids" not in model.network.reads,
     )
-    train, held_out = read_texts(
+    shared = None
+    known: dict[str, Any] = {}
+    if teacher is not None and way.two_tokenizers:
+        common = data.common_tokens(model.tokenizer, teacher.tokenizer)
+        known["common"], folder = common, teacher.folder
+        template = lambda: chat_template(recipe.template, folder)  # noqa: E731
+        reader = replace(reader, teacher=(teacher.tokenizer, template))
+    elif teacher is not None:
+        shared = shared_logits(teacher, model)
+    train, held_out = reader.read(
         recipe.data,
         recipe.validation,
         recipe.validation_share,
         recipe.seed,
-        reader,
         answered or (lambda rows: rows),
     )
     prompts, asked = (
@@ -166,8 +181,7 @@ def _plan(recipe: TextRecipe) -> Plan:
         source = prompts
     steps = recipe.length_of(source)
     optimizer = recipe.optimizer.build(steps)
-    shared = None if teacher is None else shared_logits(teacher, model)
-    method = objective(way, steps)
+    method = objective(way, total_steps=steps, **known)
     if shared not in (None, model.width) and not way.supervised:
         method = shared_vocabulary(method, shared)
     program = train_by(
@@ -187,8 +201,10 @@ def _plan(recipe: TextRecipe) -> Plan:
     batches = _batches(recipe, source, steps)
     if way.program == "off_policy":
         assert asked is not None, "asked above"
+        # Few prompts make whole batches by standing in them more than once.
+        places = np.resize(np.arange(len(asked)), max(len(asked), recipe.batch_size))
         batches = data.with_validation(
-            batches, asked, recipe.batch_size, seed=recipe.seed
+            batches, data.Subset(asked, places), recipe.batch_size, seed=recipe.seed
         )
 
     def control() -> tuple[Program, Iterable[Any]]:
@@ -205,6 +221,17 @@ def _plan(recipe: TextRecipe) -> Plan:
     if asked is not None and recipe.rouge_prompts:
         questions = Asked(asked, recipe.rouge_prompts, model.tokenizer, model.ends)
     measure = _Measure(recipe.batch_size, held_out.rows, questions)
+
+    before = student.network.init(jax.random.key(recipe.seed))
+
+    def answers(variables: Variables) -> list[dict[str, str]]:
+        if questions is None or "cache" not in student.network.taps:
+            return []
+        rows = {BEFORE: before, AFTER: variables}
+        return questions.shown(
+            {name: (student.network, each) for name, each in rows.items()}
+        )
+
     follow = None
     if teacher is not None and shared is not None:
         follow = teacher, shared
@@ -213,13 +240,14 @@ def _plan(recipe: TextRecipe) -> Plan:
         batches=batches,
         steps=steps,
         evaluate=measure(student.network, follow),
-        before=student.network.init(jax.random.key(recipe.seed)),
+        before=before,
         metric="nll",
         save=student.save,
         teacher=None
-        if teacher is None
-        else lambda: measure(teacher.network)(teacher.variables),
+        if follow is None
+        else lambda: measure(follow[0].network)(follow[0].variables),
         control=control if recipe.control else None,
+        answers=answers,
         about={
             "teacher": str(recipe.teacher or "none"),
             "student": str(recipe.student),

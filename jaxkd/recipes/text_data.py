@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,13 +24,11 @@ class Texts:
 
     Attributes:
         documents: tokens, and which of them are learnt.
-        rows: of packed documents.
-        records: that the documents are of; none of saved documents.
+        rows: to train or to evaluate on.
     """
 
     documents: data.Documents
     rows: data.Examples
-    records: Records = ()
 
     def prompts(
         self, length: int, answer_length: int, pad: int | None
@@ -61,32 +58,6 @@ class Texts:
         )
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How records become rows.
-
-    Attributes:
-        tokenizer: of the student.
-        template: of conversations, asked for where there are any.
-        length: of the rows.
-        alone: whether each document has a row of its own.
-    """
-
-    tokenizer: data.Tokenizer
-    template: Callable[[], Template]
-    length: int
-    alone: bool
-
-    def texts(self, name: str, records: Records) -> Texts:
-        """Return records as rows."""
-        documents = documents_of(name, records, self.tokenizer, self.template)
-        return Texts(documents, self.rows(documents), records)
-
-    def rows(self, documents: data.Documents) -> data.Packed:
-        """Return documents as rows."""
-        return data.pack(documents, self.length, alone=self.alone)
-
-
 def documents_of(
     name: str,
     records: Records,
@@ -109,79 +80,121 @@ def documents_of(
     return data.tokenize(name, data.texts(records, field), tokenizer)
 
 
-def read_texts(
-    paths: Sequence[str | Path],
-    validation: str | Path | None,
-    share: float,
-    seed: int,
-    reader: Reader,
-    answered: Callable[[data.Examples], data.Examples],
-) -> tuple[Texts, Texts]:
-    """Return the texts to train on and those held out.
+@dataclass(frozen=True)
+class Reader:
+    """How files become rows.
 
-    Args:
-        paths: of the files or folders, as `data.open_records` reads them, or of one
-            folder of `data.Documents.save`.
-        validation: the file that is held out; None for a share.
-        share: of the records that is held out, at least one.
-        seed: of their choice.
-        reader: of the records.
-        answered: rows ``->`` the same with what a teacher elsewhere says of them.
-
-    Raises:
-        ValueError: no records, or one alone where a share is held out.
+    Attributes:
+        tokenizer: of the student.
+        template: of conversations, asked for where there are any.
+        length: of the rows.
+        alone: whether each document has a row of its own.
+        teacher: tokenizer and template of a teacher that reads in tokens of its own.
     """
-    name = ", ".join(Path(path).name for path in paths)
-    rest = None
-    if validation is not None:
-        rest = reader.texts(Path(validation).name, data.open_records(validation))
-    if len(paths) == 1 and (Path(paths[0]) / "documents.json").is_file():
-        documents = data.load_documents(paths[0])
-        rows = reader.rows(documents)
-        whole = Texts(documents, answered(rows))
-        if rest is not None:
-            return whole, rest
-        kept, held_out = _split(name, rows, share, seed)
+
+    tokenizer: data.Tokenizer
+    template: Callable[[], Template]
+    length: int
+    alone: bool
+    teacher: tuple[data.Tokenizer, Callable[[], Template]] | None = None
+
+    def read(
+        self,
+        paths: Sequence[str | Path],
+        validation: str | Path | None,
+        share: float,
+        seed: int,
+        answered: Callable[[data.Examples], data.Examples],
+    ) -> tuple[Texts, Texts]:
+        """Return the texts to train on and those held out.
+
+        Args:
+            paths: of the files or folders, as `data.open_records` reads them, or of one
+                folder of `data.Documents.save`.
+            validation: the file that is held out; None for a share.
+            share: of the records that is held out, at least one.
+            seed: of their choice.
+            answered: rows ``->`` the same with what a teacher elsewhere says of them.
+
+        Raises:
+            ValueError: no records, or one alone where a share is held out.
+        """
+        name = ", ".join(Path(path).name for path in paths)
+        if len(paths) == 1 and (Path(paths[0]) / "documents.json").is_file():
+            return self._saved(data.load_documents(paths[0]), share, seed, answered)
+        records = _records(name, paths)
+        documents = documents_of(name, records, self.tokenizer, self.template)
+        if validation is None:
+            kept, held_out = _split(name, len(documents), share, seed)
+            train = documents.subset(kept, name)
+            rest = documents.subset(held_out, f"{name}, held out")
+        else:
+            kept, train = None, documents
+            rest = documents_of(
+                Path(validation).name,
+                _records(str(validation), [validation]),
+                self.tokenizer,
+                self.template,
+            )
+        rows: data.Examples = answered(self._packed(train))
+        if self.teacher is not None:
+            theirs = documents_of(name, records, *self.teacher)
+            if kept is not None:
+                theirs = theirs.subset(kept, name)
+            readers = self.tokenizer, self.teacher[0]
+            rows = data.two_tokenizers(
+                train,
+                theirs,
+                *readers,
+                length=_places(train, self.length),
+                teacher_length=_places(theirs, self.length),
+            )
+        return Texts(train, rows), Texts(rest, self._packed(rest))
+
+    def _packed(self, documents: data.Documents) -> data.Packed:
+        return data.pack(documents, self.length, alone=self.alone)
+
+    def _saved(
+        self,
+        documents: data.Documents,
+        share: float,
+        seed: int,
+        answered: Callable[[data.Examples], data.Examples],
+    ) -> tuple[Texts, Texts]:
+        """Return some rows of documents and the others: caches are of whole rows."""
+        rows = self._packed(documents)
+        whole = answered(rows)
+        kept, held_out = _split(documents.name, len(rows), share, seed)
         return (
-            Texts(documents, data.Subset(whole.rows, kept)),
+            Texts(documents, data.Subset(whole, kept)),
             Texts(documents, data.Subset(rows, held_out)),
         )
+
+
+def _records(name: str, paths: Sequence[str | Path]) -> Records:
     records = data.open_records(*paths)
     if not len(records):
         raise ValueError(f"{name} is empty: give a record a line")
-    if rest is None:
-        kept, held_out = _split(name, records, share, seed)
-        rest = reader.texts(f"{name}, held out", _Chosen(records, held_out))
-        records = _Chosen(records, kept)
-    train = reader.texts(name, records)
-    return replace(train, rows=answered(train.rows)), rest
+    return records
+
+
+def _places(documents: data.Documents, length: int) -> int:
+    """Return the places of a row that the longest document needs, at most a length."""
+    return min(length, max(1, int(documents.lengths.max()) - 1))
 
 
 def _split(
-    name: str, items: Any, share: float, seed: int
+    name: str, items: int, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the places of what is trained on, and of what is held out."""
-    if len(items) < 2:
+    if items < 2:
         raise ValueError(
-            f"{name} has one record, and none could be held out: give more, or other "
+            f"{name} is one alone, and none could be held out: give more, or other "
             "records by --validation"
         )
-    order = np.random.default_rng(seed).permutation(len(items))
-    count = min(max(1, round(share * len(items))), len(items) - 1)
+    order = np.random.default_rng(seed).permutation(items)
+    count = min(max(1, round(share * items)), items - 1)
     return np.sort(order[count:]), np.sort(order[:count])
-
-
-class _Chosen(Sequence):
-    """Some records, read as they are asked for."""
-
-    def __init__(self, records: Records, positions: np.ndarray):
-        self._records, self._positions = records, positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, position: Any) -> Record:
-        return self._records[int(self._positions[position])]
 
 
 def chat_template(given: str | None, folder: Path) -> Template:

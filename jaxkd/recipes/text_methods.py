@@ -31,8 +31,12 @@ SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "seqkd": ("cross_entropy", {"student_share": 0.0, "teacher_share": 1.0}),
     "distillm": ("skew_kl", {"increment": 0.1}),
     "topk": ("topk_kd", {}),
+    "aligned": ("aligned_kd", {}),
 }
 """Names of the field for a method and the options that make it the paper's."""
+
+TWO_TOKENIZERS = ("uld", "aligned_kd")
+"""Methods for networks whose tokenizers differ."""
 
 SUPERVISED = ("cross_entropy",)
 """Methods that read no teacher, unless it writes the texts."""
@@ -80,10 +84,9 @@ class Way:
         return not self.supervised or bool(self.sampling.get("teacher_share"))
 
     @property
-    def needs_answers(self) -> bool:
-        """Whether some steps read the data's own answers to prompts."""
-        shares = ("student_share", "teacher_share")
-        return sum(self.sampling.get(name, 0.0) for name in shares) < 1
+    def two_tokenizers(self) -> bool:
+        """Whether each network reads in tokens of its own."""
+        return self.name in TWO_TOKENIZERS
 
 
 PROGRAMS = {"on_policy": on_policy, "off_policy": off_policy}
@@ -129,12 +132,13 @@ def _method_arguments(name: str) -> list[str]:
     return [*own, "temperature", "label_weight"]
 
 
-def objective(way: Way, steps: int) -> Method:
+def objective(way: Way, **known: Any) -> Method:
     """Return a way's method.
 
     Args:
         way: from `resolve`.
-        steps: of the training, for methods that change over it.
+        **known: what the recipe knows, of which a method takes what it has arguments
+            for, such as ``total_steps``.
 
     Raises:
         ValueError: an option that the method does not take.
@@ -146,10 +150,9 @@ def objective(way: Way, steps: int) -> Method:
             own = {x: options.pop(x) for x in _arguments(divergence) if x in options}
             divergence = divergence(**own)
         return methods.linear_kd(divergence, **options)
-    if "total_steps" in _method_arguments(way.name):
-        options.setdefault("total_steps", steps)
+    taken = {x: known[x] for x in _method_arguments(way.name) if x in known}
     try:
-        return methods.METHODS[way.name](**options)
+        return methods.METHODS[way.name](**{**taken, **options})
     except TypeError as error:
         raise ValueError(f"method {way.name}: {error}; give it by --options") from None
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxkd import data
 from jaxkd.interop import load_pretrained, save_pretrained
 from jaxkd.network import Network
+from jaxkd.networks import LoraConfig, merged, with_lora
 from jaxkd.networks.freezing import all_weights, train_only
 from jaxkd.types import Variables
 
@@ -105,13 +106,25 @@ def load_model(
     return Model(Path(folder), network, variables, data.load_tokenizer(folder))
 
 
-def as_student(model: Model, train: str | None) -> Student:
+def as_student(model: Model, train: str | None, lora: LoraConfig | None) -> Student:
     """Return a model as it is trained.
 
     Args:
         model: the folder's.
         train: pattern of the weights that are trained; None for all.
+        lora: adapters that are trained instead.
+
+    Raises:
+        ValueError: both are given.
     """
+    if lora is not None:
+        if train is not None:
+            raise ValueError(
+                f"train is {train!r}, but with lora the adapters alone are trained: "
+                "leave one of them out (--adapters.targets chooses their weights)"
+            )
+        adapted = with_lora(model.started, lora)
+        return Student(model, adapted, lambda variables: merged(adapted, variables)[1])
     if train is None:
         return Student(model, model.started, lambda variables: variables)
     return Student(model, train_only(model.started, train), all_weights)

@@ -66,6 +66,7 @@ th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .facts td { text-align: left; }
 .facts td { white-space: normal; overflow-wrap: anywhere; }
 .facts th { vertical-align: top; }
+.texts td { text-align: left; white-space: pre-wrap; vertical-align: top; }
 td.best { color: var(--best); font-weight: 700; }
 ul.claims { list-style: none; margin: 0; padding: 0; }
 ul.claims li { margin: 0 0 .6rem; padding: .7rem .9rem; background: var(--fill);

@@ -165,11 +165,11 @@ def test_files_that_are_none_are_refused(tmp_path, name, content, message):
 
 def test_lines_that_are_no_objects_are_refused(tmp_path, unchecked_shapes):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a"}\n[1]\n{"text": \n')
+    path.write_text('{"text": "a"}\n\r\n\n[1]\n{"text": \n')
     records = data.open_records(path)
-    with pytest.raises(ValueError, match=r"a\.jsonl: record 1 is a list"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 4 is a list"):
         records[1]
-    with pytest.raises(ValueError, match=r"a\.jsonl: record 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 5 is no JSON"):
         records[2]
 
 

@@ -1,16 +1,23 @@
 """``jaxkd distill text``: from a teacher, a student and a file of chats to a folder."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import yaml
+from flax.traverse_util import flatten_dict
+from tokenizers import Tokenizer, models
 
 from jaxkd import interop, recipes
 from jaxkd.cli import main
 from jaxkd.digests import verify_digests
+from jaxkd.recipes import runs
+from jaxkd.training import JsonLines
 
 CHATS = Path(__file__).parents[1] / "golden" / "chat"
 TEACHER, STUDENT = CHATS / "teacher", CHATS / "student"
@@ -121,6 +128,143 @@ def test_a_recipe_is_a_file(chats, written, tmp_path, capsys):
     assert changed["optimizer"].pop("learning_rate") == 1e-3
     assert said["optimizer"].pop("learning_rate") == 1e-4
     assert changed == said
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on(written, chats, tmp_path, monkeypatch, capsys):
+    to = tmp_path / "x"
+    write = JsonLines.write
+
+    def stopped(writer, step, metrics):
+        write(writer, step, metrics)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JsonLines, "write", stopped)
+        assert command(chats, to) == 130
+    assert not to.exists()
+    assert command(chats, to, seed=1) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds a stopped run of another recipe: seed was 0, is 1" in said
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "write_pages", full)
+        assert command(chats, to) == 1
+    assert "No space left on device); what was there is kept" in capsys.readouterr().err
+    assert not to.exists()
+    # Nothing is trained again: the checkpoint is the last step's.
+    assert command(chats, to) == 0
+    theirs, ours = (interop.load_pretrained(folder)[1] for folder in (written, to))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+WAYS = {
+    "sft": {"teacher": None, "control": True},
+    "jensen_shannon": {"options": {"beta": 0.1}, "compute": "bfloat16"},
+    "taid": {"accumulate": 2, "keep": "last"},
+    "gkd": {},
+    "minillm": {},
+    "distillm": {},
+    "uld": {},
+    "aligned": {},
+    "topk": {"options": {"k": 4}},
+    "lora": {"method": "kd", "lora": True},
+    "part": {"method": "kd", "train": r"blocks\.mlp\..*"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_moves_the_student(chats, tmp_path, way):
+    given = arguments(chats, tmp_path / "x", evaluate_every=2, rouge_prompts=0)
+    found = recipes.distill_text(**(given | {"method": way} | WAYS[way]))
+    _, before = interop.load_pretrained(STUDENT)
+    _, after = interop.load_pretrained(found.folder)
+    same = jax.tree.map(lambda x, y: bool((x == y).all()), before, after)
+    moved = {path for path, still in flatten_dict(same["params"]).items() if not still}
+    assert moved
+    if way == "part":
+        assert all("mlp" in path for path in moved)
+
+
+@pytest.mark.slow
+def test_a_cache_takes_the_teachers_place(chats, tmp_path):
+    cache = ["cache-teacher", str(TEACHER), str(chats), "--to", str(tmp_path / "cache")]
+    assert main([*cache, "--length", "48", "--k", "4"]) == 0
+    found = recipes.distill_text(
+        **arguments(
+            tmp_path / "cache" / "documents",
+            tmp_path / "x",
+            teacher=tmp_path / "cache",
+            method="topk",
+            rouge_prompts=0,
+        )
+    )
+    assert {record.method for record in found.records} == {
+        "student before",
+        "student after",
+    }
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A student of which files may be changed."""
+    shutil.copytree(STUDENT, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+def refused(given, capsys):
+    assert main(["distill", "text", *flags(given)]) == 1
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_models_that_do_not_go_together(chats, copied, tmp_path, capsys):
+    given = arguments(chats, tmp_path / "out", student=copied)
+    words = {"a": 0, "[UNK]": 1, "<|im_start|>": 2, "<|im_end|>": 3, "<|endoftext|>": 4}
+    own = (copied / "tokenizer.json").read_bytes()
+    Tokenizer(models.WordLevel(words, "[UNK]")).save(str(copied / "tokenizer.json"))
+    said = refused(given, capsys)
+    assert "teacher and student have different tokenizers" in said
+    assert "--method aligned or --method uld" in said
+    (copied / "tokenizer.json").write_bytes(own)
+    (copied / "chat_template.jinja").unlink()
+    said = refused(given, capsys)
+    assert "has no chat template" in said
+    assert "give --template chatml|llama3|plain, or a file" in said
+    said = refused(given | {"template": "chatlm"}, capsys)
+    assert "template 'chatlm' is neither a file nor one of chatml" in said
+    said = refused(given | {"length": 1000}, capsys)
+    assert "is 777 tokens (max_position_embeddings" in said
+
+
+def test_data_that_do_not_do(tmp_path, capsys, unchecked_shapes):
+    given = arguments(tmp_path / "a.jsonl", tmp_path / "out")
+    good = json.dumps(next(lines(1)))
+    for content, others, message in [
+        ("", {}, "a.jsonl is empty: give a record a line"),
+        (f"{good}\n", {}, "a.jsonl is one alone, and none could be held out"),
+        (f"{good}\n\n{good[:-9]}\n", {}, "a.jsonl: line 3 is no JSON"),
+        (f'{good}\n{{"question": 1}}\n', {}, "record 1 of 'a.jsonl': it has"),
+        ('{"text": "ab"}\n' * 9, {"method": "gkd"}, "the records are plain texts"),
+        (f"{good}\n" * 3, {"batch_size": 4}, "lower --batch-size, or --length"),
+    ]:
+        (tmp_path / "a.jsonl").write_text(content)
+        assert message in refused(given | others, capsys)
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_teachers_that_do_not_do(chats, tmp_path, capsys):
+    given = arguments(chats, tmp_path / "out")
+    del given["teacher"]
+    assert "method kd learns from a teacher" in refused(given, capsys)
+    server = given | {"teacher": "http://127.0.0.1:9", "method": "topk"}
+    assert "name one by --server.model" in refused(server, capsys)
+    (tmp_path / "teacher.json").write_text("{}")
+    cache = given | {"teacher": tmp_path}
+    assert "method kd needs more: take --method topk" in refused(cache, capsys)
 
 
 def test_mistakes_are_named_before_anything_is_read(chats, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import itertools
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,25 @@ class Documents:
                 some = np.ascontiguousarray(array[places], np.int64)
                 total = zlib.crc32(some, total)
         return f"{total:08x}"
+
+    def subset(self, positions: Sequence[int] | np.ndarray, name: str) -> "Documents":
+        """Return some of the documents.
+
+        Args:
+            positions: theirs.
+            name: for messages and results.
+
+        Raises:
+            ValueError: no position.
+        """
+        spans = [slice(*self.offsets[i : i + 2]) for i in map(int, positions)]
+
+        def chosen(whole: np.ndarray) -> np.ndarray:
+            return np.concatenate([whole[:0], *(whole[span] for span in spans)])
+
+        trained = None if self.trained is None else chosen(self.trained)
+        offsets = np.cumsum([0, *(self.lengths[np.asarray(positions, int)])])
+        return Documents(name, chosen(self.tokens), offsets, self.vocabulary, trained)
 
     def save(self, folder: str | Path) -> None:
         """Write the documents, for `load_documents`, with digests of their files.
