@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxkd import methods, models
+from jaxkd.compression.quantise.mixed_bits import quantized
 from jaxkd.generation import Sampling, generate
 from jaxkd.interop import load_pretrained
 from jaxkd.models.language.llama_config import Latent
@@ -59,9 +60,15 @@ def test_greedy_text_is_that_of_transformers(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_reading_on_from_a_cache_is_reading_all(name):
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, None) for name in NAMES), ("deepseek_v3", "int8")]
+)
+def test_reading_on_from_a_cache_is_reading_all(name, kind):
     network, variables, expected = golden(name)
+    rounded = quantized(
+        network.with_variables(variables), [(r"blocks\..*\.kernel", kind)], group=8
+    )
+    variables = rounded.init(jax.random.key(0))
     ids = jnp.asarray(expected["generated"][:, :12])
     apply = jax.jit(functools.partial(network.apply, taps=("cache",)))
     whole, _ = apply(variables, {"input_ids": ids})
@@ -172,9 +179,9 @@ def test_a_router_is_tapped_and_balanced():
 
 
 def test_first_layers_without_experts_are_of_a_mixture_and_not_all():
-    for changes in ({}, {"mixture": MIXTURE}):
+    for mixture in (None, MIXTURE):
         with pytest.raises(ValueError, match="dense_layers is 3: the first layers"):
-            models.llama(**SMALL, dense_layers=3, **changes)
+            models.llama(**SMALL, dense_layers=3, mixture=mixture)
 
 
 @pytest.mark.slow
