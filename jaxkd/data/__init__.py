@@ -82,6 +82,10 @@ from jaxkd.data.text.padding import Prompts as Prompts
 from jaxkd.data.text.padding import label_texts as label_texts
 from jaxkd.data.text.padding import left_pad as left_pad
 from jaxkd.data.text.padding import prompts_of_chats as prompts_of_chats
+from jaxkd.data.text.several_tokenizers import SeveralTokenizers as SeveralTokenizers
+from jaxkd.data.text.several_tokenizers import (
+    several_tokenizers as several_tokenizers,
+)
 from jaxkd.data.text.templates import JinjaTemplate as JinjaTemplate
 from jaxkd.data.text.templates import load_chat_template as load_chat_template
 from jaxkd.data.text.tokenizers import ByteTokenizer as ByteTokenizer

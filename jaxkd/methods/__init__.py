@@ -70,6 +70,9 @@ from jaxkd.methods.reviewkd import reviewkd as reviewkd
 from jaxkd.methods.rkd import rkd as rkd
 from jaxkd.methods.schedules import ctkd_curriculum as ctkd_curriculum
 from jaxkd.methods.schedules import epoch_warmup as epoch_warmup
+from jaxkd.methods.several_teachers import by_confidence as by_confidence
+from jaxkd.methods.several_teachers import by_domain as by_domain
+from jaxkd.methods.several_teachers import several_teachers as several_teachers
 from jaxkd.methods.shared_vocabulary import shared_vocabulary as shared_vocabulary
 from jaxkd.methods.simkd import simkd as simkd
 from jaxkd.methods.simkd import simkd_student as simkd_student
@@ -92,7 +95,7 @@ METHODS = constructors(
     Method,
     besides=(
         *("cached", "combine", "from_loss", "from_module"),
-        *("paraphraser_loss", "shared_vocabulary"),
+        *("paraphraser_loss", "several_teachers", "shared_vocabulary"),
     ),
 )
 """Method constructors by name."""

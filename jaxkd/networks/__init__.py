@@ -10,4 +10,5 @@ from jaxkd.networks.lora import LoraConfig as LoraConfig
 from jaxkd.networks.lora import merged as merged
 from jaxkd.networks.lora import with_lora as with_lora
 from jaxkd.networks.mixed import mixed as mixed
+from jaxkd.networks.side_by_side import side_by_side as side_by_side
 from jaxkd.networks.subclasses import with_subclasses as with_subclasses
