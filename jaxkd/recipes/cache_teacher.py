@@ -31,7 +31,7 @@ def cache_teacher(
     length: int = 1024,
     k: int = 32,
     full: bool = False,
-    dtype: Literal["float16", "float32"] = "float16",
+    dtype: Literal["coded", "float16", "float32"] | None = None,
     vocabulary: int | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
     mesh: str = "one",
@@ -55,7 +55,8 @@ def cache_teacher(
         length: tokens of the rows that the texts are packed into.
         k: how many of the teacher's best tokens to keep.
         full: keep all its logits instead, for methods.cached.
-        dtype: of the log-probabilities, or logits, on disk.
+        dtype: of the log-probabilities, or logits, on disk; by default coded, or all
+            logits in float16.
         vocabulary: the teacher's first logits that the student has too; None for all.
         compute: dtype that the teacher computes in.
         mesh: how it lies on this process's devices, a name of training.MESHES.

@@ -4,10 +4,13 @@ A cache is a folder of array_record files with one record an example, and a mani
 that says of which teacher and data they are. A record is one element of a NumPy
 structure: two checksums, of the record and of the example it is for, and the arrays.
 After a file's records comes its label, JSON of the same manifest and its examples.
+Where the manifest's dtype is "coded", `jaxkd.teachers.coding` writes the arrays, and
+the structure is what they are decoded to.
 """
 
 import functools
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +25,7 @@ from jaxkd.arguments import checked
 from jaxkd.data.sources import Examples
 from jaxkd.digests import check_json, sealed, write_json
 from jaxkd.files import check_plain
+from jaxkd.teachers.coding import decode, encode
 from jaxkd.teachers.targets import TeacherTargets
 from jaxkd.types import Batch
 from jaxkd.untrusted import LARGEST_JSON, json_file, json_from
@@ -75,7 +79,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         files, size = divmod(found["examples"], found["shard_examples"])
         if found["shard_examples"] < 1 or not 0 <= files < MOST_FILES or size < 0:
             raise ValueError(f"it names more than {MOST_FILES:,} files, or none")
-        record_type(found)
+        places_of(found)
         shards(folder, found)
         return found
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
@@ -96,6 +100,81 @@ def record_type(manifest: Mapping[str, Any]) -> np.dtype:
             f"an answer of {found.itemsize:,} bytes is not numbers of at most "
             f"{LARGEST_RECORD:,} bytes: {manifest['arrays']!r:.200}"
         )
+    return found
+
+
+@checked()
+def places_of(manifest: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return (places, k) of a coded cache's examples; None for one that is not coded.
+
+    Raises:
+        ValueError: it is coded, but not of best tokens and their log-probabilities.
+    """
+    kind = record_type(manifest)
+    if manifest.get("dtype") != "coded":
+        return None
+    names, shape = ("teacher_ids", "teacher_log_probs"), kind[-1].shape
+    kinds = [kind[name].base for name in names if name in (kind.names or ())]
+    if (
+        {*manifest["arrays"]} != {*names}
+        or any(kind[name].shape != shape for name in names)
+        or (kinds[0].kind, kinds[1]) != ("u", np.float32)
+        or min(shape, default=0) < 1
+    ):
+        raise ValueError(
+            f"a coded cache holds {' and '.join(names)}, unsigned integers and float32 "
+            f"of one shape, not {manifest['arrays']!r:.200}"
+        )
+    return math.prod(shape[:-1]), shape[-1]
+
+
+@checked()
+def record_bytes(record: np.void, places: tuple[int, int] | None) -> bytes:
+    """Return a record as it is written, its checksum before it.
+
+    Args:
+        record: of `record_type`.
+        places: as `places_of` returns it.
+    """
+    content = record.tobytes()[4:]
+    if places is not None:
+        ids, log_probs = record["teacher_ids"], record["teacher_log_probs"]
+        content = content[:4] + encode(ids.reshape(places), log_probs.reshape(places))
+    return zlib.crc32(content).to_bytes(4, "little") + content
+
+
+@checked()
+def read_record(
+    content: bytes, kind: np.dtype, places: tuple[int, int] | None
+) -> np.ndarray:
+    """Return one record that `record_bytes` wrote.
+
+    Args:
+        content: all of it.
+        kind: `record_type`.
+        places: as `places_of` returns it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    # Coded, a record takes no more than in full, but for the ranks' widths.
+    longest = kind.itemsize + (0 if places is None else places[1] + 8)
+    if not 8 <= len(content) <= longest or (
+        zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little")
+    ):
+        raise ValueError("has another checksum")
+    if places is None:
+        if len(content) < longest:
+            raise ValueError("has another checksum")
+        return np.frombuffer(content, kind)
+    found = np.zeros(1, kind)
+    found["checksum"], found["example"] = np.frombuffer(content[:8], "<u4")
+    ids, log_probs = decode(content[8:], *places)
+    if ids.max() > np.iinfo(kind["teacher_ids"].base).max:
+        raise ValueError(f"has token {ids.max()}")
+    shape = kind["teacher_ids"].shape
+    found["teacher_ids"][0] = ids.reshape(shape)
+    found["teacher_log_probs"][0] = log_probs.reshape(shape)
     return found
 
 
@@ -155,12 +234,6 @@ def damaged(path: Path, problem: str) -> str:
         f"{path} is cut off or damaged ({problem}): delete it, and `jaxkd "
         "cache-teacher` with the same arguments writes it again"
     )
-
-
-@checked()
-def record_checksum(record: bytes) -> int:
-    """Return the checksum of all of a record but the checksum."""
-    return zlib.crc32(record[4:])
 
 
 def example_checksums(batch: Batch) -> list[int]:
@@ -256,7 +329,6 @@ def _write_shard(
     partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.partial")
     try:
         writer = ArrayRecordWriter(str(partial), "group_size:1")
-        arrays: Mapping[str, np.ndarray] = {}
         for batch, positions in _batches(source, shard.rows, manifest["batch_size"]):
             arrays = targets.answer(batch)
             for name, array in arrays.items():
@@ -267,16 +339,15 @@ def _write_shard(
                         "and the dtype it computes in"
                     )
             kinds = {k: (v.dtype.str, v.shape[1:]) for k, v in arrays.items()}
-            records = np.empty(len(batch["index"]), record_type({"arrays": kinds}))
+            manifest = {**manifest, "arrays": kinds}
+            places = places_of(manifest)
+            records = np.empty(len(batch["index"]), record_type(manifest))
             records["example"] = example_checksums(batch)
             for name, array in arrays.items():
                 records[name] = array
             for record in records[: len(positions)]:
-                record["checksum"] = record_checksum(record.tobytes())
-                writer.write(record.tobytes())
+                writer.write(record_bytes(record, places))
             progress(positions.stop)
-        kinds = {k: (v.dtype.str, v.shape[1:]) for k, v in arrays.items()}
-        manifest = {**manifest, "arrays": kinds}
         if manifest.get("labels"):
             writer.write(json.dumps(sealed(label(shard, manifest))).encode())
         writer.close()

@@ -16,7 +16,7 @@ from jaxkd.checks import check_read_tokens
 from jaxkd.network import Network
 from jaxkd.types import Batch, Variables
 
-DTYPES = ("float16", "float32")
+DTYPES = ("coded", "float16", "float32")
 
 
 @checked()
@@ -61,14 +61,15 @@ def network_targets(
     variables: Variables,
     *,
     k: int | None,
-    dtype: str = "float16",
+    dtype: str | None = None,
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
 ) -> TeacherTargets:
     """Return a network as the teacher of a cache.
 
     A number in float16 is off by 2^-11 of itself at most: the log-probability of a
-    token of 1 % by 0.002, and so its probability by 0.2 % of itself. float32 stores
+    token of 1 % by 0.002, and so its probability by 0.2 % of itself. Coded, it is off
+    by half as much and takes fewer bytes, see `jaxkd.teachers.coding`. float32 stores
     what the network computed.
 
     Args:
@@ -76,26 +77,35 @@ def network_targets(
         variables: its.
         k: how many best tokens to keep; None keeps all logits, which
             `jaxkd.methods.cached` reads.
-        dtype: of the log-probabilities or logits, one of `DTYPES`.
+        dtype: of the log-probabilities or logits, one of `DTYPES`; None for coded best
+            tokens, and for logits, which are not coded, in float16.
         vocabulary: the first logits that count, as of `check_vocabularies`; None for
             all. It is `jaxkd.methods.shared_vocabulary`'s size, for caches.
         mesh: of this process's devices, on which the variables lie; None for one.
 
     Raises:
-        ValueError: another dtype, k below 1, or fewer logits than ``vocabulary``; from
-            ``answer``, tokens that are none of the teacher's.
+        ValueError: another dtype, all logits coded, k below 1, or fewer logits than
+            ``vocabulary``; from ``answer``, tokens that are none of the teacher's.
     """
     # The layers above this one read data, so they are imported when all are there.
     from jaxkd.losses.topk import top_k_log_probs
     from jaxkd.methods.masks import finite_outputs
     from jaxkd.sharding.mesh import on_mesh, shard_batch
 
+    if dtype is None:
+        dtype = "float16" if k is None else "coded"
+    if k is None and dtype == "coded":
+        raise ValueError(
+            'dtype is "coded", but k is None: only the k best tokens are coded, all '
+            'logits are kept as "float16" or "float32"'
+        )
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
     def stored(values: Any) -> Any:
-        limit = float(jnp.finfo(dtype).max)
-        return jnp.clip(values, -limit, limit).astype(dtype)
+        kind = "float32" if dtype == "coded" else dtype
+        limit = float(jnp.finfo(kind).max)
+        return jnp.clip(values, -limit, limit).astype(kind)
 
     def compute(variables: Variables, batch: Batch) -> dict[str, Any]:
         inputs = teacher.read(batch, "teacher")

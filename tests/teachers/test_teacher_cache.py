@@ -13,6 +13,7 @@ import pytest
 from damage import TRIALS, damaged
 
 from jaxkd import Network, data, distill, methods, models, teachers, training
+from jaxkd.digests import check_json, sealed
 from jaxkd.losses import top_k_log_probs
 from jaxkd.teachers.cache import MANIFEST
 
@@ -104,17 +105,41 @@ def test_training_from_it_is_training_with_the_teacher(cache):
     chex.assert_trees_all_close(live, stored, rtol=1e-5, atol=1e-6)
 
 
-def test_half_precision_is_off_by_its_rounding(tmp_path, variables, cache):
-    write(tmp_path, teachers.network_targets(TEACHER, variables, k=K))
-    half, exact = (
-        teachers.CachedTeacher(windows(), folder).take(np.arange(23))[
-            "teacher_log_probs"
-        ]
+@pytest.mark.parametrize(
+    ("dtype", "kind", "off"),
+    [("float16", np.float16, 2**-11), (None, np.float32, 2**-12)],
+    ids=["half precision", "coded"],
+)
+def test_is_off_by_its_rounding(tmp_path, variables, cache, dtype, kind, off):
+    write(tmp_path, teachers.network_targets(TEACHER, variables, k=K, dtype=dtype))
+    rounded, exact = (
+        teachers.CachedTeacher(windows(), folder).take(np.arange(23))
         for folder in (tmp_path, cache)
     )
-    assert half.dtype == np.float16
-    np.testing.assert_allclose(half, exact, rtol=2**-11, atol=2**-24)
-    assert (half != exact).any()
+    assert (rounded["teacher_ids"] == exact["teacher_ids"]).all()
+    found, right = (batch["teacher_log_probs"] for batch in (rounded, exact))
+    assert found.dtype == kind
+    np.testing.assert_allclose(found, right, rtol=off, atol=2**-24)
+    assert (found != right).any()
+
+
+def test_a_coded_cache_of_something_else_is_refused(tmp_path, variables):
+    write(tmp_path, teachers.network_targets(TEACHER, variables, k=K))
+    about = tmp_path / "teacher.json"
+    manifest = check_json(json.loads(about.read_text()))
+    ids, log_probs = manifest["arrays"].values()
+    for arrays in (
+        {"teacher_ids": ids},
+        {"teacher_logits": log_probs},
+        {"teacher_ids": ["<i2", ids[1]], "teacher_log_probs": log_probs},
+        {"teacher_ids": ids, "teacher_log_probs": ["<f2", log_probs[1]]},
+        {"teacher_ids": ids, "teacher_log_probs": ["<f4", log_probs[1][:1]]},
+    ):
+        about.write_text(json.dumps(sealed({**manifest, "arrays": arrays})))
+        with pytest.raises(
+            ValueError, match=r"teacher.json is damaged .*coded cache holds"
+        ):
+            teachers.CachedTeacher(windows(), tmp_path)
 
 
 def test_full_logits_are_those_of_cached(tmp_path, variables):
@@ -350,7 +375,7 @@ def test_a_folder_of_another_cache_is_left_alone(copy, targets, variables):
     before = contents(copy)
     half = teachers.network_targets(TEACHER, variables, k=K)
     for call, message in [
-        (lambda: write(copy, half), "'dtype': 'float32'.*'dtype': 'float16'"),
+        (lambda: write(copy, half), "'dtype': 'float32'.*'dtype': 'coded'"),
         (lambda: write(copy, targets, windows(1)), "another cache, of {'data'"),
         (lambda: write(copy, targets, batch_size=8), "'batch_size': 4"),
     ]:
@@ -377,7 +402,10 @@ def test_padding_of_the_vocabulary_is_cut_off_before_the_softmax(variables):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dtype": "int8"}, "dtype must be one of float16"), ({"k": 0}, "k must be at")],
+    [
+        ({"dtype": "int8"}, "dtype must be one of coded, float16"),
+        ({"k": 0}, "k must be at"),
+    ],
 )
 def test_bad_targets_are_named(variables, options, message):
     with pytest.raises(ValueError, match=message):
