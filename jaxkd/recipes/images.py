@@ -191,7 +191,7 @@ def _plan(recipe: ImagesRecipe, console: Console | None) -> Plan:
         else lambda: _measure(images, teacher, None)(teacher.variables),
         control=control if recipe.control else None,
         about={
-            "teacher": str(recipe.teacher or "none"),
+            "teacher": "none" if teacher is None else str(recipe.teacher),
             "student": f"{recipe.student} at {student.size} x {student.size} pixels",
             "method": " + ".join(f"{w:g} {name}" for name, w in weights.items()),
             "features": ", ".join(method.student_taps) or "none",

@@ -73,8 +73,8 @@ class Recipe:
         if len(source) < self.batch_size:
             raise ValueError(
                 f"batch_size is {self.batch_size}, but {source.name} makes "
-                f"{len(source)} examples to train on: lower --batch-size, or --length, "
-                "which makes more rows, or give more data"
+                f"{len(source)} examples to train on: lower --batch-size, or give more "
+                "data (texts make more rows of a smaller --length)"
             )
         return self.steps or max(1, round(self.epochs * len(source) / self.batch_size))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,16 @@ from PIL import Image
 
 from jaxkd import data, interop, models, recipes
 from jaxkd.cli import main
-from jaxkd.recipes import image_methods, runs
+from jaxkd.recipes import image_methods, images, runs
 from jaxkd.recipes.image_data import Images, as_teacher_counts
-from jaxkd.recipes.image_models import Model, processor_of
+from jaxkd.recipes.image_models import (
+    Model,
+    processor_of,
+    read_model,
+    with_classes,
+)
 
+HUGGING_FACE = Path(__file__).parents[1] / "golden" / "hf"
 NAMES = ("cat", "dog", "owl")
 OTHER = ("owl", "cat", "dog")
 
@@ -256,3 +263,25 @@ def test_images_get_the_teachers_numbers(pictures, teacher):
     twice = Model("t", network, variables, model.processor, ("owl", "owl", "dog"))
     with pytest.raises(ValueError, match="two classes of one name"):
         as_teacher_counts(found, twice, "names")
+
+
+def test_a_hugging_face_student_of_other_classes_stays_one(tmp_path):
+    folder = HUGGING_FACE / "resnet"
+    found = read_model(folder, mesh=None, dtype="float32", size=32)
+    assert (found.size, found.width, found.classes) == (32, 10, ())
+    model = with_classes(found, 3, seed=0)
+    assert model.width == 3
+    images._save(tmp_path, model, model.variables, OTHER)
+    again = read_model(tmp_path, mesh=None, dtype="float32", size=None)
+    assert again.classes == OTHER
+    assert again.processor == found.processor
+    said, before = (
+        json.loads((x / "config.json").read_text()) for x in (tmp_path, folder)
+    )
+    assert said["architectures"] == ["ResNetForImageClassification"]
+    changed = {key for key in said if said[key] != before.get(key)}
+    assert changed == {"id2label", "label2id", "input_shape"}
+    kernels = zip(
+        *map(jax.tree.leaves, (again.variables, found.variables)), strict=True
+    )
+    assert sum(a.shape != b.shape for a, b in kernels) == 2
