@@ -30,7 +30,7 @@ from jaxkd.recipes.text_models import (
     row_lengths,
     shared_logits,
 )
-from jaxkd.recipes.text_teachers import ServerConfig, elsewhere
+from jaxkd.recipes.text_teachers import ServerConfig, asked_of, elsewhere
 from jaxkd.training import make_mesh
 from jaxkd.types import Program, Variables
 
@@ -41,13 +41,13 @@ class TextRecipe(Recipe):
     """How a language model is distilled on texts or conversations.
 
     Attributes:
-        student: folder of a language model, as `interop.load_pretrained` reads it, with
-            its tokenizer.
+        student: folder of a language model, or its name on the Hugging Face hub, as
+            `interop.load_pretrained` reads it, with its tokenizer.
         data: files of records, as `data.open_records` reads them (.jsonl, .parquet,
             .array_record, …), each with ``messages``, with ``prompt`` and ``response``,
             or with ``text``; or one folder of `data.Documents.save`, as caches have.
-        teacher: folder of a language model, or of a cache that `jaxkd cache-teacher`
-            wrote, or URL of a server; None for methods without one.
+        teacher: likewise; or folder of a cache that `jaxkd cache-teacher` wrote, or URL
+            of a server; None for methods without one.
         method: ``sft``, ``kd``, ``gkd``, ``minillm``, ``distillm``, ``seqkd``, any
             divergence, or any method of `jaxkd list` that takes logits.
         options: arguments of the method and of the program that samples, such as
@@ -133,7 +133,7 @@ def _plan(recipe: TextRecipe) -> Plan:
     mesh = make_mesh(recipe.mesh)
     model = load_model(recipe.student, mesh, recipe.compute, trained=True)
     student = as_student(model, recipe.train, recipe.adapters if recipe.lora else None)
-    answered = elsewhere(recipe.teacher, recipe.server)
+    answered = elsewhere(recipe.teacher, recipe.server, way)
     if answered is not None and way.name != "topk_kd":
         raise ValueError(
             f"{recipe.teacher} gives the teacher's most likely tokens, and method "
@@ -171,7 +171,7 @@ def _plan(recipe: TextRecipe) -> Plan:
         texts.prompts(length, answer_length, model.tokenizer.pad)
         for texts in (train, held_out)
     )
-    source = train.rows
+    source, ask = train.rows, None
     if way.program != "distill":
         if prompts is None or asked is None:
             raise ValueError(
@@ -179,6 +179,7 @@ def _plan(recipe: TextRecipe) -> Plan:
                 "texts: give messages, or prompt and response, or take --method kd"
             )
         source = prompts
+        ask = asked_of(way, student, teacher, answered, prompts, length)
     steps = recipe.length_of(source)
     optimizer = recipe.optimizer.build(steps)
     method = objective(way, total_steps=steps, **known)
@@ -193,6 +194,7 @@ def _plan(recipe: TextRecipe) -> Plan:
         steps=steps,
         accumulate=recipe.accumulate,
         batch_size=recipe.batch_size,
+        ask=ask,
         max_new_tokens=answer_length,
         sampling=recipe.sampling,
         eos=model.ends,

@@ -91,7 +91,7 @@ class Way:
 
 PROGRAMS = {"on_policy": on_policy, "off_policy": off_policy}
 GIVEN = ("student", "teacher", "method", "optimizer", "steps", "max_new_tokens")
-GIVEN += ("sampling", "eos", "pad", "accumulate", "validate_every")
+GIVEN += ("sampling", "eos", "pad", "accumulate", "validate_every", "ask")
 """Arguments of programs that a recipe says otherwise."""
 
 
@@ -167,6 +167,7 @@ def train_by(
     steps: int,
     accumulate: int,
     batch_size: int,
+    ask: Any,
     **written: Any,
 ) -> Program:
     """Return the program of a way.
@@ -180,15 +181,16 @@ def train_by(
         steps: likewise.
         accumulate: parts of a batch.
         batch_size: of the training.
+        ask: what a teacher elsewhere is asked about the student's answers, or None.
         **written: ``max_new_tokens``, ``sampling``, ``eos`` and ``pad`` of programs
             that write text.
     """
     if way.program == "distill":
         return distill(student, teacher, method, optimizer, accumulate=accumulate)
-    assert teacher is not None, "the recipe has asked for one"
     common = {**written, **way.sampling, "accumulate": accumulate}
     if way.program == "on_policy":
-        return on_policy(student, teacher, method, optimizer, **common)
+        return on_policy(student, teacher, method, optimizer, ask=ask, **common)
+    assert teacher is not None, "the recipe has asked for one"
     common.setdefault("capacity", max(1, 1000 // batch_size) * batch_size)
     return off_policy(
         student,

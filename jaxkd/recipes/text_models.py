@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxkd import data
-from jaxkd.interop import load_pretrained, save_pretrained
+from jaxkd.hub import model_folder
+from jaxkd.interop import load_pretrained, save_adapter, save_pretrained
 from jaxkd.network import Network
 from jaxkd.networks import LoraConfig, merged, with_lora
 from jaxkd.networks.freezing import all_weights, train_only
@@ -80,12 +81,17 @@ class Student:
     whole: Callable[[Variables], Variables]
 
     def save(self, folder: Path, variables: Variables) -> None:
-        """Write the trained model with the student's own config, dtype and files."""
+        """Write the trained model with the student's own config, dtype and files.
+
+        Adapters are written too, to the folder ``adapter`` within, as PEFT reads them.
+        """
         config = self.model.config
         dtype = jnp.dtype(config.get("dtype", config.get("torch_dtype")) or "float32")
         whole = jax.tree.map(lambda x: x.astype(dtype), self.whole(variables))
         network, source = self.model.network, self.model.folder
         save_pretrained(folder, network, whole, tokenizer=source)
+        if self.network.lora is not None:
+            save_adapter(folder / "adapter", self.network, variables, base=str(source))
 
 
 def load_model(
@@ -94,16 +100,16 @@ def load_model(
     """Return a folder's model; the weights of one that is trained are float32.
 
     Args:
-        folder: of the model.
+        folder: of the model, or its name on the Hugging Face hub.
         mesh: that it lies on.
         compute: dtype that it computes in.
         trained: whether it is the student.
     """
-    dtype = "float32" if trained else compute
+    folder, dtype = model_folder(folder), "float32" if trained else compute
     network, variables = load_pretrained(folder, mesh=mesh, dtype=dtype)
     if compute != dtype:
         network = network.computing_in(compute)
-    return Model(Path(folder), network, variables, data.load_tokenizer(folder))
+    return Model(folder, network, variables, data.load_tokenizer(folder))
 
 
 def as_student(model: Model, train: str | None, lora: LoraConfig | None) -> Student:

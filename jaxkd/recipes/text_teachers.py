@@ -4,10 +4,18 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxkd.arguments import checked, count
 from jaxkd.data.sources import Examples
-from jaxkd.teachers import CachedTeacher, ServedTeacher
+from jaxkd.recipes.text_methods import Way
+from jaxkd.recipes.text_models import Model, Student
+from jaxkd.teachers import (
+    CachedTeacher,
+    ServedTeacher,
+    retokenized,
+    scored_candidates,
+)
 from jaxkd.teachers.cache import MANIFEST
 
 Answered = Callable[[Examples], Examples]
@@ -29,15 +37,59 @@ class ServerConfig:
     key_variable: str | None = None
 
 
-def elsewhere(teacher: str | Path | None, server: ServerConfig) -> Answered | None:
+def asked_of(
+    way: Way,
+    student: Student,
+    teacher: Model | None,
+    answered: Answered | None,
+    prompts: Examples,
+    length: int,
+) -> Callable[..., Any] | None:
+    """Return what is asked of a teacher about the student's own answers.
+
+    Args:
+        way: that the student is trained.
+        student: to train.
+        teacher: in the step, if it is.
+        answered: from `elsewhere`.
+        prompts: of the training.
+        length: of a row.
+
+    Returns:
+        None where the teacher reads them in the step.
+
+    Raises:
+        ValueError: a teacher that can only be asked beforehand.
+    """
+    ask = None
+    if teacher is not None and way.two_tokenizers:
+        tokenizers = student.model.tokenizer, teacher.tokenizer
+        ask = retokenized(*tokenizers, length=length)
+    elif answered is not None:
+        served = answered(prompts)
+        assert isinstance(served, ServedTeacher), "caches are refused before"
+        ask = scored_candidates(served, student.network)
+    if ask is not None and way.program != "on_policy":
+        raise ValueError(
+            f"{way.program} reads a teacher in the step with the student's tokenizer: "
+            "take another --method, or such a teacher"
+        )
+    return ask
+
+
+def elsewhere(
+    teacher: str | Path | None, server: ServerConfig, way: Way
+) -> Answered | None:
     """Return rows ``->`` the same with a teacher's most likely tokens, if it is one.
 
     Args:
         teacher: URL of a server, folder of a cache, or what is neither.
         server: how it is asked.
+        way: that the student is trained.
 
     Raises:
-        ValueError: a server without a model's name, or a key that is not there.
+        ValueError: a server without a model's name, a key that is not there, or a cache
+            where the student writes texts.
     """
     if teacher is None:
         return None
@@ -56,5 +108,10 @@ def elsewhere(teacher: str | Path | None, server: ServerConfig) -> Answered | No
             rows, str(teacher), server.model, server.k, key
         )
     if (Path(teacher) / MANIFEST).is_file():
+        if way.program != "distill":
+            raise ValueError(
+                f"{teacher} is a cache of answers that are there already, but the "
+                "student writes others: give the teacher itself, or a server"
+            )
         return lambda rows: CachedTeacher(rows, teacher)
     return None

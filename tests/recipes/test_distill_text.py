@@ -170,6 +170,7 @@ WAYS = {
     "distillm": {},
     "uld": {},
     "aligned": {},
+    "own answers, aligned": {"method": "aligned", "options": {"student_share": 1.0}},
     "topk": {"options": {"k": 4}},
     "lora": {"method": "kd", "lora": True},
     "part": {"method": "kd", "train": r"blocks\.mlp\..*"},
@@ -186,6 +187,7 @@ def test_every_way_moves_the_student(chats, tmp_path, way):
     same = jax.tree.map(lambda x, y: bool((x == y).all()), before, after)
     moved = {path for path, still in flatten_dict(same["params"]).items() if not still}
     assert moved
+    assert (found.folder / "adapter").is_dir() == (way == "lora")
     if way == "part":
         assert all("mlp" in path for path in moved)
 
@@ -265,6 +267,8 @@ def test_teachers_that_do_not_do(chats, tmp_path, capsys):
     (tmp_path / "teacher.json").write_text("{}")
     cache = given | {"teacher": tmp_path}
     assert "method kd needs more: take --method topk" in refused(cache, capsys)
+    own = {"method": "topk", "options": ("student_share", "1.0")}
+    assert "the student writes others" in refused(cache | own, capsys)
 
 
 def test_mistakes_are_named_before_anything_is_read(chats, tmp_path, capsys):
