@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxkd import Network, distill
 from jaxkd.compression.quantise.mixed_bits import quantized
+from jaxkd.generation import GREEDY, generate
 from jaxkd.kernels.quant_matmul import QuantizedWeights
 from jaxkd.methods import cross_entropy
 from jaxkd.models import cnn, llama
@@ -279,3 +280,16 @@ def test_adapters_learn_beside_quantised_weights(kind):
 
 def _is_quantised(x):
     return isinstance(x, QuantizedWeights)
+
+
+@pytest.mark.slow
+def test_text_is_written_from_a_cache_as_by_the_merged_network():
+    network = with_lora(LLAMA, LoraConfig(rank=4, dora=True))
+    variables = trained(network)
+    kept, plain = (
+        generate(
+            *run, {"input_ids": TEXT["input_ids"]}, max_new_tokens=5, sampling=GREEDY
+        )
+        for run in ((network, variables), merged(network, variables))
+    )
+    np.testing.assert_array_equal(kept.tokens, plain.tokens)
