@@ -34,10 +34,11 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     require(config, "tie_word_embeddings", True)
     for activation in ("hidden_activation", "classifier_activation"):
         require(config, activation, "gelu")
-    layers = config["num_hidden_layers"]
     every = config.get("global_attn_every_n_layers", 3)
-    if config.get("layer_types"):
-        require(config, "layer_types", _kinds(layers, every))
+    kinds = config.get("layer_types")
+    if kinds:  # As many as there are, not as the config says: it may be anything.
+        require({"layer_types": kinds}, "layer_types", _kinds(len(kinds), every))
+        require(config, "num_hidden_layers", len(kinds))
     found = {ours: config[theirs] for ours, theirs in SIZES.items()}
     return found | {
         "head": ARCHITECTURES[config["architectures"][0]],

@@ -297,6 +297,7 @@ def test_every_decoder_comes_back_from_its_config(switches, model_type):
         ("big_bird", {"attention_type": "lsh"}, "attention_type = 'lsh'"),
         ("modernbert", {"norm_bias": True}, "norm_bias = True"),
         ("modernbert", {"global_attn_every_n_layers": 3}, "layer_types = "),
+        ("modernbert", {"num_hidden_layers": 10**9}, "layers = 1000000000, .* knows 4"),
         ("resnet", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ("resnet", {"downsample_in_first_stage": True}, "in_first_stage = True"),
         ("resnet", {"layer_type": "other"}, "it knows 'basic', 'bottleneck'"),
