@@ -2,8 +2,11 @@
 
 import errno
 import json
+import math
 import os
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
@@ -17,6 +20,7 @@ from jaxkd import interop, recipes
 from jaxkd.cli import main
 from jaxkd.digests import verify_digests
 from jaxkd.recipes import runs
+from jaxkd.recipes.text_teachers import ServerConfig
 from jaxkd.training import JsonLines
 
 CHATS = Path(__file__).parents[1] / "golden" / "chat"
@@ -209,6 +213,54 @@ def test_a_cache_takes_the_teachers_place(chats, tmp_path):
         "student before",
         "student after",
     }
+
+
+class Server(BaseHTTPRequestHandler):
+    """A teacher with OpenAI's completions endpoint, to which all tokens are alike."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        entry = {"logprob": -math.log(400)}
+        places = [None]
+        for token in asked["prompt"][1:]:
+            best = {*range(asked["prompt_logprobs"]), token}
+            places.append({str(i): entry | {"rank": 1} for i in sorted(best)})
+        reply = {"choices": [{"index": 0, "text": "a", "prompt_logprobs": places}]}
+        body = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def url():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{}, {"student_share": 1.0, "reverse": True}], ids=str
+)
+def test_a_server_takes_the_teachers_place(chats, tmp_path, url, options):
+    found = recipes.distill_text(
+        **arguments(
+            chats,
+            tmp_path / "x",
+            teacher=url,
+            server=ServerConfig("large", k=4),
+            method="topk",
+            options=options,
+            rouge_prompts=0,
+        )
+    )
+    assert 0 < found.history[-1]["train_topk_kd"] < 1
 
 
 @pytest.fixture
