@@ -293,13 +293,15 @@ def _lines(
     _title(ax, name)
     rest = len(ranked) - len(highlighted)
     note = f"; {rest} other methods in grey" if rest else ""
+    several = any(len(values) > 1 for values in panel.values())
+    what = "mean over seeds, band ± standard error" if several else "one seed"
     ax.set_ylabel(
         LABELS.get(metric, metric), fontsize=MEDIUM, color=BLACK, parse_math=False
     )
     ax.text(
         1,
         1.02,
-        f"mean over seeds, band ± standard error{note}",
+        f"{what}{note}",
         transform=ax.transAxes,
         ha="right",
         fontsize=SMALL,
