@@ -182,6 +182,8 @@ def _plan(recipe: TextRecipe) -> Plan:
         ask = asked_of(way, student, teacher, answered, prompts, length)
     steps = recipe.length_of(source)
     optimizer = recipe.optimizer.build(steps)
+    pair = [student.network] if teacher is None else [student.network, teacher.network]
+    known["heads"] = all("head" in network.taps for network in pair)
     method = objective(way, total_steps=steps, **known)
     if shared not in (None, model.width) and not way.supervised:
         method = shared_vocabulary(method, shared)

@@ -138,7 +138,8 @@ def objective(way: Way, **known: Any) -> Method:
     Args:
         way: from `resolve`.
         **known: what the recipe knows, of which a method takes what it has arguments
-            for, such as ``total_steps``.
+            for, such as ``total_steps``; ``heads``, whether logits are all products of
+            features with a head.
 
     Raises:
         ValueError: an option that the method does not take.
@@ -149,7 +150,13 @@ def objective(way: Way, **known: Any) -> Method:
         if not _direct(divergence):
             own = {x: options.pop(x) for x in _arguments(divergence) if x in options}
             divergence = divergence(**own)
-        return methods.linear_kd(divergence, **options)
+        if known.get("heads", True):
+            return methods.linear_kd(divergence, **options)
+        weight = options.pop("label_weight", 0.0)
+        labels = [(weight, methods.cross_entropy())] if weight else []
+        return methods.combine(
+            (1.0, methods.divergence_kd(divergence, **options)), *labels
+        )
     taken = {x: known[x] for x in _method_arguments(way.name) if x in known}
     try:
         return methods.METHODS[way.name](**{**taken, **options})

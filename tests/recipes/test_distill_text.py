@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models
 from jaxkd import interop, recipes
 from jaxkd.cli import main
 from jaxkd.digests import verify_digests
+from jaxkd.models import llama
 from jaxkd.recipes import runs
 from jaxkd.recipes.text_teachers import ServerConfig
 from jaxkd.training import JsonLines
@@ -197,6 +198,20 @@ def test_every_way_moves_the_student(chats, tmp_path, way):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_teacher_may_cap_its_logits(chats, tmp_path):
+    """As Gemma 2 does: no product of features with a head has them."""
+    _, spec = interop.load_pretrained(STUDENT)[0].spec
+    capped = llama(**{**spec, "soft_caps": {"logits": 5.0}})
+    teacher = tmp_path / "teacher"
+    start = capped.init(jax.random.key(0))
+    interop.save_pretrained(teacher, capped, start, tokenizer=STUDENT)
+    how = {"teacher": str(teacher), "options": {"label_weight": 0.5}}
+    given = arguments(chats, tmp_path / "x", evaluate_every=2, rouge_prompts=0, **how)
+    found = recipes.distill_text(method="kd", **given)
+    assert found.history[-1]["train_loss"] > 0
+
+
 def test_a_cache_takes_the_teachers_place(chats, tmp_path):
     cache = ["cache-teacher", str(TEACHER), str(chats), "--to", str(tmp_path / "cache")]
     assert main([*cache, "--length", "48", "--k", "4"]) == 0
