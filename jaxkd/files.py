@@ -6,13 +6,14 @@ import os
 import shutil
 import socket
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 
 from jaxkd.arguments import checked
 
@@ -100,6 +101,27 @@ def replaced(path: Path) -> Iterator[Path]:
             f"{path} cannot be written ({error.strerror or error}); what was there is "
             "kept: make room or allow writing there, then go on with `jaxkd resume`"
         ) from error
+
+
+@checked()
+def write_tensors(
+    arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Write a file of safetensors that others may read as they may any new file.
+
+    Args:
+        arrays: by name.
+        path: the file.
+        metadata: of the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({**arrays}, path, metadata={**metadata})
+    # What safetensors writes is its owner's alone.
+    path.chmod(mode)
 
 
 @checked()

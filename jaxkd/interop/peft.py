@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from jaxkd.arguments import checked
 from jaxkd.digests import DIGESTS, verify_digests, write_digests
-from jaxkd.files import replaced_folder
+from jaxkd.files import replaced_folder, write_tensors
 from jaxkd.hub import model_folder
 from jaxkd.interop.adapter_config import CONFIG, AdapterConfig, described, read_config
 from jaxkd.interop.checkpoint import (
@@ -201,7 +200,7 @@ def save_adapter(
         with replaced_folder(
             folder, {CONFIG, WEIGHTS, DIGESTS}.__contains__
         ) as partial:
-            save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+            write_tensors(tensors, partial / WEIGHTS, {"format": "pt"})
             (partial / CONFIG).write_text(json.dumps(text, indent=2) + "\n")
             write_digests(partial)
     return folder

@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxkd.arguments import checked
-from jaxkd.files import check_plain, inside
+from jaxkd.files import check_plain, inside, write_tensors
 from jaxkd.untrusted import json_file
 
 WEIGHTS = "model.safetensors"
@@ -157,4 +156,4 @@ def write_shards(
     for file, names in zip(files, shards, strict=True):
         # The metadata tells transformers that the layouts are PyTorch's.
         arrays = {name: np.asarray(read(name), order="C") for name in names}
-        save_file(arrays, folder / file, metadata={"format": "pt"})
+        write_tensors(arrays, folder / file, {"format": "pt"})

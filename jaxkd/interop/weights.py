@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxkd.arguments import checked
-from jaxkd.files import replaced
+from jaxkd.files import replaced, write_tensors
 from jaxkd.interop.checkpoint import on_host
 
 STRUCTURE = "jaxkd.structure"
@@ -60,7 +59,7 @@ def save_weights(path: str | Path, variables: PyTree) -> Path:
     if not jax.process_index():
         metadata = {STRUCTURE: json.dumps(structure), SHA256: ZEROS}
         with replaced(path) as partial:
-            save_file(arrays, partial, metadata=metadata)
+            write_tensors(arrays, partial, metadata)
             _, digest, place = _digests(partial)
             with partial.open("r+b") as file:
                 file.seek(place)

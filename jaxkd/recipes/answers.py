@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from jaxkd import data
+from jaxkd.arguments import checked
 from jaxkd.evaluation.texts import rouge_l
 from jaxkd.generation import GREEDY, generate
 from jaxkd.network import Network
 from jaxkd.types import Variables, deployed
 
 
+@checked()
 @dataclass(frozen=True)
 class Asked:
     """Prompts, and what the data answer to them.

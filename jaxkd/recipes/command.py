@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from jaxkd.arguments import unknown_name
+from jaxkd.arguments import checked, unknown_name
 from jaxkd.recipes.images import ImagesRecipe, distill_images
 from jaxkd.recipes.recipe import Recipe, as_flags, read_yaml, required, to_yaml
 from jaxkd.recipes.text import TextRecipe, distill_text
@@ -27,6 +27,7 @@ Words = Annotated[
 ]
 
 
+@checked()
 def distill(words: Words) -> int:
     """Distil your model on your data: `jaxkd distill text --help` has all flags.
 
@@ -67,6 +68,7 @@ def distill(words: Words) -> int:
     return 0
 
 
+@checked()
 def distill_command(words: Sequence[str]) -> int:
     """Return the exit status of ``jaxkd distill`` with these words."""
     if not words or words[0] in ("-h", "--help"):

@@ -105,6 +105,7 @@ def given[R: Recipe](
     return kind(**arguments)
 
 
+@checked()
 def required(kind: type) -> list[str]:
     """Return the fields of a dataclass that have no default."""
     return [
@@ -126,6 +127,7 @@ def plain(recipe: Any) -> Any:
     return str(recipe) if isinstance(recipe, Path) else recipe
 
 
+@checked()
 def to_yaml(kind: str, recipe: Recipe) -> str:
     """Return a recipe as a file that ``jaxkd distill --config`` reads."""
     return yaml.safe_dump({"recipe": kind, **plain(recipe)}, sort_keys=False)
@@ -153,6 +155,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return found
 
 
+@checked()
 def as_flags(
     kind: type, values: Mapping[str, Any], where: str, prefix: str = ""
 ) -> Iterator[str]:

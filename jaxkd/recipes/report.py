@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from jaxkd.arguments import checked
 from jaxkd.recipes.recipe import plain, to_yaml
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.report import (
@@ -32,6 +33,7 @@ from jaxkd.reporting.tables import (
 )
 
 
+@checked()
 @dataclass(frozen=True)
 class Made:
     """What a run has made, for its pages.
@@ -60,6 +62,7 @@ class Made:
         return f"{self.kind} distilled by {self.recipe.method}"
 
 
+@checked()
 def grid(records: Sequence[Record]) -> Grid:
     """Return the table of a run, a row a metric and a column a model."""
     metrics, _ = measured(records)
@@ -70,11 +73,13 @@ def grid(records: Sequence[Record]) -> Grid:
     return Grid("", ["", *names], [list(row) for row in rows], best)
 
 
+@checked()
 def print_rows(console: Console, records: Sequence[Record]) -> None:
     """Print the table of a run."""
     console.print(rich_table(grid(records)))
 
 
+@checked()
 def write_pages(folder: Path, made: Made) -> None:
     """Write ``report.html``, ``README.md``, ``recipe.yaml`` and plots to a folder."""
     from jaxkd.reporting.plots import plot_curves

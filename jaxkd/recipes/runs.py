@@ -37,6 +37,7 @@ CONTROL = "cross-entropy alone"
 Metrics = Mapping[str, float]
 
 
+@checked()
 @dataclass(frozen=True)
 class Plan:
     """What a recipe has made ready.
@@ -85,12 +86,14 @@ class Distilled(NamedTuple):
     records: list[Record]
 
 
+@checked()
 def training_folder(recipe: Recipe) -> Path:
     """Return where a recipe's run keeps what it goes on from."""
     to = Path(recipe.to)
     return to.with_name(f"{to.name}.training")
 
 
+@checked()
 def check_folders(kind: str, recipe: Recipe) -> None:
     """Refuse a folder to write that is there, and a stopped run of another recipe.
 
@@ -177,6 +180,7 @@ def _claim(kind: str, recipe: Recipe) -> None:
         write_atomically(path, to_yaml(kind, recipe))
 
 
+@checked()
 def carry_out(
     kind: str, recipe: Recipe, plan: Plan, console: Console | None = None
 ) -> Distilled:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxkd import data
+from jaxkd.arguments import checked
 from jaxkd.data.records import Record
 from jaxkd.data.text.instructions import ChatTemplate
 from jaxkd.data.text.templates import JinjaTemplate
@@ -18,6 +19,7 @@ Template = ChatTemplate | JinjaTemplate
 Records = Sequence[Record]
 
 
+@checked()
 @dataclass(frozen=True)
 class Texts:
     """What a run trains on, or what is held out of it.
@@ -58,6 +60,7 @@ class Texts:
         )
 
 
+@checked()
 def documents_of(
     name: str,
     records: Records,
@@ -80,6 +83,7 @@ def documents_of(
     return data.tokenize(name, data.texts(records, field), tokenizer)
 
 
+@checked()
 @dataclass(frozen=True)
 class Reader:
     """How files become rows.
@@ -197,6 +201,7 @@ def _split(
     return np.sort(order[count:]), np.sort(order[:count])
 
 
+@checked()
 def chat_template(given: str | None, folder: Path) -> Template:
     """Return the chat template that is named, or that of a model's folder.
 

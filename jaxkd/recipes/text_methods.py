@@ -13,7 +13,7 @@ from typing import Any
 import optax
 
 from jaxkd import methods
-from jaxkd.arguments import unknown_name
+from jaxkd.arguments import checked, unknown_name
 from jaxkd.kernels.linear_distill import divergences
 from jaxkd.network import Network
 from jaxkd.programs import distill, off_policy, on_policy
@@ -57,6 +57,7 @@ DIVERGENCES: dict[str, Callable[..., Any]] = {
 """Divergences by name; of those that have a parameter, what makes them."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Way:
     """What a method's name and options stand for.
@@ -95,6 +96,7 @@ GIVEN += ("sampling", "eos", "pad", "accumulate", "validate_every", "ask")
 """Arguments of programs that a recipe says otherwise."""
 
 
+@checked()
 def resolve(method: str, options: Options) -> Way:
     """Return what a method's name and options stand for.
 
@@ -132,6 +134,7 @@ def _method_arguments(name: str) -> list[str]:
     return [*own, "temperature", "label_weight"]
 
 
+@checked()
 def objective(way: Way, **known: Any) -> Method:
     """Return a way's method.
 
@@ -164,6 +167,7 @@ def objective(way: Way, **known: Any) -> Method:
         raise ValueError(f"method {way.name}: {error}; give it by --options") from None
 
 
+@checked()
 def train_by(
     way: Way,
     student: Network,

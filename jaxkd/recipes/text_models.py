@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxkd import data
+from jaxkd.arguments import checked
 from jaxkd.hub import model_folder
 from jaxkd.interop import load_pretrained, save_adapter, save_pretrained
 from jaxkd.network import Network
@@ -23,6 +24,7 @@ LONGEST = 1024
 """Tokens of a row, where neither recipe nor models say."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Model:
     """A language model of a folder.
@@ -66,6 +68,7 @@ class Model:
         return tuple(end for end in ends if isinstance(end, int))
 
 
+@checked()
 @dataclass(frozen=True)
 class Student:
     """A model as it is trained: whole, in part, or by what stands beside its weights.
@@ -94,6 +97,7 @@ class Student:
             save_adapter(folder / "adapter", self.network, variables, base=str(source))
 
 
+@checked()
 def load_model(
     folder: str | Path, mesh: Mesh, compute: str, *, trained: bool = False
 ) -> Model:
@@ -112,6 +116,7 @@ def load_model(
     return Model(folder, network, variables, data.load_tokenizer(folder))
 
 
+@checked()
 def as_student(model: Model, train: str | None, lora: LoraConfig | None) -> Student:
     """Return a model as it is trained.
 
@@ -136,6 +141,7 @@ def as_student(model: Model, train: str | None, lora: LoraConfig | None) -> Stud
     return Student(model, train_only(model.started, train), all_weights)
 
 
+@checked()
 def row_lengths(
     length: int | None, answer_length: int | None, *models: Model | None
 ) -> tuple[int, int]:
@@ -169,6 +175,7 @@ def row_lengths(
     return found, answer
 
 
+@checked()
 def shared_logits(teacher: Model, student: Model) -> int:
     """Return how many of their logits two models share.
 
@@ -186,6 +193,7 @@ def shared_logits(teacher: Model, student: Model) -> int:
         raise ValueError(f"{error}: --method aligned or --method uld") from None
 
 
+@checked()
 def first_logits(network: Network, size: int) -> Network:
     """Return a network with the first of its logits."""
 

@@ -37,6 +37,7 @@ class ServerConfig:
     key_variable: str | None = None
 
 
+@checked()
 def asked_of(
     way: Way,
     student: Student,
@@ -77,6 +78,7 @@ def asked_of(
     return ask
 
 
+@checked()
 def elsewhere(
     teacher: str | Path | None, server: ServerConfig, way: Way
 ) -> Answered | None:

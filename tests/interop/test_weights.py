@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 import jaxkd
 from jaxkd import models
+from jaxkd.interop import save_pretrained
 from jaxkd.interop.weights import STRUCTURE
 
 TREE = {
@@ -134,3 +135,12 @@ def test_a_missing_file_and_a_full_disk_say_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written"):
         jaxkd.save_weights(tmp_path / "file" / "x", {"a": ONE})
+
+
+def test_a_file_may_be_read_by_whom_other_new_files_may(tmp_path):
+    (tmp_path / "other").touch()
+    jaxkd.save_weights(tmp_path / "x.safetensors", {"params": {"a": jnp.ones(2)}})
+    network = models.llama(8, 8, 1, 2, 8)
+    save_pretrained(tmp_path / "folder", network, network.init(jax.random.key(0)))
+    for file in ("x.safetensors", "folder/model.safetensors", "folder/config.json"):
+        assert (tmp_path / file).stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -318,7 +318,7 @@ def test_data_that_do_not_do(tmp_path, capsys, unchecked_shapes):
         (f"{good}\n\n{good[:-9]}\n", {}, "a.jsonl: line 3 is no JSON"),
         (f'{good}\n{{"question": 1}}\n', {}, "record 1 of 'a.jsonl': it has"),
         ('{"text": "ab"}\n' * 9, {"method": "gkd"}, "the records are plain texts"),
-        (f"{good}\n" * 3, {"batch_size": 4}, "lower --batch-size, or --length"),
+        (f"{good}\n" * 3, {"batch_size": 4}, "lower --batch-size, or give more data"),
     ]:
         (tmp_path / "a.jsonl").write_text(content)
         assert message in refused(given | others, capsys)

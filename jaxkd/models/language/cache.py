@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxkd.arguments import checked
 from jaxkd.kernels.attention.scores import Scores
 from jaxkd.sharding.axes import constrain
 from jaxkd.types import Axes
@@ -189,6 +190,7 @@ class KVCache:
         return dataclasses.replace(self, length=self.length + tokens)
 
 
+@checked()
 def attend(
     query: Float[Array, "batch tokens heads dim"],
     key: Float[Array, "batch slots kv_heads dim"],

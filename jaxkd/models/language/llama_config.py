@@ -110,6 +110,7 @@ class Latent:
         return self.plain + self.turned
 
 
+@checked()
 def times(multiplier: float, x: Array) -> Array:
     """Return ``multiplier·x``: x itself where there is nothing to multiply."""
     return x if multiplier == 1 else x * multiplier

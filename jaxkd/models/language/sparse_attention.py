@@ -31,6 +31,7 @@ LEAST = 64
 """Queries of a sliding window's block at least."""
 
 
+@checked()
 def by_blocks(
     query: Float[Array, "batch length heads dim"],
     block: int,
