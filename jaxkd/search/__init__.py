@@ -1,5 +1,16 @@
 """Searches for students: training-free scores, evolution, and spaces of networks."""
 
+from jaxkd.search.depth import DepthSelection as DepthSelection
+from jaxkd.search.depth import select_depth as select_depth
+from jaxkd.search.depth import spread_layers as spread_layers
+from jaxkd.search.elastic import AUTODISTIL_SPACES as AUTODISTIL_SPACES
+from jaxkd.search.elastic import Shape as Shape
+from jaxkd.search.elastic import ShapeSpace as ShapeSpace
+from jaxkd.search.elastic import bert_parameters as bert_parameters
+from jaxkd.search.elastic import enumerate_shapes as enumerate_shapes
+from jaxkd.search.elastic import partition_shapes as partition_shapes
+from jaxkd.search.elastic import sandwich_masks as sandwich_masks
+from jaxkd.search.elastic import sandwich_sample as sandwich_sample
 from jaxkd.search.evolution import Evaluated as Evaluated
 from jaxkd.search.evolution import SearchResult as SearchResult
 from jaxkd.search.evolution import random_search as random_search
