@@ -11,6 +11,7 @@ from jaxkd.losses.attention import attention_map as attention_map
 from jaxkd.losses.attention import cwd_loss as cwd_loss
 from jaxkd.losses.attention import ft_loss as ft_loss
 from jaxkd.losses.attention import nst_loss as nst_loss
+from jaxkd.losses.balancing import balance_losses as balance_losses
 from jaxkd.losses.basics import weighted_loss as weighted_loss
 from jaxkd.losses.basics import weighted_mean as weighted_mean
 from jaxkd.losses.binary import binary_kl_loss as binary_kl_loss
@@ -88,8 +89,10 @@ from jaxkd.losses.hard import hard_augmenter_loss as hard_augmenter_loss
 from jaxkd.losses.hard import hard_student_loss as hard_student_loss
 from jaxkd.losses.language import adaptive_kl_loss as adaptive_kl_loss
 from jaxkd.losses.language import adaptive_kl_weights as adaptive_kl_weights
+from jaxkd.losses.language import cut_to_heads as cut_to_heads
 from jaxkd.losses.language import divergence_loss as divergence_loss
 from jaxkd.losses.language import relation_loss as relation_loss
+from jaxkd.losses.language import relation_score_loss as relation_score_loss
 from jaxkd.losses.language import uld_loss as uld_loss
 from jaxkd.losses.masked_images import (
     mae_reconstruction_loss as mae_reconstruction_loss,

@@ -179,7 +179,8 @@ def relation_loss(
     Args:
         student: A of the student.
         teacher: A of the teacher.
-        heads: that the features are cut into; the mean over them is returned.
+        heads: that the features are cut into; the mean over them is returned. For
+            widths that they do not divide there is `cut_to_heads`.
         mask: (batch, length) 0 for tokens that others do not relate to.
         segments: (batch, length) the number of each token's document, where a row has
             several: tokens relate to those of their own alone.
@@ -190,11 +191,7 @@ def relation_loss(
     Raises:
         ValueError: other tokens, or heads that do not divide a width.
     """
-    if student.shape[:2] != teacher.shape[:2]:
-        raise ValueError(
-            f"student has shape {student.shape} but teacher {teacher.shape}: run both "
-            "networks on the same tokens"
-        )
+    _check_tokens(student, teacher)
 
     def log_relations(x: Array) -> Array:
         batch, length, width = x.shape
@@ -211,3 +208,72 @@ def relation_loss(
 
     log_s, log_t = log_relations(as_float(student)), log_relations(frozen(teacher))
     return kl_divergence(log_t, log_s).mean(1)
+
+
+@checked(heads=count)
+def cut_to_heads(
+    x: Float[Array, "batch length width"], heads: int
+) -> Float[Array, "batch length cut"]:
+    """Return the first heads·⌊width/heads⌋ features, which heads of relations divide.
+
+    Xu et al. 2022 (AutoDistil), arXiv:2201.12507: so students of 7 to 12 attention
+    heads have the 12 relation heads of their teacher.
+
+    Args:
+        x: queries, keys, values or hidden states.
+        heads: of relations.
+
+    Raises:
+        ValueError: more heads than features.
+    """
+    if heads > x.shape[-1]:
+        raise ValueError(f"heads must be at most {x.shape[-1]} features, got {heads}")
+    return x[..., : x.shape[-1] // heads * heads]
+
+
+@checked(heads=count)
+def relation_score_loss(
+    student: Float[Array, "batch length student_width"],
+    teacher: Float[Array, "batch length teacher_width"],
+    heads: int,
+    mask: Shaped[Array, "batch length"] | None = None,
+) -> Float[Array, "batch length"]:
+    """Squared error of how each token relates to the others, before any softmax.
+
+    Xu et al. 2022 (AutoDistil), arXiv:2201.12507, as its code has it: of A·Aᵀ/√d, with
+    A as in `relation_loss`, which is the paper's and knows no scale. Surplus features
+    are cut off. Padding counts nowhere; the code counts it, whose own masks cancel.
+
+    Args:
+        student: A of the student.
+        teacher: A of the teacher.
+        heads: that the features are cut into; the mean over them is returned.
+        mask: 0 for tokens that are padding.
+
+    Returns:
+        The loss of each token, a mean over the tokens that it relates to.
+
+    Raises:
+        ValueError: other tokens, or more heads than features.
+    """
+    _check_tokens(student, teacher)
+    real = jnp.ones(student.shape[:2]) if mask is None else as_float(mask > 0)
+
+    def scores(x: Array) -> Array:
+        x = jnp.where(real[..., None] > 0, cut_to_heads(x, heads), 0)
+        x = x.reshape(*x.shape[:2], heads, -1)
+        exact = jax.lax.Precision.HIGHEST
+        found = jnp.einsum("bqhd,bkhd->bqkh", x, x, precision=exact)
+        return found / x.shape[-1] ** 0.5
+
+    gaps = scores(as_float(student)) - scores(frozen(teacher))
+    others = jnp.maximum(real.sum(1, keepdims=True), 1)
+    return (gaps**2).mean(-1).sum(-1) / others
+
+
+def _check_tokens(student: Array, teacher: Array) -> None:
+    if student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            f"student has shape {student.shape} but teacher {teacher.shape}: run both "
+            "networks on the same tokens"
+        )

@@ -109,7 +109,7 @@ def test_bias_makes_up_for_the_mean(golden):
         (lambda x: group_scores(x, 3), "size 3 does not divide 4 channels"),
         (
             lambda x: top_mask(jnp.asarray(x), 5),
-            "keep must be at most the 4 units, got 5",
+            "keep must be at most the 4",
         ),
         (lambda x: global_width_masks(x, x, 0.0, head_dim=2), r"ratio must be in"),
         (lambda x: global_width_masks(x, x, 0.5, head_dim=3), "does not divide"),
