@@ -1,5 +1,8 @@
 """Narrower networks: how important heads and channels are, and which of them stay."""
 
+from jaxkd.compression.shrink.decoders import DecoderMask as DecoderMask
+from jaxkd.compression.shrink.decoders import extract_decoder as extract_decoder
+from jaxkd.compression.shrink.decoders import mask_decoder as mask_decoder
 from jaxkd.compression.shrink.importance import InputStatistics as InputStatistics
 from jaxkd.compression.shrink.importance import group_scores as group_scores
 from jaxkd.compression.shrink.importance import input_statistics as input_statistics
