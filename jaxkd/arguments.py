@@ -96,6 +96,24 @@ def unknown_name(kind: str, given: str, valid: Iterable[str]) -> str:
     return f"{message} Valid: {', '.join(valid) or 'none'}"
 
 
+def expression(name: str, pattern: str) -> re.Pattern[str]:
+    """Return a regular expression that someone has given.
+
+    Args:
+        name: of the argument, for the message.
+        pattern: the expression.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"{name} {pattern!r:.80} is no regular expression: {error}"
+        ) from None
+
+
 def checked[F: Callable](**rules: Rule) -> Callable[[F], F]:
     """Return a decorator that refuses bad arguments of a function, or of a class.
 

@@ -251,8 +251,8 @@ def image_arrays(
             f"{path} has {images} {x.shape} {x.dtype} and {labels} {y.shape}: give "
             "uint8 images (examples, height, width[, channels]) and a label for each"
         )
-    if not len(x):
-        raise ValueError(f"{path} has no images in {images}")
+    if not x.size:
+        raise ValueError(f"{path} has no pixels in {images}, which is {x.shape}")
     numbers, known, names = number_labels(y.tolist(), classes, str(path))
     pictures = _Arrays(x[..., 0] if x.shape[3:] == (1,) else x, numbers, str(path))
     return picture_source(str(path), pictures, known, names, size, crop)

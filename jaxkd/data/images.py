@@ -119,6 +119,8 @@ def number_labels(
     Raises:
         ValueError: a label that is neither, negative, or of no class; a name twice.
     """
+    if classes is not None and classes in (0, [], ()):
+        raise ValueError("classes must be some: names, how many there are, or None")
     given = () if classes is None or isinstance(classes, int) else tuple(classes)
     for known in (given, names):
         if len(set(known)) < len(known) or not all(isinstance(x, str) for x in known):

@@ -139,6 +139,8 @@ def _distribution(
 
 
 def _check(sides: Any, common: np.ndarray) -> None:
+    if not len(common):
+        raise ValueError("common is empty: the tokenizers must have a token in common")
     for side, (name, logits, labels, spans) in enumerate(sides):
         if labels.shape != logits.shape[:2] or spans.shape != logits.shape[:2]:
             raise ValueError(

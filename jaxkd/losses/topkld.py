@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxkd.arguments import checked, integer
-from jaxkd.kernels.linear_distill.divergences import forward_kl, reverse_kl
+from jaxkd.kernels.linear_distill.divergences import Divergence, forward_kl, reverse_kl
 from jaxkd.losses.basics import as_float, check_array
 from jaxkd.losses.divergences import tempered
 
@@ -77,5 +77,11 @@ def topkld_loss(
     inside, outside = reverse_kl, forward_kl
     if head == "forward":
         inside, outside = outside, inside
-    terms = inside(log_p, log_q), tail_weight * outside(log_p, log_q)
-    return jnp.where(top_k_mask(log_p, k), *terms).sum(-1)
+    best = top_k_mask(log_p, k)
+
+    def part(divergence: Divergence, classes: Array) -> Array:
+        # Others are taken out first: the gradient of what is infinite there is NaN.
+        kept = (jnp.where(classes, x, 0) for x in (log_p, log_q))
+        return jnp.where(classes, divergence(*kept), 0)
+
+    return (part(inside, best) + tail_weight * part(outside, ~best)).sum(-1)

@@ -1,6 +1,5 @@
 """Training some of a network's weights and leaving the others as they are."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PRNGKeyArray
 
-from jaxkd.arguments import checked, floating
+from jaxkd.arguments import checked, expression, floating
 from jaxkd.network import Network
 from jaxkd.types import Variables
 
@@ -36,11 +35,12 @@ def train_only(network: Network, pattern: str, *, dtype: Any = None) -> Network:
     Raises:
         ValueError: from ``init``, a pattern that no weight matches.
     """
+    wanted = expression("pattern", pattern)
 
     def init(key: PRNGKeyArray) -> Variables:
         variables = network.init(key)
         flat = flatten_dict(variables["params"])
-        chosen = {path for path in flat if re.fullmatch(pattern, ".".join(path))}
+        chosen = {path for path in flat if wanted.fullmatch(".".join(path))}
         if not chosen:
             raise ValueError(
                 f"pattern {pattern!r} matches none of the weights, such as "

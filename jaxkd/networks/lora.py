@@ -18,7 +18,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxkd.arguments import checked, count, fraction, positive
+from jaxkd.arguments import checked, count, expression, fraction, positive
 from jaxkd.kernels.quant_matmul import QuantizedWeights
 from jaxkd.models.parts.adapted import AdaptedWeights, plain_weights
 from jaxkd.models.parts.linear import Linear
@@ -224,6 +224,9 @@ def lora_targets(network: Network, config: LoraConfig) -> dict[Path, Target]:
     Raises:
         ValueError: as `with_lora`.
     """
+    for name in ("ranks", "alphas"):
+        for pattern in getattr(config, name):
+            expression(name, pattern)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     weights = _flat(shapes["params"])
     layers = _layers(network)
@@ -235,7 +238,8 @@ def lora_targets(network: Network, config: LoraConfig) -> dict[Path, Target]:
             and "vocabulary" not in network.axes.get(path, ())
         ]
     else:
-        chosen = [p for p in weights if re.fullmatch(config.targets, ".".join(p))]
+        wanted = expression("targets", config.targets)
+        chosen = [path for path in weights if wanted.fullmatch(".".join(path))]
     if not chosen:
         raise ValueError(
             f"targets {config.targets!r} matches none of the network's weights, such "

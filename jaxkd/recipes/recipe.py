@@ -1,6 +1,7 @@
 """Recipes: what one job is made of, as a dataclass, as flags, and as a file of YAML."""
 
 import dataclasses
+import reprlib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from jaxkd.arguments import checked, count, positive, unknown_name
+from jaxkd.arguments import Rule, checked, count, unknown_name
 from jaxkd.data.sources import Examples
 from jaxkd.training.optimizers import OptimizerConfig
 from jaxkd.untrusted import read_bytes
@@ -19,9 +20,11 @@ LARGEST = 2**20
 
 
 NUMBERS = {
-    **dict.fromkeys(("steps", "batch_size", "accumulate"), count),
+    "steps": Rule("1 to 1,000,000,000", lambda steps: 1 <= steps <= 10**9),
+    "seed": Rule("0 to 2,147,483,647", lambda seed: 0 <= seed < 2**31),
+    **dict.fromkeys(("batch_size", "accumulate"), count),
     **dict.fromkeys(("evaluate_every", "checkpoint_every"), count),
-    "epochs": positive,
+    "epochs": Rule("above 0, at most 1,000,000", lambda epochs: 0 < epochs <= 10**6),
 }
 """What the numbers of a recipe may be, for `checked` of every kind."""
 
@@ -146,9 +149,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} is missing: `jaxkd distill text --print-config` writes one"
         )
+    content = read_bytes(path, LARGEST)
     try:
-        found = yaml.safe_load(read_bytes(path, LARGEST))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no fields of a recipe, such as `steps: 1000`")
@@ -157,7 +161,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 @checked()
 def as_flags(
-    kind: type, values: Mapping[str, Any], where: str, prefix: str = ""
+    kind: type, values: Mapping[Any, Any], where: str, prefix: str = ""
 ) -> Iterator[str]:
     """Yield what a recipe's file says as the flags that say the same.
 
@@ -174,11 +178,14 @@ def as_flags(
     for name, value in values.items():
         if name not in hints:
             valid = [prefix + field for field in hints]
-            raise ValueError(f"{where}: {unknown_name('field', prefix + name, valid)}")
+            given = f"{prefix}{name}"  # YAML's keys may be numbers, too.
+            raise ValueError(f"{where}: {unknown_name('field', given, valid)}")
         flag = f"{prefix}{name}".replace("_", "-")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{where}: {prefix}{name} has fields, got {value!r}")
+                raise ValueError(
+                    f"{where}: {prefix}{name} has fields, got {_begin(value)}"
+                )
             yield from as_flags(hints[name], value, where, f"{prefix}{name}.")
             continue
         if hints[name] is bool and isinstance(value, bool):
@@ -190,5 +197,10 @@ def as_flags(
         if isinstance(value, Mapping):
             parts = [part for pair in value.items() for part in pair]
         if any(isinstance(part, list | dict) for part in parts):
-            raise ValueError(f"{where}: {prefix}{name} is nested: {value!r:.80}")
+            raise ValueError(f"{where}: {prefix}{name} is nested: {_begin(value)}")
         yield from (f"--{flag}", *map(str, parts))
+
+
+def _begin(value: Any) -> str:
+    """Return the beginning of a value: a few anchors make one that fills the memory."""
+    return f"{reprlib.Repr(maxlevel=2).repr(value):.80}"

@@ -312,6 +312,8 @@ def _lines(
 def _range(means: Sequence[np.ndarray]) -> tuple[float, float]:
     """Return limits that show the end: the first tenth of training may be outside."""
     late = np.concatenate([mean[len(mean) // 10 :] for mean in means])
+    # Where a run went astray, no axis reaches.
+    late = late[np.isfinite(late)] if np.isfinite(late).any() else np.zeros(1)
     low, high = float(late.min()), float(late.max())
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin

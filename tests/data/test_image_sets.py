@@ -350,6 +350,11 @@ def fewer_labels(path):
     np.savez(path / "a.npz", images=PIXELS, labels=LABELS[1:])
 
 
+def no_pixels(path):
+    path.mkdir()
+    np.savez(path / "a.npz", images=PIXELS[:, :0, :0], labels=LABELS)
+
+
 def read_all(source):
     return source.take(np.arange(len(source)))
 
@@ -375,6 +380,7 @@ HOSTILE = {
     wrong_offsets: ("", "row group 0, cannot be read: .*(offset|Offset)"),
     floats: ("a.npz", r"images .6, 10, 8, 3. float64 .*: give uint8 images"),
     fewer_labels: ("a.npz", r"labels .5,.: give uint8"),
+    no_pixels: ("a.npz", r"no pixels in images, which is .6, 0, 0, 3."),
 }
 
 
@@ -387,6 +393,13 @@ def test_hostile_sets_are_refused_by_name(write, file, message, tmp_path):
     write(tmp_path / "set")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_all(data.open_images(tmp_path / "set" / file, crop=keep))
+
+
+@pytest.mark.parametrize("classes", [0, [], ()], ids=str)
+def test_no_classes_are_refused(classes, tmp_path):
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=LABELS)
+    with pytest.raises(ValueError, match="classes must be some"):
+        data.open_images(tmp_path / "a.npz", 8, classes=classes)
 
 
 def test_columns_that_cannot_be_told_apart_are_asked_for(tmp_path):

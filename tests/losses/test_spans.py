@@ -171,6 +171,8 @@ def test_bad_arguments_are_named(unchecked_shapes):
     given = arguments()
     with pytest.raises(ValueError, match=r"teacher_spans .* but teacher_logits has"):
         aligned_kd_loss(OF_STUDENT, OF_TEACHER, *given[:3], given[2], COMMON)
+    with pytest.raises(ValueError, match="common is empty"):
+        aligned_kd_loss(OF_STUDENT, OF_TEACHER, *given[:-1], COMMON[:0])
     beyond = COMMON + np.array([[0, 7]])
     with pytest.raises(ValueError, match="common has the teacher's token 13"):
         aligned_kd_loss(OF_STUDENT, OF_TEACHER, *given[:-1], beyond)

@@ -46,6 +46,16 @@ def test_the_best_are_the_teachers_and_get_no_gradient():
     assert (slope == 0).all()
 
 
+@pytest.mark.parametrize("k", [0, 3])
+def test_a_class_that_the_teacher_excludes_leaves_the_gradient_finite(k):
+    teacher = TEACHER.at[..., -1].set(-jnp.inf)
+    found, slope = jax.value_and_grad(lambda s: topkld_loss(s, teacher, k).sum())(
+        STUDENT
+    )
+    assert np.isfinite(found)
+    assert np.isfinite(slope).all()
+
+
 @pytest.mark.parametrize("k", [-1, 10])
 def test_more_classes_than_there_are_is_refused(k):
     with pytest.raises(ValueError, match="k must be 0 to 9"):

@@ -208,6 +208,14 @@ def test_routers_weigh_the_best():
     np.testing.assert_allclose(weights, jax.nn.softmax(jnp.array([[2.0, 1.0]])))
     assert top_of_softmax(logits, 4)[0].sum() == pytest.approx(1)
     assert sigmoid_of_top(logits, 2)[0].sum() == pytest.approx(1)
+    # Sigmoids that are 0 in float32 still have shares, and a gradient.
+    low = jnp.array([[-2e4, -1e4, -1e4, -3e4]])
+    (shares, experts), slope = (
+        sigmoid_of_top(low, 2),
+        jax.jacobian(lambda z: sigmoid_of_top(z, 2)[0])(low),
+    )
+    assert np.isfinite(slope).all()
+    np.testing.assert_allclose(shares.sum(), 1)
 
 
 def test_balance_is_1_where_experts_share_alike():

@@ -69,5 +69,7 @@ def test_batch_averages_go_on():
 
 @pytest.mark.slow
 def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"pattern '\(' is no regular expression"):
+        train_only(NETWORK, "(")
     with pytest.raises(ValueError, match=r"'blocks.query' matches none of the weights"):
         train_only(NETWORK, r"blocks.query").init(jax.random.key(0))

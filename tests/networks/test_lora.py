@@ -222,6 +222,8 @@ def test_gates_may_be_inputs():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"targets": "("}, r"targets '\(' is no regular expression: missing"),
+        ({"ranks": {"(": 2}}, r"ranks '\(' is no regular expression: missing"),
         ({"targets": r"blocks\.query"}, r"'blocks\\\\.query' matches none of the"),
         ({"targets": r"norm\.scale"}, r"norm.scale of shape \(16,\), which is no mat"),
         (

@@ -40,6 +40,8 @@ def test_what_a_file_says_as_flags():
         ({"optimizer": {"rate": 1}}, r"'optimizer.rate'.*optimizer.learning_rate"),
         ({"optimizer": 1}, "optimizer has fields, got 1"),
         ({"data": [["a"]]}, "data is nested"),
+        ({1: 2}, "unknown field '1'"),
+        ({"optimizer": {None: 2}}, "unknown field 'optimizer.None'"),
     ],
     ids=lambda x: "",
 )
@@ -50,8 +52,14 @@ def test_what_a_file_cannot_say(said, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "is no YAML"), ("- 1", "holds no fields"), ("", "holds no fields")],
-    ids=["half", "list", "empty"],
+    [
+        ("a: [", "is no YAML"),
+        ("- 1", "holds no fields"),
+        ("", "holds no fields"),
+        ("steps: 2020-99-99", "recipe.yaml is no YAML: month"),
+        (f"steps: {'9' * 5000}", "recipe.yaml is no YAML"),
+    ],
+    ids=["half", "list", "empty", "date", "digits"],
 )
 def test_a_file_that_is_none(tmp_path, text, message):
     path = tmp_path / "recipe.yaml"
@@ -69,5 +77,18 @@ def test_keywords():
         given(TextRecipe, None, {"to": "x"})
     with pytest.raises(ValueError, match="unknown argument 'stepps'"):
         given(TextRecipe, SMALL, {"stepps": 3})
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        given(TextRecipe, SMALL, {"steps": 0})
+    wrong = {"steps": (0, 10**30), "seed": (-1, 2**63), "epochs": (0.0, 1e308)}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"{name} must be (0|1|above 0)"):
+                given(TextRecipe, SMALL, {name: value})
+
+
+@pytest.mark.parametrize("field", ["steps", "optimizer"])
+def test_anchors_that_stand_for_gigabytes_are_refused_in_few_words(field, tmp_path):
+    parts = [f"&x{i} [{', '.join(9 * [f'*x{i - 1}'])}]" for i in range(1, 12)]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{field}: [{', '.join(['&x0 [a]', *parts])}]")
+    with pytest.raises(ValueError, match=f"{field} (is nested|has fields)") as error:
+        list(as_flags(TextRecipe, read_yaml(path), "file"))
+    assert len(str(error.value)) < 200

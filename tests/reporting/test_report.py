@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxkd.reporting.claims import contrast, observed
 from jaxkd.reporting.paper import PaperValue
-from jaxkd.reporting.plots import curves, plot_comparison, plot_curves
+from jaxkd.reporting.plots import _range, curves, plot_comparison, plot_curves
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.report import (
     markdown_report,
@@ -203,6 +203,11 @@ def test_curves_are_one_a_seed_cut_to_the_shortest():
     assert list(curves(found)["mlp"]) == ["kd"]
     np.testing.assert_array_equal(curves(found)["mlp"]["kd"], [[0.1, 0.2], [0.4, 0.5]])
     assert list(curves(found, "nll")) == ["cnn"]
+
+
+def test_a_run_that_went_astray_is_drawn_as_far_as_it_was_finite():
+    assert _range([np.array([3.0, 1.0, np.inf, np.nan])]) == pytest.approx((0.9, 3.1))
+    assert _range([np.full(3, np.nan)]) == (-1, 1)
 
 
 @pytest.mark.parametrize("metric", ["nll", "last_accuracy"])

@@ -34,6 +34,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.llama`'s arguments for a config."""
     require(config, "hidden_act", "silu")
     model_type = config["model_type"]
+    require(config, "model_type", *ARCHITECTURES)
     rope, windows = read_rope(config), _windows(config)
     found = {
         **sizes(config, HEAD_DIM.get(model_type)),

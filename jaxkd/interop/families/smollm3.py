@@ -29,6 +29,10 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         range(config["num_hidden_layers"]),
     )
     turned = config.get("no_rope_layers") or [(i + 1) % interval > 0 for i in layers]
+    if not isinstance(turned, list) or len(turned) != len(layers):
+        raise ValueError(f"no_rope_layers must have {len(layers)}, got {turned!r:.80}")
+    for layer in turned:
+        require({"no_rope_layers": layer}, "no_rope_layers", 0, 1)
     window = config.get("sliding_window")
     window = window if config.get("use_sliding_window") else None
     sliding = layer_types(

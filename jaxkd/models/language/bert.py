@@ -239,8 +239,8 @@ def bert(
         implementation: of the attention; see `jaxkd.kernels`.
 
     Raises:
-        ValueError: heads that do not divide the width, an unknown name, or an odd
-            window.
+        ValueError: heads that do not divide the width, an unknown name, a first
+            position beyond the others, or an odd window.
     """
     if width % heads:
         raise ValueError(f"width {width} must be a multiple of the {heads} heads")
@@ -249,6 +249,10 @@ def bert(
     for name, (given, known) in named.items():
         if given is not None and given not in get_args(known):
             raise ValueError(unknown_name(name, given, get_args(known)))
+    if first_position >= positions:
+        raise ValueError(
+            f"first_position {first_position} must be below the {positions} positions"
+        )
     if window % 2:
         raise ValueError(
             f"window {window} must be even: half of it lies on each side of a token"

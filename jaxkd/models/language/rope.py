@@ -12,10 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxkd.arguments import checked
+from jaxkd.arguments import checked, count, positive
 
 
-@checked()
+@checked(
+    factor=positive,
+    low_frequency_factor=positive,
+    high_frequency_factor=positive,
+    original_length=count,
+)
 @dataclass(frozen=True)
 class RopeScaling:
     """Llama 3.1's stretching of rotations to contexts longer than trained on.
@@ -41,7 +46,7 @@ class RopeScaling:
         return base * (kept + (1 - kept) / self.factor)
 
 
-@checked()
+@checked(factor=positive)
 @dataclass(frozen=True)
 class LinearScaling:
     """Every frequency slowed down alike.
@@ -57,7 +62,13 @@ class LinearScaling:
         return base / self.factor
 
 
-@checked()
+@checked(
+    factor=positive,
+    original_length=count,
+    fast=positive,
+    slow=positive,
+    magnitude=positive,
+)
 @dataclass(frozen=True)
 class YarnScaling:
     """YaRN: pairs of features are slowed by how often they turn, and all are scaled.
@@ -100,7 +111,7 @@ class YarnScaling:
 Scaling = RopeScaling | LinearScaling | YarnScaling
 
 
-@checked()
+@checked(theta=positive)
 @dataclass(frozen=True)
 class Rope:
     """The rotations of a layer's queries and keys.

@@ -71,8 +71,9 @@ def sigmoid_of_top(
         kept = jax.nn.one_hot(best, groups, dtype=bool).any(-2)
         choice = jnp.where(kept[..., None], grouped, -jnp.inf).reshape(choice.shape)
     _, experts = jax.lax.top_k(choice, k)
-    weights = jnp.take_along_axis(scores, experts, -1)
-    return weights / (weights.sum(-1, keepdims=True) + 1e-20), experts
+    # Sigmoids over their sum, whose gradient is finite where all of them are 0 as well.
+    best = jax.nn.log_sigmoid(jnp.take_along_axis(logits, experts, -1))
+    return jax.nn.softmax(best), experts
 
 
 ROUTERS: Mapping[str, Router] = {

@@ -39,6 +39,10 @@ UNUSED = {
 }
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+YARN |= {"original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0}
+
+
 def config_of(name):
     return json.loads((GOLDEN / name / "config.json").read_text())
 
@@ -293,6 +297,12 @@ def test_every_decoder_comes_back_from_its_config(switches, model_type):
             {"attention_window": [8, 4]},
             r"window = \[8, 4\], but",
         ),
+        ("mistral_window", {"model_type": "other"}, "model_type = 'other'"),
+        ("smollm3", {"no_rope_layers": "nonsense"}, "must have 4, got 'nonsense'"),
+        ("smollm3", {"no_rope_layers": [1, 1, 1, "x"]}, "no_rope_layers = 'x'"),
+        ("gpt_oss", {"rope_parameters": YARN | {"factor": 0}}, "factor must be above"),
+        ("gpt_oss", {"rope_parameters": YARN | {"beta_fast": 0}}, "fast must be above"),
+        ("gpt_oss", {"rope_parameters": YARN | {"rope_theta": 0}}, "theta must be"),
         ("big_bird", {"rescale_embeddings": True}, "rescale_embeddings = True"),
         ("big_bird", {"attention_type": "lsh"}, "attention_type = 'lsh'"),
         ("modernbert", {"norm_bias": True}, "norm_bias = True"),
@@ -346,6 +356,11 @@ def test_what_is_not_built_is_refused(name, changes, message):
     config = {**config_of(name), **changes}
     with pytest.raises(ValueError, match=message):
         family_reading(config).arguments(config)
+
+
+def test_a_first_position_beyond_the_others_is_refused():
+    with pytest.raises(ValueError, match="first_position 16 must be below the 16"):
+        models.bert(8, 16, 8, 1, 2, 8, first_position=16)
 
 
 @pytest.mark.parametrize(
