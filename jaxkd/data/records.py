@@ -201,6 +201,8 @@ class _JsonLines(Sequence):
         starts = np.concatenate([[0], ends[:-1] + 1])
         # Empty lines are passed over, of which Windows leaves one character.
         full = ends - starts > 1
+        (short,) = np.nonzero(ends - starts == 1)
+        full[short] = bytes_[starts[short]] != ord("\r")
         self._lines = np.stack([starts, ends], axis=1)[full]
         self._numbers = 1 + np.flatnonzero(full)
 

@@ -296,6 +296,7 @@ def test_a_response_that_is_cut_off_leaves_nothing_to_learn():
         ({"text": "a"}, r"record 1 of 'x': it has \['text'\]"),
         ({"prompt": "a", "response": ""}, "record 1 of 'x': the assistant's answer is"),
         ({"messages": CHAT[:3]}, "record 1 of 'x': the assistant must have the last"),
+        ({"messages": None}, "record 1 of 'x': messages must be a list, got None"),
         ({"messages": []}, "record 1 of 'x': the assistant must have the last word"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool' is none of"),
         ({"messages": [{"role": "user", "content": 3}]}, "must be text, got 3"),
@@ -305,3 +306,8 @@ def test_records_that_are_no_conversations_are_refused(record, message):
     good = {"prompt": "a", "response": "b"}
     with pytest.raises(ValueError, match=message):
         data.tokenize_chats("x", [good, record], BYTES)
+
+
+def test_a_text_that_is_not_unicode_is_named_by_its_place():
+    with pytest.raises(ValueError, match=r"documents 0 to 1 of 'x': .*surrogate"):
+        data.tokenize("x", ["a", "\ud800"], data.ByteTokenizer())

@@ -173,6 +173,15 @@ def test_lines_that_are_no_objects_are_refused(tmp_path, unchecked_shapes):
         records[2]
 
 
+def test_only_lines_without_anything_are_passed_over(tmp_path, unchecked_shapes):
+    (tmp_path / "a.jsonl").write_bytes(b'\r\n{"a": 1}\r\n\n3\n')
+    records = data.open_records(tmp_path / "a.jsonl")
+    assert len(records) == 2
+    assert records[0] == {"a": 1}
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 4 is a int"):
+        records[1]
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a\.jsonl is missing"):
         data.open_records(tmp_path / "a.jsonl")

@@ -203,7 +203,14 @@ def tokenize(name: str, texts: Iterable[str], tokenizer: Tokenizer) -> Documents
     kind = np.min_scalar_type(tokenizer.vocabulary - 1)
     parts, lengths = [np.zeros(0, kind)], [0]
     for chunk in itertools.batched(texts, CHUNK):
-        for i, found in enumerate(tokenizer.encode_batch(chunk)):
+        try:
+            encoded = tokenizer.encode_batch(chunk)
+        except ValueError as error:
+            first = len(lengths) - 1
+            raise ValueError(
+                f"documents {first} to {first + len(chunk) - 1} of {name!r}: {error}"
+            ) from None
+        for i, found in enumerate(encoded):
             if not found:
                 raise ValueError(
                     f"document {len(lengths) - 1} of {name!r} is empty "

@@ -133,6 +133,8 @@ def chat_prompt(
 
 def _messages(record: Mapping[str, Any]) -> Sequence[Message]:
     if "messages" in record:
+        if not isinstance(record["messages"], list | tuple):
+            raise ValueError(f"messages must be a list, got {record['messages']!r:.80}")
         return record["messages"]
     if isinstance(record.get("prompt"), str) and isinstance(
         record.get("response"), str
