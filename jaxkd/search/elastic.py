@@ -119,9 +119,11 @@ def bert_parameters(
 
 
 @checked()
-def enumerate_shapes[S](
-    shapes: Sequence[S], size: Callable[[S], float], budget: int | float | None = None
-) -> list[S]:
+def enumerate_shapes(
+    shapes: Sequence[Shape],
+    size: Callable[[Shape], float],
+    budget: int | float | None = None,
+) -> list[Shape]:
     """Return the shapes within a budget, smallest first; of equals the first.
 
     Args:
@@ -143,7 +145,7 @@ def enumerate_shapes[S](
 
 
 @checked(parts=count)
-def partition_shapes[S](shapes: Sequence[S], parts: int) -> list[list[S]]:
+def partition_shapes(shapes: Sequence[Shape], parts: int) -> list[list[Shape]]:
     """Cut shapes into sub-spaces of like sizes, each with a SuperLM of its own.
 
     Args:
@@ -160,9 +162,9 @@ def partition_shapes[S](shapes: Sequence[S], parts: int) -> list[list[S]]:
 
 
 @checked(randoms=natural)
-def sandwich_sample[S](
-    key: PRNGKeyArray, shapes: Sequence[S], randoms: int = 2
-) -> list[S]:
+def sandwich_sample(
+    key: PRNGKeyArray, shapes: Sequence[Shape], randoms: int = 2
+) -> list[Shape]:
     """Return the largest shape, the smallest, and some others without replacement.
 
     The shapes of a step of a SuperLM (AutoDistil, arXiv:2201.12507); they are static,

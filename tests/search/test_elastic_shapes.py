@@ -112,12 +112,13 @@ def test_budgets_and_parts():
 
 def test_sandwich_of_static_shapes():
     key = jax.random.key(0)
-    drawn = sandwich_sample(key, range(6), 4)
-    assert drawn[:2] == [5, 0]
-    assert sorted(drawn[2:]) == [1, 2, 3, 4]
-    assert sandwich_sample(key, range(6), 4) == drawn
+    shapes = [Shape(layers, 1, 8, 2.0) for layers in range(1, 7)]
+    drawn = sandwich_sample(key, shapes, 4)
+    assert drawn[:2] == [shapes[-1], shapes[0]]
+    assert sorted(drawn[2:]) == shapes[1:-1]
+    assert sandwich_sample(key, shapes, 4) == drawn
     with pytest.raises(ValueError, match="randoms must be at most"):
-        sandwich_sample(key, range(3))
+        sandwich_sample(key, shapes[:3])
 
 
 def test_sandwich_of_masks():
