@@ -90,9 +90,16 @@ def unknown_name(kind: str, given: str, valid: Iterable[str]) -> str:
     valid, given = list(valid), given[:100]
     message = f"unknown {kind} {given!r}"
     within = sorted((name for name in valid if given and given in name), key=len)
-    match = within or difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
-    if match:
-        message += f": did you mean {match[0]!r}?"
+    close = difflib.get_close_matches(given, valid, n=5, cutoff=0.5)
+    # Letters that changed places are likelier than others.
+    close.sort(
+        key=lambda name: (
+            -difflib.SequenceMatcher(None, name, given).ratio(),
+            sorted(name) != sorted(given),
+        )
+    )
+    match = within or close
+    message += f": did you mean {match[0]!r}?" if match else "."
     return f"{message} Valid: {', '.join(valid) or 'none'}"
 
 

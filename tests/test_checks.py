@@ -24,8 +24,8 @@ from jaxkd.graphs import edge_dot
             "unknown model 'resnet': did you mean 'resnet20'? Valid: lenet, resnet110, "
             "resnet20",
         ),
-        ("xyz", iter(["mlp", "cnn"]), "unknown model 'xyz' Valid: mlp, cnn"),
-        ("mlp", {}, "unknown model 'mlp' Valid: none"),
+        ("xyz", iter(["mlp", "cnn"]), "unknown model 'xyz'. Valid: mlp, cnn"),
+        ("mlp", {}, "unknown model 'mlp'. Valid: none"),
     ],
 )
 def test_unknown_name_offers_the_closest_and_lists_all(given, valid, message):

@@ -65,6 +65,11 @@ def open_images(
     named = options if label is None else {**options, "label": label}
     if path.suffix == ".npz":
         return image_arrays(path, size, split=split, **named)
+    if split != "train" and not path.is_dir():
+        raise FileNotFoundError(
+            f"{path} is of one split, and no {split!r} is known of it: give a folder "
+            "whose files say which is which, or the file of that split itself"
+        )
     if path.suffix in COLUMNS or (path / STATE).is_file() or (path / DICT).is_file():
         return image_rows(path, size, split=split, **named)
     if not path.is_dir():

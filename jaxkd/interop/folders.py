@@ -221,7 +221,8 @@ def save_pretrained(
     if network.spec is None:
         raise ValueError(
             "network was not made by a constructor of jaxkd.models or jaxkd.papers, or "
-            "was changed since: its weights have no format that could be read again"
+            "was changed since: its weights have no format that could be read again. "
+            "jaxkd.save_weights keeps them in one file"
         )
     model, arguments = network.spec
     family = network_family(network)

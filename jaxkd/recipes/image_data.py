@@ -113,9 +113,16 @@ def as_teacher_counts(
         match: ``names`` or ``numbers``: class i of the data is the teacher's class i.
 
     Raises:
-        ValueError: classes that the teacher does not know, or another number of them.
+        ValueError: classes that the teacher does not know, another number of them, or
+            numbers where the teacher has names.
     """
     own, theirs, width = images.names, teacher.classes, teacher.width
+    if match == "names" and theirs and not own:
+        raise ValueError(
+            f"the data number their classes, but {teacher.name} names its own "
+            f"({', '.join(theirs[:5])}, …): if the numbers are in its order, say so by "
+            "--match numbers"
+        )
     if match == "numbers" or not own or not theirs:
         if images.classes != width:
             raise ValueError(

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from jaxkd.arguments import checked
-from jaxkd.recipes.recipe import plain, to_yaml
+from jaxkd.recipes.recipe import to_yaml
 from jaxkd.reporting.records import Record
 from jaxkd.reporting.report import (
     commit_text,
@@ -142,11 +142,11 @@ On what was held out of the training:
 
 ## How it was made
 
-{_summary(made)} `jaxkd distill --config recipe.yaml` makes it again, with this
-`recipe.yaml`:
+{_summary(made)} `jaxkd distill --config recipe.yaml --to NEW` makes it again, with
+this `recipe.yaml`:
 
 ```yaml
-{yaml.safe_dump(plain(made.recipe), sort_keys=False)}```
+{to_yaml(made.kind, made.recipe)}```
 
 Commit: {code}. Versions: {packages}.
 """

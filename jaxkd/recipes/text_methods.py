@@ -90,10 +90,27 @@ class Way:
         return self.name in TWO_TOKENIZERS
 
 
+KNOWN = ("total_steps", "common")
+"""Arguments of methods that the recipe itself knows."""
+
 PROGRAMS = {"on_policy": on_policy, "off_policy": off_policy}
 GIVEN = ("student", "teacher", "method", "optimizer", "steps", "max_new_tokens")
 GIVEN += ("sampling", "eos", "pad", "accumulate", "validate_every", "ask")
 """Arguments of programs that a recipe says otherwise."""
+
+
+def _of_logits(name: str) -> bool:
+    """Return whether flags and the recipe can say all that a method must be told.
+
+    Those of features need the layers' names, and others data or another method.
+    """
+    found = inspect.signature(inspect.unwrap(methods.METHODS[name])).parameters
+    needed = [
+        x
+        for x in found.values()
+        if x.default is x.empty and x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)
+    ]
+    return all(x.annotation in (int, float) or x.name in KNOWN for x in needed)
 
 
 @checked()
@@ -103,7 +120,13 @@ def resolve(method: str, options: Options) -> Way:
     Raises:
         ValueError: an unknown name or option.
     """
-    names = dict.fromkeys([*SHORTHANDS, *DIVERGENCES, *methods.METHODS])
+    usable = filter(_of_logits, methods.METHODS)
+    names = dict.fromkeys([*SHORTHANDS, *DIVERGENCES, *usable])
+    if method in methods.METHODS and method not in names:
+        raise ValueError(
+            f"method {method!r} needs layers, data or another method, which no flag "
+            f"can say: train by jaxkd.distill, or take one of {', '.join(names)}"
+        )
     if method not in names:
         raise ValueError(unknown_name("method", method, names))
     name, own = SHORTHANDS.get(method, (method, {}))

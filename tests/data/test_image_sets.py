@@ -192,6 +192,9 @@ def test_the_same_images_come_out_of_every_kind(kind, tmp_path):
     order = np.argsort(LABELS, kind="stable") if kind == "class_folders" else range(6)
     np.testing.assert_array_equal(batch["label"], np.take(LABELS, order))
     np.testing.assert_array_equal(batch["image"], PIXELS[order])
+    # What is trained on is never what is held out.
+    with pytest.raises(FileNotFoundError, match="extra"):
+        data.open_images(path, split="extra", crop=keep)
     # Any order, and someone else's numbers of the classes.
     rows = np.array([4, 1])
     np.testing.assert_array_equal(source.take(rows)["image"], batch["image"][rows])

@@ -263,6 +263,10 @@ def test_images_get_the_teachers_numbers(pictures, teacher):
     twice = Model("t", network, variables, model.processor, ("owl", "owl", "dog"))
     with pytest.raises(ValueError, match="two classes of one name"):
         as_teacher_counts(found, twice, "names")
+    numbered = Images(source, source, ())
+    with pytest.raises(ValueError, match=r"names its own .*by --match numbers"):
+        as_teacher_counts(numbered, model, "names")
+    assert as_teacher_counts(numbered, model, "numbers").names == OTHER
 
 
 def test_a_hugging_face_student_of_other_classes_stays_one(tmp_path):

@@ -94,6 +94,8 @@ def test_the_folder_is_a_model_with_its_report(written):
     card = (written / "README.md").read_text()
     for said in ("student after", "KL to teacher", "24 records", "Commit: ", "kd"):
         assert said in card.replace("23 records", "24 records")
+    # The card's recipe is the file's.
+    assert (written / "recipe.yaml").read_text() in card
     assert "student after" in (written / "report.html").read_text()
     network, variables = interop.load_pretrained(written)
     _, before = interop.load_pretrained(STUDENT)
@@ -344,6 +346,11 @@ def test_mistakes_are_named_before_anything_is_read(chats, tmp_path, capsys):
     for words, message in [
         ({"to": there}, "there exists: name a new folder by --to"),
         ({"method": "gkdd"}, "unknown method 'gkdd': did you mean 'gkd'?"),
+        ({"method": "gdk"}, "unknown method 'gdk': did you mean 'gkd'?"),
+        (
+            {"method": "fitnets"},
+            "method 'fitnets' needs layers, data or another method",
+        ),
         ({"options": ("betta", "1")}, "unknown option of kd 'betta'"),
         ({"student": tmp_path / "none"}, "config.json is missing"),
     ]:

@@ -171,7 +171,8 @@ def prompts_of_chats(
             responses.append(tokens[answer:])
     if not prompts:
         raise ValueError(
-            f"no prompt of {chats.name!r} has at most {length} tokens: allow more"
+            f"no prompt of {chats.name!r} has at most {length} tokens: "
+            "allow more (a recipe's length, less its answer_length)"
         )
     documents, answers = (
         Documents(
