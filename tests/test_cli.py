@@ -192,6 +192,7 @@ def test_a_report_of_committed_results_goes_to_the_runs(tmp_path, monkeypatch):
     assert folder.name == "pld-small-report"
 
 
+@pytest.mark.slow
 def test_an_installed_package_has_its_experiments(tmp_path, monkeypatch, capsys):
     packaged = tmp_path / "site" / PACKAGED
     copied = packaged / "experiments"

@@ -29,6 +29,7 @@ LOGITS = jnp.log(PROBABILITIES)
 LABELS = jnp.array([0, 0, 0, 1])
 
 
+@pytest.mark.slow
 def test_accuracy_and_likelihood():
     assert accuracy(LOGITS, LABELS) == 0.5
     expected = -np.log([0.9, 0.2, 0.7, 0.45]).mean()

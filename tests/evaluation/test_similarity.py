@@ -53,6 +53,7 @@ def test_features_that_do_not_change_are_like_nothing(value):
     assert linear_cka(x, y) == linear_cka(y, x) == linear_cka(x, x) == 0
 
 
+@pytest.mark.slow
 def test_features_that_are_not_finite_have_no_similarity():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 4)), jnp.float32)
     for value in (jnp.nan, jnp.inf):

@@ -19,6 +19,7 @@ from jaxkd.reporting.run import Run
 HEADS = ("ce.logits", "kd.logits")
 
 
+@pytest.mark.slow
 def test_one_head_is_pulled_two_ways_and_its_features_too():
     """The teacher says another class than the label, everywhere."""
     network = zoo.mlp(4, (8,), 3)

@@ -167,6 +167,7 @@ def test_on_a_mesh_the_tokens_are_the_same(variables):
     np.testing.assert_array_equal(found.tokens, plain.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -34,6 +34,7 @@ def float64(*arrays):
     return [np.asarray(array, np.float64) for array in arrays]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (3, 4), (4, 4), (8, 16)])
 def test_the_largest_of_each_group_are_kept(n, m):
     weights = normal(0, 3 * m, 5)

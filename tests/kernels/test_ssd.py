@@ -107,6 +107,7 @@ def test_decay_to_nothing_and_none(small_chunks):
             np.testing.assert_allclose(y, z, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16(small_chunks):
     inputs = arrays(20, dtype=np.float32)
     half = [y.astype(jnp.bfloat16) for y in inputs]
@@ -136,6 +137,7 @@ def loss(*inputs):
     return ssd(*inputs).out.astype(jnp.float32).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiled_for_a_tpu(topology):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs jaxkd-distill[aot]")

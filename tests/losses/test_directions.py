@@ -96,6 +96,7 @@ def test_bad_input_is_refused():
     assert np.isnan(outside).all()
 
 
+@pytest.mark.slow
 def test_means_of_batches_come_to_those_of_one_pass():
     found = data.load("digits").train
     teacher, student = (models.mlp(64, (width,), found.classes) for width in (12, 8))

@@ -71,6 +71,7 @@ def test_class_weights_are_mean_probabilities_of_the_true_class():
     np.testing.assert_allclose(found, [p[2, 0], (p[0, 1] + p[1, 1]) / 2, 0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_mask_and_bf16():
     x, w, labels = arrays()
     trust = jnp.array([0.5, 0.2, 0.9])

@@ -62,6 +62,7 @@ def compare(loss, case, name, rtol=1e-5):
     )
 
 
+@pytest.mark.slow
 def test_authors_divergences(case):
     names = [name for name in FAMILY if f"{name}/loss" in case]
     assert len(names) >= 4

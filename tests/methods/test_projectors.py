@@ -147,6 +147,7 @@ def test_simkd_projector_matches_the_authors(array):
     assert_golden(logits, array("simkd_pred"))
 
 
+@pytest.mark.slow
 def test_abf_matches_the_authors(array):
     module = made(ABF, 4, 6, 5, True)
     load(module.reduce, array, "abf_p_conv1_0_weight", "abf_p_conv1_1")

@@ -29,6 +29,7 @@ TEXTS = jax.random.randint(jax.random.key(2), (2, 5), 0, 16).at[:, 4].set(16)
 BOTH = {"pixel_values": IMAGES, "input_ids": TEXTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "clip_legacy"])
 def test_logits_and_embeddings_are_those_of_transformers(name):
     network, variables = load_pretrained(GOLDEN / name)

@@ -75,6 +75,7 @@ def case(request):
     return network, variables, moved, forward, taps
 
 
+@pytest.mark.slow
 def test_on_a_mesh_only_weights_are_sent(case):
     """XLA split activations by the features of the class table instead."""
     network, variables, *_ = case

@@ -95,6 +95,7 @@ def test_logits_are_the_reference_s_sparse_and_padded_too(network):
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_sparse_features_are_those_of_dense_ones(network):
     _, found, variables, _ = network
 

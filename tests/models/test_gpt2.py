@@ -34,6 +34,7 @@ def variables():
     return jax.jit(gpt2(**SMALL).init)(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_logits_and_hidden_states_are_those_of_transformers(golden):
     (network, variables), expected = golden
     taps = ("embed", "block0", "block1", "final", "head")
@@ -120,6 +121,7 @@ def test_it_starts_with_a_stream_of_the_same_variance(variables):
     assert down == pytest.approx(0.01, rel=0.1)
 
 
+@pytest.mark.slow
 def test_more_tokens_than_positions_are_refused(variables):
     network = gpt2(**SMALL)
     with pytest.raises(ValueError, match="is 14 tokens long, but this model knows 12"):

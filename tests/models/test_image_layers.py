@@ -181,6 +181,7 @@ def test_resmlp_is_the_papers_forward_pass():
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_skips_branches_of_whole_examples():
     network = models.vit((12, 3, 3), 5, image_size=8, patch_size=4, drop_path=0.9)
     variables = random_variables(network)

@@ -143,6 +143,7 @@ def test_convnext_is_the_papers_forward_pass():
     same(outputs, linear(features["pooled"], p["head"]), features)
 
 
+@pytest.mark.slow
 def test_published_stages():
     def shapes(network):
         def forward(key):

@@ -82,6 +82,7 @@ def _paths(tree):
     return [([entry.key for entry in path], leaf) for path, leaf in found]
 
 
+@pytest.mark.slow
 def test_training_mode_updates_stats_and_draws_from_the_key(network):
     variables = jax.jit(network.init)(jax.random.key(0))
 

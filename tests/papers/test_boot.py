@@ -168,6 +168,7 @@ def test_what_is_drawn_is_pinned_to_its_part_of_the_batch():
         assert sum(shape in line and "fsdp" in line for line in pinned) == arrays
 
 
+@pytest.mark.slow
 def test_guidance_moves_the_target_away_from_no_condition():
     def run(**arguments):
         program = paper.boot(
@@ -214,6 +215,7 @@ def test_denoising_trains_the_exact_denoiser_s_mean():
     assert history[-1]["train_loss"] == history[-1]["train_denoising"]
 
 
+@pytest.mark.slow
 def test_a_condition_of_the_teachers_own_is_the_teachers():
     networks = linear_student(), normal_denoiser(classes=2)
     program = paper.boot(*networks, optax.sgd(0.1), (DIM,), times=(0.0, 0.9))

@@ -56,6 +56,7 @@ def test_the_authors_decoder(load_golden, monkeypatch):
     np.testing.assert_allclose(found, g["out"], rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_networks_see_the_same_patches_and_labels_are_left_out():
     prepared = METHOD.prepare(KEY, batch())
     assert "label" not in prepared
@@ -75,6 +76,7 @@ def test_both_networks_see_the_same_patches_and_labels_are_left_out():
         np.testing.assert_allclose(found.features["embed"][i], seen, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_hidden_patch_shows_reaches_no_feature():
     prepared = METHOD.prepare(KEY, batch())
     network, taps = student(), (LAST, "pixels")
@@ -95,6 +97,7 @@ def test_what_a_hidden_patch_shows_reaches_no_feature():
     assert np.abs(moved.features[LAST] - plain.features[LAST]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_teacher_that_stops_early_is_the_whole_one():
     prepared = METHOD.prepare(KEY, batch())
     whole, part = paper.visible(encoder(12, 3)[1]), teacher("block1")
@@ -153,6 +156,7 @@ def test_dmae_trains_and_fixed_positions_stay():
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_fine_tuning_reads_the_mean_of_all_patches():
     vit, fixed = encoder()
     variables = networks.all_weights(jax.jit(fixed.init)(KEY))
@@ -170,6 +174,7 @@ def test_fine_tuning_reads_the_mean_of_all_patches():
     np.testing.assert_array_equal(whole.logits, vit.apply(variables, image)[0].logits)
 
 
+@pytest.mark.slow
 def test_edits_of_the_callers_come_first_and_bf16_computes():
     prepared, part, half = (
         METHOD.prepare(KEY, batch()),

@@ -44,6 +44,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNED)
 def test_controls_have_gradients_and_bounds_and_noise_dominates(name):
     augmenter = LEARNED[name]

@@ -97,6 +97,7 @@ def test_depths_are_even_with_the_rest_outside():
     assert split_depths(5, 5) == [1] * 5
 
 
+@pytest.mark.slow
 def test_modules_in_a_row_are_the_network_and_share_no_weight():
     _, teacher, _ = nets()
     modules = parts()[1]
@@ -178,6 +179,7 @@ def test_pairs_train_as_if_alone_and_the_meta_model_stays():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_loading_reports_what_it_leaves():
     _, _, student = nets()
     modules = parts()[2]

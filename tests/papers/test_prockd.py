@@ -58,6 +58,7 @@ def case_of(numbers, case, dtype):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["c1", "c2"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_authors_modules(load_golden, case, dtype, request):
@@ -110,6 +111,7 @@ def test_prototypes_may_be_numbered_anew():
     np.testing.assert_allclose(module.augmentation(a), other.augmentation(a), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_netvlad_is_its_definition_and_has_length_1():
     rng = np.random.default_rng(0)
     z, w, c = (rng.normal(size=s) for s in ((2, 6, 4), (3, 4), (3, 4)))

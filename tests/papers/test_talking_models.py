@@ -46,6 +46,7 @@ def run(codec, x):
     return np.maximum(x @ first[0] + first[1], 0) @ last[0] + last[1]
 
 
+@pytest.mark.slow
 def test_two_rounds_are_the_codecs_and_upper_layers_in_turn():
     made, low = codecs(), jax.random.normal(KEY, (8, 3))
     upper = jnp.linspace(-1, 1, 30).reshape(6, 5)

@@ -161,6 +161,7 @@ def test_validation_is_the_cross_entropy_of_the_answers(networks, batch):
     )
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(networks, batch):
     program = build(networks)
     with pytest.raises(ValueError, match="needs validation"):

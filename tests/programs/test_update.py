@@ -53,6 +53,7 @@ def one_step(accumulate, batch, method=METHOD, steps=1, program=lambda p: p):
     return state, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4])
 def test_the_gradient_is_that_of_the_whole_batch(parts):
     batch = make_batch()
@@ -80,6 +81,7 @@ def test_one_and_four_counted_labels():
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), 1e-5)
 
 
+@pytest.mark.slow
 def test_averages_and_schedules_count_updates():
     batch = make_batch()
     rate = combine((lambda step: 1.0 + step, cross_entropy()), (1.0, taid(4)))

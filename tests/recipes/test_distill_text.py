@@ -214,6 +214,7 @@ def test_a_teacher_may_cap_its_logits(chats, tmp_path):
     assert found.history[-1]["train_loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_cache_takes_the_teachers_place(chats, tmp_path):
     cache = ["cache-teacher", str(TEACHER), str(chats), "--to", str(tmp_path / "cache")]
     assert main([*cache, "--length", "48", "--k", "4"]) == 0

@@ -220,6 +220,7 @@ def test_all_ways_to_the_inverse_agree(fitted):
         np.testing.assert_allclose(scores, exact, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_distillation_loss_has_its_own_influence(fitted, monkeypatch):
     """Against the dense Hessian of the loss; also where it is never made."""
     ones, labels, fit, _ = fitted

@@ -166,6 +166,7 @@ def test_gains_are_shares_of_the_largest_doubt():
     assert selection.margin_select(None, Pool(p), 2).tolist() == [2, 1]
 
 
+@pytest.mark.slow
 def test_cluster_margin_takes_small_clusters_first():
     # Three groups of 20, 6 and 4 points; all are as uncertain but the first ten.
     place = jnp.repeat(jnp.array([0.0, 10.0, 20.0]), jnp.array([20, 6, 4]))

@@ -198,6 +198,7 @@ def specs(state, axes, min_size=32):
     return jax.tree.map(lambda place: place.spec, places)
 
 
+@pytest.mark.slow
 def test_what_goes_with_a_weight_lies_as_it_does():
     student = models.llama(**BLOCKS)
     teacher = ensemble([quantized(student, [(r"blocks\..*up\.kernel", "int8")])] * 2)

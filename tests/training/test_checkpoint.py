@@ -231,6 +231,7 @@ def save_two(folder, best=None):
     return folder
 
 
+@pytest.mark.slow
 def test_no_damaged_checkpoint_is_restored(tmp_path, caplog):
     passed_over, two = 0, save_two(tmp_path)
     for what in damaged(two / "4"):

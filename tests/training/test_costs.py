@@ -55,6 +55,7 @@ def test_ragged_products_count_a_row_once():
     assert costs(both, experts, INPUTS, sizes).flops == pytest.approx(3 * one)
 
 
+@pytest.mark.slow
 def test_convolutions():
     def convolve(x, w):
         return jax.lax.conv_general_dilated(
