@@ -144,6 +144,17 @@ PRESETS = {
         warmup_epochs=1,
         steps_per_epoch=78,
     ),
+    # All of CIFAR-10 at its own resolution, for one GPU.
+    "gpu": Config(
+        pairs=("resnet56-resnet20",),
+        train_examples=(0,),
+        task=ImagesConfig("cifar10", epochs=30, batch_size=128),
+        optimizer=COSINE,
+        teacher_epochs=30,
+        teacher_optimizer=COSINE,
+        warmup_epochs=3,
+        steps_per_epoch=390,
+    ),
     "paper": Config(
         pairs=PAPER_PAIRS,
         train_examples=(0,),

@@ -70,6 +70,25 @@ class Config:
 
 PRESETS = {
     "small": Config(),
+    # CIFAR-10 in patches of 4 pixels, for one GPU; the teacher is trained first.
+    "gpu": Config(
+        setting="cifar10",
+        teacher=NetworkConfig(
+            "vit", {"size": (192, 9, 3), "image_size": 32, "patch_size": 4}
+        ),
+        student=NetworkConfig(
+            "vit", {"size": (96, 4, 3), "image_size": 32, "patch_size": 4}
+        ),
+        # Both see 65 tokens.
+        talk=Talk(("block1", "block3"), ("block2", "block8"), 64, 128),
+        task=ImagesConfig("cifar10", epochs=30, batch_size=250, evaluate_every=10),
+        optimizer=OptimizerConfig("adamw", 1e-3, 0.05, warmup=0.1),
+        groups=0,
+        labelled=5000,
+        shift=0,
+        teacher_epochs=50,
+        teacher_optimizer=OptimizerConfig("adamw", 1e-3, 0.05, warmup=0.1),
+    ),
     "paper": Config(
         setting="cifar100",
         teacher=NetworkConfig("vit", {"size": "base"}),

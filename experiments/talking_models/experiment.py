@@ -176,7 +176,8 @@ def full_scale(config: Config) -> Mapping[str, tuple[Program, Batch]]:
     epochs, size = config.task.epochs, config.task.batch_size
     optimizer = config.optimizer.build(epochs, epochs)
     program = jaxkd.distill(student, teacher, methods(config)["td1"], optimizer)
-    return {"vit_b-vit_ti": (program, image_batch(size, 224))}
+    side = config.student.arguments.get("image_size", 224)
+    return {"vit_b-vit_ti": (program, image_batch(size, side))}
 
 
 EXPERIMENT = Experiment(

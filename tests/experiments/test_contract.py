@@ -74,3 +74,17 @@ def test_the_paper_is_compiled_and_its_first_program_has_shapes(slug):
     after, metrics = jax.eval_shape(program.step, state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert metrics["loss"].shape == ()
+
+
+ON_A_GPU = [slug for slug in slugs() if "gpu" in load_experiment(slug).presets]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slug", ON_A_GPU)
+def test_what_is_for_one_gpu_lowers_for_it(slug):
+    experiment = load_experiment(slug)
+    for program, batch in experiment.full_scale(experiment.preset("gpu")).values():
+        state = jax.eval_shape(program.init, jax.random.key(0), batch)
+        step = jax.jit(lambda *given: program.step(*given))  # noqa: B023
+        found = jax.export.export(step, platforms=["cuda"])(state, batch)
+        assert "stablehlo" in found.mlir_module()
