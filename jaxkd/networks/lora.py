@@ -96,7 +96,7 @@ class Target(NamedTuple):
         return int(self.ranks.max())
 
     def scale(self, stabilised: bool) -> np.ndarray:
-        """Return what every row of B counts, (*stack, rank)."""
+        """Return what every row of B counts, ``(*stack, rank)``."""
         ranks = np.maximum(self.ranks, 1)
         counts = self.alphas / (np.sqrt(ranks) if stabilised else ranks)
         there = np.arange(self.rank) < self.ranks[..., None]

@@ -53,7 +53,7 @@ class Sequence:
 
     positions: Int[Array, "batch length"]
     segments: Int[Array, "batch length"] | None
-    visible: Bool[Array, "*windows batch length slots"] | None = None
+    visible: Bool[Array, "... batch length slots"] | None = None
     everywhere: Everywhere | None = None
     random_blocks: Int[Array, "layers heads blocks random"] | None = None
 
