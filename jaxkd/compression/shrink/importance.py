@@ -91,7 +91,7 @@ def wanda_scores(
     weights: Float[Array, "*layers inputs outputs"],
     input_norms: Float[Array, "*layers inputs"],
 ) -> Float[Array, "*layers inputs"]:
-    """Return ``Σ_o abs(W[·, o])·‖x‖₂``: Wanda's scores (arXiv:2306.11695), summed by input.
+    """Return Wanda's scores Σ_o abs(W[·, o])·‖x‖₂ (arXiv:2306.11695) by input.
 
     Args:
         weights: W.
