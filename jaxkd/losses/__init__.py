@@ -16,6 +16,8 @@ from jaxkd.losses.basics import weighted_loss as weighted_loss
 from jaxkd.losses.basics import weighted_mean as weighted_mean
 from jaxkd.losses.binary import binary_kl_loss as binary_kl_loss
 from jaxkd.losses.binary import binary_kl_norm_loss as binary_kl_norm_loss
+from jaxkd.losses.blocks import cosine_loss as cosine_loss
+from jaxkd.losses.blocks import normalized_mse_loss as normalized_mse_loss
 from jaxkd.losses.channels import cam_relation_loss as cam_relation_loss
 from jaxkd.losses.channels import class_activation_maps as class_activation_maps
 from jaxkd.losses.channels import ickd_loss as ickd_loss

@@ -1,5 +1,14 @@
-"""Searches for students: training-free scores, evolution, and spaces of networks."""
+"""Searches for students: training-free scores, evolution, spaces, choices of blocks."""
 
+from jaxkd.search.blocks import BlockVariant as BlockVariant
+from jaxkd.search.blocks import block_costs as block_costs
+from jaxkd.search.blocks import replace_one_scores as replace_one_scores
+from jaxkd.search.choice import BlockChoice as BlockChoice
+from jaxkd.search.choice import choose_blocks as choose_blocks
+from jaxkd.search.choice import greedy_blocks as greedy_blocks
+from jaxkd.search.choice import largest_blocks as largest_blocks
+from jaxkd.search.choice import pareto_front as pareto_front
+from jaxkd.search.choice import random_blocks as random_blocks
 from jaxkd.search.depth import DepthSelection as DepthSelection
 from jaxkd.search.depth import select_depth as select_depth
 from jaxkd.search.depth import spread_layers as spread_layers
