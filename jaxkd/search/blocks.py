@@ -1,7 +1,7 @@
 """What variants of a decoder's blocks cost, and what each alone does to the network."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -96,10 +96,10 @@ def block_costs(
 
 
 @checked()
-def replace_one_scores[B](
-    damage: Callable[[list[B]], float],
-    parent: Sequence[B],
-    library: Sequence[Sequence[B]],
+def replace_one_scores(
+    damage: Callable[[list[Any]], float],
+    parent: Sequence[Any],
+    library: Sequence[Sequence[Any]],
 ) -> Float[np.ndarray, "layers variants"]:
     """Score each variant by what it does to the network as the only new block.
 
@@ -110,7 +110,7 @@ def replace_one_scores[B](
 
     Args:
         damage: ``blocks -> value`` of the network of these blocks, lower is better.
-        parent: its blocks.
+        parent: its blocks, whatever ``damage`` takes for one.
         library: the variants of each layer.
 
     Returns:
