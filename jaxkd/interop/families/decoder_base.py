@@ -174,6 +174,40 @@ def written_rope(rope: Rope) -> dict[str, Any]:
 
 
 @checked()
+def one_rope(
+    config: Mapping[str, Any], theta: float = 10_000.0, head_dim: int | None = None
+) -> dict[str, Any]:
+    """Return the arguments of decoders with SiLU whose layers all turn alike.
+
+    Args:
+        config: of ``config.json``.
+        theta: as in `read_rope`.
+        head_dim: as in `sizes`.
+    """
+    require(config, "hidden_act", "silu")
+    rope = read_rope(config, theta)
+    return {
+        **sizes(config, head_dim),
+        "rope_theta": rope.theta,
+        "rope_scaling": rope.scaling,
+    }
+
+
+@checked()
+def written_one_rope(
+    config: Config, architecture: str, model_type: str
+) -> dict[str, Any]:
+    """Return what the configs of such decoders say."""
+    rope = config.attention[0].rope
+    assert rope is not None, "of what `writes`"
+    return {
+        **written_sizes(config, architecture, model_type),
+        "hidden_act": "silu",
+        "rope_parameters": written_rope(rope),
+    }
+
+
+@checked()
 def layer_types(
     config: Mapping[str, Any], sliding: Callable[[int], bool]
 ) -> list[bool]:

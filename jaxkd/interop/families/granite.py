@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.arguments import checked
-from jaxkd.interop.families.base import require
 from jaxkd.interop.families.decoder_base import (
     family,
+    one_rope,
     only,
-    read_rope,
-    sizes,
-    written_rope,
-    written_sizes,
+    written_one_rope,
 )
 from jaxkd.models.language.llama_config import Config, Multipliers
 
@@ -21,12 +18,8 @@ ARCHITECTURE = "GraniteForCausalLM"
 @checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.llama`'s arguments for a config."""
-    require(config, "hidden_act", "silu")
-    rope = read_rope(config)
     return {
-        **sizes(config),
-        "rope_theta": rope.theta,
-        "rope_scaling": rope.scaling,
+        **one_rope(config),
         "multipliers": Multipliers(
             embed=config.get("embedding_multiplier", 1.0),
             scores=config.get("attention_multiplier", 1.0),
@@ -40,12 +33,8 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     config = Config.of(**arguments)
-    rope = config.attention[0].rope
-    assert rope is not None, "of what `writes`"
     return {
-        **written_sizes(config, ARCHITECTURE, "granite"),
-        "hidden_act": "silu",
-        "rope_parameters": written_rope(rope),
+        **written_one_rope(config, ARCHITECTURE, "granite"),
         "embedding_multiplier": config.multipliers.embed,
         "attention_multiplier": config.scores.scale,
         "residual_multiplier": config.multipliers.residual,

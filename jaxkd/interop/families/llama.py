@@ -9,11 +9,10 @@ from jaxkd.interop.families.decoder_base import (
     alike,
     family,
     layer_types,
+    one_rope,
     only,
     read_rope,
-    sizes,
-    written_rope,
-    written_sizes,
+    written_one_rope,
     written_types,
 )
 from jaxkd.models.language.llama_config import AttentionKind, Config
@@ -32,19 +31,17 @@ HEAD_DIM = {"qwen3": 128}
 @checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.llama`'s arguments for a config."""
-    require(config, "hidden_act", "silu")
     model_type = config["model_type"]
     require(config, "model_type", *ARCHITECTURES)
-    rope, windows = read_rope(config), _windows(config)
+    windows = _windows(config)
     found = {
-        **sizes(config, HEAD_DIM.get(model_type)),
-        "rope_theta": rope.theta,
-        "rope_scaling": rope.scaling,
+        **one_rope(config, head_dim=HEAD_DIM.get(model_type)),
         "qkv_bias": model_type == "qwen2",
         "qk_norm": model_type == "qwen3",
         "window": windows[0],
     }
     if len({*windows}) > 1:
+        rope = read_rope(config)
         found["attention"] = tuple(AttentionKind(window, rope) for window in windows)
     return found
 
@@ -77,13 +74,7 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     model_type = "qwen3" if norm else "qwen2" if bias else "llama"
     if window is not None and model_type == "llama":
         model_type = "mistral"
-    rope = config.attention[0].rope
-    assert rope is not None, "of what `writes`"
-    found = {
-        **written_sizes(config, ARCHITECTURES[model_type], model_type),
-        "hidden_act": "silu",
-        "rope_parameters": written_rope(rope),
-    }
+    found = written_one_rope(config, ARCHITECTURES[model_type], model_type)
     if model_type in ("mistral", "qwen2", "qwen3"):
         found["sliding_window"] = window
     if model_type in ("qwen2", "qwen3"):

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.arguments import checked
-from jaxkd.interop.families.base import Source, require
+from jaxkd.interop.families.base import Source
 from jaxkd.interop.families.decoder_base import (
     family,
+    one_rope,
     only,
-    read_rope,
-    sizes,
     tensors,
-    written_rope,
-    written_sizes,
+    written_one_rope,
 )
 from jaxkd.interop.families.mixture_base import expert_sources
 from jaxkd.models.language.llama_config import Config
@@ -26,12 +24,8 @@ EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
 @checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.llama`'s arguments for a config."""
-    require(config, "hidden_act", "silu")
-    rope = read_rope(config, 1e6)
     return {
-        **sizes(config),
-        "rope_theta": rope.theta,
-        "rope_scaling": rope.scaling,
+        **one_rope(config, 1e6),
         "epsilon": config.get("rms_norm_eps", 1e-5),
         "window": config.get("sliding_window"),
         "mixture": Mixture(
@@ -49,12 +43,9 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     config = Config.of(**arguments)
     kind, mixture = config.attention[0], config.mixture
-    assert kind.rope is not None, "of what `writes`"
     assert mixture is not None
     return {
-        **written_sizes(config, ARCHITECTURE, "mixtral"),
-        "hidden_act": "silu",
-        "rope_parameters": written_rope(kind.rope),
+        **written_one_rope(config, ARCHITECTURE, "mixtral"),
         "sliding_window": kind.window,
         "num_local_experts": mixture.experts,
         "num_experts_per_tok": mixture.k,

@@ -6,16 +6,14 @@ from typing import Any
 
 from jaxkd.arguments import checked
 from jaxkd.interop.families import decoder_base
-from jaxkd.interop.families.base import LINEAR, Source, require
+from jaxkd.interop.families.base import LINEAR, Source
 from jaxkd.interop.families.decoder_base import (
     family,
     layer_source,
     linear_sources,
+    one_rope,
     only,
-    read_rope,
-    sizes,
-    written_rope,
-    written_sizes,
+    written_one_rope,
 )
 from jaxkd.models.language.llama_config import Config
 
@@ -25,12 +23,8 @@ ARCHITECTURE = "Phi3ForCausalLM"
 @checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.llama`'s arguments for a config."""
-    require(config, "hidden_act", "silu")
-    rope = read_rope(config)
     return {
-        **sizes(config),
-        "rope_theta": rope.theta,
-        "rope_scaling": rope.scaling,
+        **one_rope(config),
         "epsilon": config.get("rms_norm_eps", 1e-5),
         "window": config.get("sliding_window"),
     }
@@ -40,14 +34,9 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     config = Config.of(**arguments)
-    kind = config.attention[0]
-    assert kind.rope is not None, "of what `writes`"
-    return {
-        **written_sizes(config, ARCHITECTURE, "phi3"),
-        "hidden_act": "silu",
-        "sliding_window": kind.window,
-        "rope_parameters": {**written_rope(kind.rope), "partial_rotary_factor": 1.0},
-    }
+    found = written_one_rope(config, ARCHITECTURE, "phi3")
+    found["rope_parameters"]["partial_rotary_factor"] = 1.0
+    return {**found, "sliding_window": config.attention[0].window}
 
 
 @checked()

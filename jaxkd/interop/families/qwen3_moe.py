@@ -7,12 +7,10 @@ from jaxkd.arguments import checked
 from jaxkd.interop.families.base import Source, require
 from jaxkd.interop.families.decoder_base import (
     family,
+    one_rope,
     only,
-    read_rope,
-    sizes,
     tensors,
-    written_rope,
-    written_sizes,
+    written_one_rope,
 )
 from jaxkd.interop.families.mixture_base import expert_sources
 from jaxkd.models.language.llama_config import Config
@@ -28,17 +26,13 @@ ROUTERS: Mapping[bool, RouterName] = {True: "softmax_of_top", False: "top_of_sof
 @checked()
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `jaxkd.models.llama`'s arguments for a config."""
-    require(config, "hidden_act", "silu")
     require(config, "decoder_sparse_step", 1)
     dense = config.get("mlp_only_layers") or []
     require({"mlp_only_layers": dense}, "mlp_only_layers", [*range(len(dense))])
-    rope = read_rope(config)
     # Released configs say num_experts, and those that transformers 5 writes the other.
     experts = config.get("num_experts", config.get("num_local_experts", 128))
     return {
-        **sizes(config),
-        "rope_theta": rope.theta,
-        "rope_scaling": rope.scaling,
+        **one_rope(config),
         "qk_norm": True,
         "window": config.get("sliding_window")
         if config.get("use_sliding_window")
@@ -60,12 +54,9 @@ def config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of such a model."""
     config = Config.of(**arguments)
     kind, mixture = config.attention[0], config.mixture
-    assert kind.rope is not None, "of what `writes`"
     assert mixture is not None
     return {
-        **written_sizes(config, ARCHITECTURE, "qwen3_moe"),
-        "hidden_act": "silu",
-        "rope_parameters": written_rope(kind.rope),
+        **written_one_rope(config, ARCHITECTURE, "qwen3_moe"),
         "sliding_window": kind.window,
         "use_sliding_window": kind.window is not None,
         "moe_intermediate_size": mixture.hidden,
